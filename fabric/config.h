@@ -1,0 +1,49 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include <fabric/error.h>
+#include <fabric/export.h>
+#include <fabric/tree.h>
+
+/// Lists the fields of a settings struct, once: FABRIC_FIELDS(Config, epochs, lr, fabric). The list drives command line,
+/// YAML, JSON, --help, dump and comparison. Field types: bool, integers, float, double, std::string, std::optional,
+/// std::vector, std::map<std::string, T>, other structs with fields, std::variant of such structs, and any type with
+/// `static T from_tree(const Tree&)` and `Tree to_tree() const`.
+#define FABRIC_FIELDS(Self, ...)                          \
+  template <class Visitor>                                \
+  static void fabric_fields(Visitor&& fabric_visit) {     \
+    using FabricSelf = Self;                              \
+    FABRIC_FOR_EACH_(FABRIC_FIELD_, __VA_ARGS__)          \
+  }
+#define FABRIC_FIELD_(field) fabric_visit(#field, &FabricSelf::field);
+
+// The preprocessor's way of a loop: up to 256 rounds.
+#define FABRIC_PARENS_ ()
+#define FABRIC_EXPAND_(...) FABRIC_EXPAND3_(FABRIC_EXPAND3_(FABRIC_EXPAND3_(FABRIC_EXPAND3_(__VA_ARGS__))))
+#define FABRIC_EXPAND3_(...) FABRIC_EXPAND2_(FABRIC_EXPAND2_(FABRIC_EXPAND2_(FABRIC_EXPAND2_(__VA_ARGS__))))
+#define FABRIC_EXPAND2_(...) FABRIC_EXPAND1_(FABRIC_EXPAND1_(FABRIC_EXPAND1_(FABRIC_EXPAND1_(__VA_ARGS__))))
+#define FABRIC_EXPAND1_(...) __VA_ARGS__
+#define FABRIC_FOR_EACH_(macro, ...) __VA_OPT__(FABRIC_EXPAND_(FABRIC_FOR_EACH_STEP_(macro, __VA_ARGS__)))
+#define FABRIC_FOR_EACH_STEP_(macro, first, ...) \
+  macro(first) __VA_OPT__(FABRIC_FOR_EACH_AGAIN_ FABRIC_PARENS_(macro, __VA_ARGS__))
+#define FABRIC_FOR_EACH_AGAIN_() FABRIC_FOR_EACH_STEP_
+
+namespace fabric {
+
+/// A choice out of a registry: a name and the settings of what it names. In files `strategy: ddp` or
+/// `strategy: {name: ddp, bucket_cap_mb: 10}`; on the command line `--strategy ddp --strategy.bucket_cap_mb 10`.
+struct FABRIC_API Choice {
+  Choice() = default;
+  Choice(const char* name) : name(name) {}
+  Choice(std::string name, Tree::Map params = {}) : name(std::move(name)), params(std::move(params)) {}
+  std::string name;
+  Tree::Map params;
+  bool operator==(const Choice&) const = default;
+
+  static Choice from_tree(const Tree& tree);
+  Tree to_tree() const;
+};
+
+}  // namespace fabric

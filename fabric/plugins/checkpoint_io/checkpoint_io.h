@@ -1,0 +1,30 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <fabric/value.h>
+
+namespace fabric {
+
+/// How a tree of values becomes a file and back. Called by the strategy, on the ranks that write or read.
+class FABRIC_API CheckpointIO {
+ public:
+  virtual ~CheckpointIO() = default;
+  virtual std::string name() const = 0;
+  /// Writes the whole tree or nothing: an existing file at `path` stays as it is when anything fails. Makes parent folders.
+  virtual void save(const Value& checkpoint, const std::filesystem::path& path) = 0;
+  /// Tensors come back on CPU and may share the file's mapped pages (private: writing to them never changes the file).
+  /// Throws CheckpointError when the file is missing, CheckpointCorrupt when it cannot be trusted.
+  virtual Value load(const std::filesystem::path& path) = 0;
+  /// Removes a file or folder of checkpoints; a missing one is no error.
+  virtual void remove(const std::filesystem::path& path);
+  virtual void teardown() {}
+};
+
+/// "safetensors" (default).
+FABRIC_API std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name = "safetensors");
+
+}  // namespace fabric

@@ -1,0 +1,99 @@
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <fabric/config.h>
+#include <fabric/rank_info.h>
+#include <fabric/value.h>
+
+namespace c10d {
+class ProcessGroup;
+class Store;
+}  // namespace c10d
+
+namespace fabric {
+
+/// `mean` divides the sum by the group's size; on integer tensors it truncates.
+enum class ReduceOp { mean, sum, min, max, product };
+/// "mean" or "avg", "sum", "min", "max", "product" or "prod"; throws ConfigError naming the nearest for anything else.
+FABRIC_API ReduceOp parse_reduce_op(const std::string& name);
+
+/// A group of ranks that talk to each other. A handle: copies share the group. Every operation is collective: all ranks
+/// of the group call it, in the same order. Operations wait until the result may be used by the calling thread (on CUDA:
+/// the current stream waits). Not thread-safe. Throws TimeoutError, MismatchError or CollectiveError.
+class FABRIC_API ProcessGroup {
+ public:
+  struct Config {
+    /// "auto" (mpi under mpirun, nccl on CUDA, gloo otherwise), "gloo", "mpi", "nccl".
+    std::string backend = "auto";
+    double timeout_seconds = 1800;
+    /// Compares operation, shape and type across the ranks before each collective that Fabric makes. Costs one small
+    /// all-reduce. Off: a mismatch ends in the backend's own error or in the timeout.
+    bool check = true;
+    FABRIC_FIELDS(Config, backend, timeout_seconds, check)
+  };
+
+  /// An empty handle; operator bool is false.
+  ProcessGroup() = default;
+  /// Joins the job's group of all ranks; waits for all of them, at most the timeout.
+  static ProcessGroup create(const Config& config, const RankInfo& ranks, c10::Device device);
+  /// A group over a communicator that the caller owns and that must outlive it (`MPI_Comm*`, so that mpi.h is not
+  /// needed here). Never initialises or finalises MPI.
+  static ProcessGroup from_mpi_comm(const Config& config, const void* mpi_comm);
+  /// Wraps a group that the caller made with LibTorch.
+  static ProcessGroup wrap(c10::intrusive_ptr<c10d::ProcessGroup> group, const Config& config);
+  /// A group of one, whose operations return their input.
+  static ProcessGroup single();
+
+  explicit operator bool() const { return impl_ != nullptr; }
+  int rank() const;
+  int size() const;
+  const Config& config() const;
+  /// The backend in use: "gloo", "mpi", "nccl", "single".
+  const std::string& backend() const;
+  /// LibTorch's own object, for the Reducer and for the user's own operations.
+  const c10::intrusive_ptr<c10d::ProcessGroup>& c10d() const;
+
+  // --- tensors. The in-place forms end in an underscore. Tensors must be dense; non-contiguous ones are copied.
+  void all_reduce_(at::Tensor& tensor, ReduceOp op) const;
+  at::Tensor all_reduce(const at::Tensor& tensor, ReduceOp op) const;
+  /// The result on rank `dst`; the other ranks get an undefined tensor.
+  at::Tensor reduce(const at::Tensor& tensor, ReduceOp op, int dst) const;
+  void broadcast_(at::Tensor& tensor, int src) const;
+  /// One tensor per rank, by rank. Shapes may differ between the ranks when `uneven` (costs one exchange of shapes);
+  /// the number of dimensions and the type may not.
+  std::vector<at::Tensor> all_gather(const at::Tensor& tensor, bool uneven = false) const;
+  std::vector<at::Tensor> gather(const at::Tensor& tensor, int dst) const;
+  /// `inputs` (one per rank) counts on rank `src` only; `like` gives the shape and type of what each rank receives.
+  at::Tensor scatter(const std::vector<at::Tensor>& inputs, const at::Tensor& like, int src) const;
+  at::Tensor reduce_scatter(const std::vector<at::Tensor>& inputs, ReduceOp op) const;
+  std::vector<at::Tensor> all_to_all(const std::vector<at::Tensor>& inputs) const;
+  void send(const at::Tensor& tensor, int dst, int tag = 0) const;
+  void recv_(at::Tensor& tensor, int src, int tag = 0) const;
+  void barrier(const std::string& name = "") const;
+
+  // --- nested values; tensors may differ in shape between the ranks.
+  Value broadcast_value(const Value& value, int src) const;
+  std::vector<Value> all_gather_value(const Value& value) const;
+  /// True when every rank (all) or at least one (any) says so.
+  bool all(bool decision) const;
+  bool any(bool decision) const;
+
+  /// A group of some of the ranks, called by every rank of this group; ranks outside get an empty handle.
+  ProcessGroup subgroup(const std::vector<int>& ranks, const std::string& name = "") const;
+  /// Frees the group; never waits for a peer. Safe to call twice.
+  void shutdown();
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace fabric

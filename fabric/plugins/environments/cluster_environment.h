@@ -1,0 +1,49 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/rank_info.h>
+
+namespace fabric {
+
+/// Tells a process its place in a job that somebody started: our launcher, torchrun, SLURM, mpirun … No LibTorch here.
+class FABRIC_API ClusterEnvironment {
+ public:
+  virtual ~ClusterEnvironment() = default;
+
+  virtual std::string name() const = 0;
+  /// True when the ranks are already running, so that `Fabric::launch` starts none.
+  virtual bool creates_processes_externally() const = 0;
+  virtual std::string main_address() const = 0;
+  virtual int main_port() const = 0;
+  virtual int world_size() const = 0;
+  virtual int global_rank() const = 0;
+  virtual int local_rank() const = 0;
+  virtual int node_rank() const = 0;
+  /// Ranks on this node; 0 when the environment does not say.
+  virtual int local_world_size() const { return 0; }
+  virtual int restart_count() const { return 0; }
+  virtual bool store_is_external() const { return false; }
+  /// Only the plain Fabric environment obeys these; the others know better and ignore them.
+  virtual void set_world_size(int) {}
+  virtual void set_global_rank(int) {}
+  /// Throws ConfigError when `devices` per node and `num_nodes` contradict what the environment says.
+  virtual void validate_settings(int devices, int num_nodes) const;
+  virtual void teardown() {}
+
+  /// Everything above in one struct.
+  RankInfo rank_info() const;
+};
+
+/// Makes the environment that applies, in the order of precedence torchelastic > slurm > lsf > mpi > fabric.
+FABRIC_API std::shared_ptr<ClusterEnvironment> detect_environment(std::shared_ptr<EnvReader> env = process_env());
+/// The named environment ("fabric", "torchelastic", "slurm", "lsf", "mpi", "kubeflow"), whether detected or not.
+FABRIC_API std::shared_ptr<ClusterEnvironment> make_environment(const std::string& name,
+                                                                std::shared_ptr<EnvReader> env = process_env());
+FABRIC_API std::vector<std::string> available_environments();
+
+}  // namespace fabric

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <fabric/scope.h>
+#include <fabric/value.h>
+
+namespace torch::nn {
+class Module;
+}
+namespace torch::optim {
+class Optimizer;
+}
+
+namespace fabric {
+
+/// In which number format parameters live and operators run. Base class: 32-true, where everything is left alone.
+class FABRIC_API Precision {
+ public:
+  using Closure = std::function<at::Tensor()>;
+
+  virtual ~Precision() = default;
+  /// "32-true", "16-mixed", …
+  virtual std::string name() const { return "32-true"; }
+
+  /// Changes the module's parameters to the format; called once, by setup.
+  virtual void convert_module(torch::nn::Module&) {}
+  /// Default dtype (and the like) while tensors or modules are made.
+  virtual Scope tensor_init_context() { return {}; }
+  virtual Scope module_init_context() { return tensor_init_context(); }
+  /// Default dtype, autocast (and the like) while the model runs.
+  virtual Scope forward_context() { return {}; }
+  /// Called for each tensor that enters and leaves the model; only floating ones convert.
+  virtual at::Tensor convert_input(const at::Tensor& tensor) { return tensor; }
+  virtual at::Tensor convert_output(const at::Tensor& tensor) { return tensor; }
+  /// False when forward_context, convert_input and convert_output do nothing, so that the hot path skips them.
+  virtual bool changes_forward() const { return false; }
+  /// True when a plain `loss.backward()` would be wrong, so that calling it is an error.
+  virtual bool requires_backward_call() const { return false; }
+
+  virtual void backward(const at::Tensor& loss);
+  virtual at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Closure& closure);
+  /// The parameters that clipping goes over.
+  virtual std::vector<at::Tensor> main_params(torch::optim::Optimizer& optimizer);
+  virtual void unscale_gradients(torch::optim::Optimizer&) {}
+
+  virtual Value state_dict() const { return Value::Map{}; }
+  virtual void load_state_dict(const Value&) {}
+  virtual void teardown() {}
+
+ protected:
+  /// For subclasses that combine ranks' findings (found infinities): set by the strategy.
+  friend class Strategy;
+};
+
+/// "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" and the aliases 64, 32, 16, bf16. `device_type`
+/// is the accelerator's name: 16-mixed on "cpu" warns and becomes bf16-mixed. Throws ConfigError naming the nearest.
+FABRIC_API std::shared_ptr<Precision> make_precision(const std::string& name, const std::string& device_type = "cpu");
+FABRIC_API void register_precision(const std::string& name,
+                                   std::function<std::shared_ptr<Precision>(const std::string& device_type)> make,
+                                   bool override_existing = false);
+FABRIC_API std::vector<std::string> available_precisions();
+
+}  // namespace fabric

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <string>
+
+#include <fabric/export.h>
+
+namespace fabric {
+
+/// What one process knows about its place in the job. Made once by a ClusterEnvironment, then handed on unchanged.
+struct FABRIC_API RankInfo {
+  int world_size = 1;
+  int rank = 0;
+  int local_rank = 0;
+  int local_world_size = 1;
+  int node_rank = 0;
+  int num_nodes = 1;
+  std::string main_address = "127.0.0.1";
+  int main_port = 0;
+  /// How often the job was restarted by its launcher.
+  int restart_count = 0;
+  /// The launcher already serves a TCPStore at main_address:main_port, so that rank 0 must be a client too.
+  bool store_is_external = false;
+  /// Which environment said so: "fabric", "torchelastic", "slurm", "mpi", "lsf", "kubeflow".
+  std::string source = "fabric";
+
+  /// One line, for bug reports.
+  std::string to_string() const;
+};
+
+}  // namespace fabric

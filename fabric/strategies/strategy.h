@@ -1,0 +1,210 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+
+#include <fabric/accelerators/accelerator.h>
+#include <fabric/launching.h>
+#include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+#include <fabric/plugins/collectives/process_group.h>
+#include <fabric/plugins/environments/cluster_environment.h>
+#include <fabric/plugins/precision/precision.h>
+#include <fabric/scope.h>
+#include <fabric/state.h>
+
+namespace fabric {
+
+/// One call of a method of the user's module, its types hidden, so that a strategy can run things before and after it, or
+/// run it several times. Lives on the caller's stack.
+class FABRIC_API ForwardCall {
+ public:
+  using Visit = std::function<void(at::Tensor&)>;
+  virtual ~ForwardCall() = default;
+  /// Calls the method on `target` (the user's module or a replica of it) and keeps the result.
+  virtual void run(torch::nn::Module& target) = 0;
+  /// False when an argument's type is opaque, so that tensors may have been missed (see fabric/tensors.h).
+  virtual bool for_each_input(const Visit& visit) = 0;
+  virtual bool for_each_output(const Visit& visit) = 0;
+  /// The same method with the same arguments and no result yet.
+  virtual std::unique_ptr<ForwardCall> clone() const = 0;
+};
+
+/// What a strategy makes of a module: owned by the FabricModule wrapper, one per `setup`.
+class FABRIC_API StrategyModule {
+ public:
+  explicit StrategyModule(std::shared_ptr<torch::nn::Module> module) : module_(std::move(module)) {}
+  virtual ~StrategyModule() = default;
+  const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
+  /// False when `call` would only run the method, so that the wrapper may do so itself.
+  virtual bool intercepts_forward() const { return false; }
+  /// Runs one forward pass (or another method) the strategy's way.
+  virtual void call(ForwardCall& forward) { forward.run(*module_); }
+
+ private:
+  std::shared_ptr<torch::nn::Module> module_;
+};
+
+/// Capability: gradients can be kept local for some backward passes (gradient accumulation).
+class FABRIC_API BackwardSyncControl {
+ public:
+  virtual ~BackwardSyncControl() = default;
+  /// No synchronisation until the scope closes; covers forward and backward within.
+  virtual Scope no_backward_sync(StrategyModule& module, bool enabled) = 0;
+};
+
+
+
+
+/// How work is spread over devices and ranks. The user's loop talks to Fabric, Fabric to one Strategy. Everything that
+/// FSDP, ZeRO, tensor parallelism or XLA does differently is a hook here; ask for capabilities, never for types.
+class FABRIC_API Strategy {
+ public:
+  virtual ~Strategy();
+  Strategy(const Strategy&) = delete;
+  Strategy& operator=(const Strategy&) = delete;
+
+  virtual std::string name() const = 0;
+
+  // --- parts, given by the connector before anything else is called
+  const std::shared_ptr<fabric::Accelerator>& accelerator() const { return accelerator_; }
+  const std::shared_ptr<fabric::Precision>& precision() const { return precision_; }
+  const std::shared_ptr<fabric::CheckpointIO>& checkpoint_io() const { return checkpoint_io_; }
+  virtual void set_accelerator(std::shared_ptr<fabric::Accelerator> accelerator);
+  /// Throws ConfigError when the strategy cannot work with this precision.
+  virtual void set_precision(std::shared_ptr<fabric::Precision> precision);
+  virtual void set_checkpoint_io(std::shared_ptr<fabric::CheckpointIO> io);
+
+  // --- capabilities
+  virtual BackwardSyncControl* backward_sync_control() { return nullptr; }
+  /// True when collectives and setup are errors before `Fabric::launch`.
+  virtual bool requires_launch() const { return true; }
+  /// True when optimizers can be set up only together with their module.
+  virtual bool requires_joint_setup() const { return false; }
+  virtual bool requires_backward_call() const { return precision_ && precision_->requires_backward_call(); }
+  /// True when `init_module` may leave parameters without storage (meta device).
+  virtual bool supports_meta_init() const { return false; }
+  /// How the sampler is to be sharded; empty: leave the user's sampler alone.
+  struct SamplerShard {
+    int num_replicas = 1;
+    int rank = 0;
+  };
+  virtual std::optional<SamplerShard> sampler_shard() const { return std::nullopt; }
+
+  // --- place
+  virtual c10::Device root_device() const = 0;
+  virtual const RankInfo& ranks() const = 0;
+  bool is_global_zero() const { return ranks().rank == 0; }
+  /// All ranks' group; a group of one where there is no other rank.
+  virtual const ProcessGroup& process_group() const = 0;
+  /// How other ranks are started by `launch`; null: there are none to start.
+  virtual std::unique_ptr<Launcher> make_launcher() { return nullptr; }
+  /// Makes the device current and joins the process group; called by `launch` on each rank.
+  virtual void setup_environment();
+
+  // --- setup
+  virtual Scope tensor_init_context();
+  virtual Scope module_init_context(std::optional<bool> empty_init);
+  virtual void module_to_device(torch::nn::Module& module);
+  virtual at::Tensor batch_to_device(const at::Tensor& tensor, std::optional<c10::Device> device = std::nullopt);
+  virtual std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module);
+  virtual std::shared_ptr<torch::optim::Optimizer> setup_optimizer(std::shared_ptr<torch::optim::Optimizer> optimizer);
+  struct JointSetup {
+    std::unique_ptr<StrategyModule> module;
+    std::vector<std::shared_ptr<torch::optim::Optimizer>> optimizers;
+  };
+  virtual JointSetup setup_module_and_optimizers(std::shared_ptr<torch::nn::Module> module,
+                                                 std::vector<std::shared_ptr<torch::optim::Optimizer>> optimizers);
+
+  // --- the step
+  virtual void backward(const at::Tensor& loss, StrategyModule* module);
+  virtual at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure);
+  virtual void zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none);
+  /// The norm of all gradients before clipping, over all ranks that hold a part of them.
+  virtual at::Tensor clip_gradients_norm(torch::nn::Module& module, torch::optim::Optimizer& optimizer, double max_norm,
+                                         double norm_type, bool error_if_nonfinite);
+  virtual void clip_gradients_value(torch::nn::Module& module, torch::optim::Optimizer& optimizer, double clip_value);
+
+  // --- collectives; a group that is empty means all ranks
+  /// A new tensor, or `tensor` itself where there is one rank.
+  virtual at::Tensor all_reduce(const at::Tensor& tensor, ReduceOp op, const ProcessGroup& group = {});
+  virtual void all_reduce_(at::Tensor& tensor, ReduceOp op, const ProcessGroup& group = {});
+  /// One tensor per rank. `sync_grads` lets gradients flow back to each rank's input.
+  virtual std::vector<at::Tensor> all_gather(const at::Tensor& tensor, const ProcessGroup& group = {},
+                                             bool sync_grads = false);
+  virtual Value broadcast(const Value& value, int src = 0);
+  virtual void barrier(const std::string& name = "");
+  virtual bool reduce_boolean_decision(bool decision, bool all = true);
+
+  // --- checkpoints; every rank calls them
+  virtual void save_checkpoint(const std::filesystem::path& path, State& state, const StateFilter& filter = {});
+  /// Restores `state` in place and returns what it did not ask for; an empty state returns the whole checkpoint.
+  virtual Value load_checkpoint(const std::filesystem::path& path, State* state, bool strict = true);
+  virtual Value get_module_state_dict(torch::nn::Module& module);
+  virtual void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict = true);
+  virtual Value get_optimizer_state(torch::optim::Optimizer& optimizer);
+  virtual void load_optimizer_state(torch::optim::Optimizer& optimizer, const Value& state);
+
+  /// Frees process group and device state; never waits for a peer. Safe to call twice.
+  virtual void teardown();
+
+ protected:
+  Strategy() = default;
+
+ private:
+  std::shared_ptr<fabric::Accelerator> accelerator_;
+  std::shared_ptr<fabric::Precision> precision_;
+  std::shared_ptr<fabric::CheckpointIO> checkpoint_io_;
+};
+
+/// Base of the strategies that run several processes: ranks from a ClusterEnvironment, collectives over one ProcessGroup.
+class FABRIC_API ParallelStrategy : public Strategy {
+ public:
+  explicit ParallelStrategy(ProcessGroup::Config group_config = {}) : group_config_(std::move(group_config)) {}
+
+  const std::shared_ptr<ClusterEnvironment>& cluster_environment() const { return environment_; }
+  void set_cluster_environment(std::shared_ptr<ClusterEnvironment> environment);
+  /// The devices of this node, one per local rank.
+  void set_parallel_devices(std::vector<c10::Device> devices);
+  const std::vector<c10::Device>& parallel_devices() const { return devices_; }
+  void set_num_nodes(int num_nodes) { num_nodes_ = num_nodes; }
+  int num_nodes() const { return num_nodes_; }
+  /// Uses a group that exists already (an MPI program's communicator, say) instead of making one.
+  void set_process_group(ProcessGroup group);
+
+  c10::Device root_device() const override;
+  const RankInfo& ranks() const override { return ranks_; }
+  const ProcessGroup& process_group() const override { return group_; }
+  std::unique_ptr<Launcher> make_launcher() override;
+  void setup_environment() override;
+  std::optional<SamplerShard> sampler_shard() const override;
+  at::Tensor all_reduce(const at::Tensor& tensor, ReduceOp op, const ProcessGroup& group = {}) override;
+  void all_reduce_(at::Tensor& tensor, ReduceOp op, const ProcessGroup& group = {}) override;
+  std::vector<at::Tensor> all_gather(const at::Tensor& tensor, const ProcessGroup& group = {},
+                                     bool sync_grads = false) override;
+  Value broadcast(const Value& value, int src = 0) override;
+  void barrier(const std::string& name = "") override;
+  bool reduce_boolean_decision(bool decision, bool all = true) override;
+  void teardown() override;
+
+ protected:
+  /// "popen" (re-execute the command line), "spawn" or "fork" (run a function in children).
+  virtual std::string start_method() const { return "popen"; }
+  const ProcessGroup::Config& group_config() const { return group_config_; }
+
+ private:
+  ProcessGroup::Config group_config_;
+  std::shared_ptr<ClusterEnvironment> environment_;
+  std::vector<c10::Device> devices_;
+  int num_nodes_ = 1;
+  RankInfo ranks_;
+  ProcessGroup group_ = ProcessGroup::single();
+};
+
+}  // namespace fabric

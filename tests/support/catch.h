@@ -1,0 +1,8 @@
+#pragma once
+// Catch2 3 where a system has it, Debian's 2.13 otherwise; tests are written in what both offer.
+#if __has_include(<catch2/catch_all.hpp>)
+#include <catch2/catch_all.hpp>
+using Catch::Approx;
+#else
+#include <catch2/catch.hpp>
+#endif
