@@ -62,6 +62,8 @@ class FABRIC_API BackwardSyncControl {
 
 
 
+class ParallelStrategy;
+
 /// How work is spread over devices and ranks. The user's loop talks to Fabric, Fabric to one Strategy. Everything that
 /// FSDP, ZeRO, tensor parallelism or XLA does differently is a hook here; ask for capabilities, never for types.
 class FABRIC_API Strategy {
@@ -99,6 +101,10 @@ class FABRIC_API Strategy {
 
   // --- place
   virtual c10::Device root_device() const = 0;
+  /// The devices that the connector chose on this node: one per local rank, or all of one process.
+  virtual void set_devices(std::vector<c10::Device> devices) = 0;
+  /// This strategy as one of several processes, or null.
+  virtual ParallelStrategy* parallel() { return nullptr; }
   virtual const RankInfo& ranks() const = 0;
   bool is_global_zero() const { return ranks().rank == 0; }
   /// All ranks' group; a group of one where there is no other rank.
@@ -171,7 +177,8 @@ class FABRIC_API ParallelStrategy : public Strategy {
   const std::shared_ptr<ClusterEnvironment>& cluster_environment() const { return environment_; }
   void set_cluster_environment(std::shared_ptr<ClusterEnvironment> environment);
   /// The devices of this node, one per local rank.
-  void set_parallel_devices(std::vector<c10::Device> devices);
+  void set_devices(std::vector<c10::Device> devices) override;
+  ParallelStrategy* parallel() override { return this; }
   const std::vector<c10::Device>& parallel_devices() const { return devices_; }
   void set_num_nodes(int num_nodes) { num_nodes_ = num_nodes; }
   int num_nodes() const { return num_nodes_; }

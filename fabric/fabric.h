@@ -1,0 +1,226 @@
+#pragma once
+
+#include <optional>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <fabric/callback.h>
+#include <fabric/config.h>
+#include <fabric/dataloader.h>
+#include <fabric/error.h>
+#include <fabric/plugins/loggers/logger.h>
+#include <fabric/seed.h>
+#include <fabric/strategies/registry.h>
+#include <fabric/strategies/strategy.h>
+#include <fabric/utilities/progress.h>
+#include <fabric/wrappers.h>
+
+namespace fabric {
+
+struct SetupOptions {
+  /// Moves the module to this rank's device; off: the module stays where it is.
+  bool move_to_device = true;
+};
+
+struct ClipOptions {
+  /// Exactly one of the two: the largest absolute value of an element, or the largest norm of all gradients together.
+  std::optional<double> clip_val;
+  std::optional<double> max_norm;
+  double norm_type = 2.0;
+  bool error_if_nonfinite = true;
+};
+
+/// The thin object a training loop talks to: it owns a strategy and the parts the strategy works with, and forwards to
+/// them. Several may live one after another in a process. Not thread-safe: one thread drives it.
+class FABRIC_API Fabric {
+ public:
+  struct Config {
+    /// "auto", "cpu", "cuda" or "gpu", or a registered name.
+    std::string accelerator = "auto";
+    /// "auto" or a name from the StrategyRegistry, with its settings.
+    Choice strategy = "auto";
+    /// Devices per node: "auto", a count, -1 (all), or indices such as "0,2".
+    DeviceSpec devices;
+    int num_nodes = 1;
+    /// "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"; empty: 32-true.
+    std::string precision;
+    /// Empty: the cluster environment is detected.
+    std::string environment;
+    std::string checkpoint_io = "safetensors";
+    std::vector<Choice> loggers;
+    FABRIC_FIELDS(Config, accelerator, strategy, devices, num_nodes, precision, environment, checkpoint_io, loggers)
+  };
+  /// Parts that the caller made. Each replaces its name in the Config; giving both is a ConfigError.
+  struct Parts {
+    std::shared_ptr<fabric::Strategy> strategy;
+    std::shared_ptr<fabric::Accelerator> accelerator;
+    std::shared_ptr<fabric::Precision> precision;
+    std::shared_ptr<ClusterEnvironment> environment;
+    std::shared_ptr<CheckpointIO> checkpoint_io;
+    /// A group that exists already, an MPI program's communicator for instance (ProcessGroup::from_mpi_comm).
+    ProcessGroup process_group;
+    std::vector<std::shared_ptr<Callback>> callbacks;
+    std::vector<std::shared_ptr<Logger>> loggers;
+    std::shared_ptr<EnvReader> env;
+  };
+
+  Fabric();
+  explicit Fabric(const Config& config);
+  Fabric(const Config& config, Parts parts);
+  Fabric(const Fabric&) = delete;
+  Fabric& operator=(const Fabric&) = delete;
+  /// Calls shutdown; never throws, never waits for another rank.
+  ~Fabric();
+
+  // --- place
+  const std::shared_ptr<fabric::Strategy>& strategy() const;
+  const std::shared_ptr<fabric::Accelerator>& accelerator() const;
+  const std::shared_ptr<fabric::Precision>& precision() const;
+  c10::Device device() const;
+  int global_rank() const;
+  int local_rank() const;
+  int node_rank() const;
+  int world_size() const;
+  bool is_global_zero() const;
+  bool launched() const;
+  const std::vector<std::shared_ptr<Logger>>& loggers() const;
+  /// The first logger; throws MisuseError when there is none.
+  Logger& logger() const;
+  /// How many modules were set up.
+  int models_setup() const;
+  /// Everything that was resolved implicitly, one line per item: for logs and bug reports.
+  std::string describe() const;
+
+  // --- launch
+  /// Joins the job of the launcher that started this process, or starts the other ranks by re-executing this program's
+  /// command line. Calling it again does nothing. Throws MisuseError for strategies that run a function (spawn, fork).
+  void launch();
+  /// Runs `function(fabric)` in every rank. Returns what rank 0 returned under spawn and fork (void or anything a Value
+  /// holds), this rank's own result otherwise.
+  template <class Function>
+  auto launch(Function&& function);
+
+  // --- setup
+  /// Returns the wrapped module, or a tuple of it and the wrapped optimizers. Each optimizer is an object the caller made
+  /// over the module's parameters, or a function from parameters to an optimizer. A SetupOptions may come last.
+  template <class M, class... Rest>
+  auto setup(M&& module, Rest&&... rest);
+  template <class M>
+  auto setup_module(M&& module, SetupOptions options = {});
+  template <class... Optimizers>
+  auto setup_optimizers(Optimizers&&... optimizers);
+  template <class Dataset>
+  auto setup_dataloader(Dataset&& dataset, DataLoaderOptions options = {});
+  /// Several datasets with the same options.
+  template <class... Datasets>
+  auto setup_dataloaders(const DataLoaderOptions& options, Datasets&&... datasets) {
+    return std::make_tuple(setup_dataloader(std::forward<Datasets>(datasets), options)...);
+  }
+  /// Default dtype for tensors made until the scope closes.
+  Scope init_tensor() const;
+  /// The same for modules. `empty_init`: a hint that initial values are not needed; strategies that build modules without
+  /// storage use it, others ignore it.
+  Scope init_module(std::optional<bool> empty_init = std::nullopt) const;
+
+  // --- the step
+  void backward(const at::Tensor& loss);
+  /// `model` says which model the loss belongs to, for strategies that need to know.
+  template <class M>
+  void backward(const at::Tensor& loss, const FabricModule<M>& model) {
+    backward_through(loss, &model.strategy_module());
+  }
+  /// The norm before clipping when `max_norm` was given, an undefined tensor otherwise.
+  template <class M>
+  at::Tensor clip_gradients(const FabricModule<M>& model, const FabricOptimizer& optimizer, const ClipOptions& options) {
+    return clip(*model, *optimizer, options);
+  }
+  /// The precision's context (autocast, default dtype) for code that runs outside a wrapped model.
+  Scope autocast() const;
+  /// Gradients stay local until the scope closes: forward and backward must both be inside.
+  template <class M>
+  Scope no_backward_sync(const FabricModule<M>& model, bool enabled = true) const {
+    return no_sync(model.strategy_module(), enabled);
+  }
+  /// Moves a tensor, or all tensors in a nested object, to this rank's device.
+  at::Tensor to_device(const at::Tensor& tensor) const;
+  template <class T>
+  T to_device(T object) const;
+
+  // --- collectives: tensors, numbers, strings, and nested lists and maps of them
+  void barrier(const std::string& name = "") const;
+  Value broadcast(const Value& value, int src = 0) const;
+  /// Each leaf from all ranks: tensors stacked along a new first dimension of size world_size (also with one process), or
+  /// a list by rank where their shapes differ; numbers likewise as one tensor; strings as a list by rank.
+  Value all_gather(const Value& value, const ProcessGroup& group = {}, bool sync_grads = false) const;
+  /// Stacked along a new first dimension; throws MismatchError when the shapes differ between the ranks.
+  at::Tensor all_gather(const at::Tensor& tensor, const ProcessGroup& group = {}, bool sync_grads = false) const;
+  /// One tensor per rank; shapes may differ, type and number of dimensions may not.
+  std::vector<at::Tensor> all_gather_list(const at::Tensor& tensor, const ProcessGroup& group = {},
+                                          bool sync_grads = false) const;
+  /// A new value; the input stays as it is. Numbers come back as numbers (a mean as float); strings pass through.
+  Value all_reduce(const Value& value, ReduceOp op = ReduceOp::mean, const ProcessGroup& group = {}) const;
+  at::Tensor all_reduce(const at::Tensor& tensor, ReduceOp op = ReduceOp::mean, const ProcessGroup& group = {}) const;
+  /// In place.
+  void all_reduce_(at::Tensor& tensor, ReduceOp op = ReduceOp::mean, const ProcessGroup& group = {}) const;
+  /// Another name of all_reduce: every rank gets the result.
+  Value reduce(const Value& value, ReduceOp op = ReduceOp::mean) const { return all_reduce(value, op); }
+  /// Rank 0 (`local`: the first rank of each node) runs `function` before the others do. A failure on any rank is an
+  /// error on all.
+  void rank_zero_first(const std::function<void()>& function, bool local = false) const;
+
+  // --- checkpoints: every rank calls them
+  void save(const std::filesystem::path& path, State state, const StateFilter& filter = {}) const;
+  /// Restores `state` in place and returns what it did not ask for.
+  Value load(const std::filesystem::path& path, State& state, bool strict = true) const;
+  /// The whole checkpoint.
+  Value load(const std::filesystem::path& path) const;
+  /// A file that holds nothing but one module's or optimizer's state.
+  void load_raw(const std::filesystem::path& path, StateEntry object, bool strict = true) const;
+
+  // --- logs and callbacks
+  /// Prints on the first rank of each node.
+  template <class... Items>
+  void print(const Items&... items) const;
+  void log(const std::string& name, const Value& value, std::optional<std::int64_t> step = std::nullopt) const;
+  void log_dict(const std::map<std::string, Value>& metrics, std::optional<std::int64_t> step = std::nullopt) const;
+  /// Fires an event of the loop's own on every callback, in the order they were given.
+  void call(const std::string& event, const Value::Map& arguments = {});
+  /// A progress bar over a range, on rank 0: for (auto& batch : fabric.progress(loader, "epoch ", epoch)).
+  template <class Range, class... Label>
+  auto progress(Range&& range, const Label&... label) const;
+
+  /// Seeds every generator; see fabric/seed.h.
+  static std::uint64_t seed_everything(std::optional<std::int64_t> seed = std::nullopt, bool workers = true,
+                                       bool verbose = true) {
+    return fabric::seed_everything(seed, workers, verbose);
+  }
+
+  /// Leaves the job: frees the process group and writes what loggers still hold. Safe to call twice.
+  void shutdown();
+
+ private:
+  struct Core;
+  using OptimizerPtr = std::shared_ptr<torch::optim::Optimizer>;
+
+  void prepare_module(const std::shared_ptr<torch::nn::Module>& module, const SetupOptions& options);
+  std::shared_ptr<detail::ModuleCore> wrap_module(std::shared_ptr<torch::nn::Module> module,
+                                                  std::vector<OptimizerPtr>* optimizers, const SetupOptions& options);
+  FabricOptimizer wrap_optimizer(OptimizerPtr optimizer, bool with_module);
+  void require_launched(const char* what) const;
+  void launch_function(const std::function<Value()>& run, bool& ran_here, Value& from_children);
+  LoaderContext loader_context() const;
+  void backward_through(const at::Tensor& loss, StrategyModule* module);
+  at::Tensor clip(torch::nn::Module& module, torch::optim::Optimizer& optimizer, const ClipOptions& options);
+  Scope no_sync(StrategyModule& module, bool enabled) const;
+  void print_line(const std::string& line) const;
+
+  std::unique_ptr<Core> core_;
+};
+
+}  // namespace fabric
+
+#include <fabric/fabric_impl.h>

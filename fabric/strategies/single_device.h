@@ -1,0 +1,24 @@
+#pragma once
+
+#include <fabric/strategies/strategy.h>
+
+namespace fabric {
+
+/// One process, one device; collectives return their input. Needs no launch.
+class FABRIC_API SingleDeviceStrategy : public Strategy {
+ public:
+  explicit SingleDeviceStrategy(c10::Device device = c10::kCPU) : device_(device) {}
+  std::string name() const override { return "single_device"; }
+  bool requires_launch() const override { return false; }
+  c10::Device root_device() const override { return device_; }
+  void set_devices(std::vector<c10::Device> devices) override { device_ = devices.at(0); }
+  const RankInfo& ranks() const override { return ranks_; }
+  const ProcessGroup& process_group() const override { return group_; }
+
+ private:
+  c10::Device device_;
+  RankInfo ranks_;
+  ProcessGroup group_ = ProcessGroup::single();
+};
+
+}  // namespace fabric

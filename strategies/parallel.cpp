@@ -1,0 +1,95 @@
+#include <fabric/launching.h>
+#include <fabric/log.h>
+#include <fabric/strategies/strategy.h>
+
+#include <ATen/Parallel.h>
+
+#include <cstdlib>
+
+#include "strategies/gather_with_grad.h"
+
+namespace fabric {
+
+void ParallelStrategy::set_cluster_environment(std::shared_ptr<ClusterEnvironment> environment) {
+  environment_ = std::move(environment);
+  ranks_ = environment_->rank_info();
+}
+
+void ParallelStrategy::set_devices(std::vector<c10::Device> devices) { devices_ = std::move(devices); }
+
+void ParallelStrategy::set_process_group(ProcessGroup group) {
+  group_ = std::move(group);
+  ranks_.rank = group_.rank();
+  ranks_.world_size = group_.size();
+}
+
+c10::Device ParallelStrategy::root_device() const {
+  if (devices_.empty()) return c10::kCPU;
+  // One visible device per rank is what some schedulers give; then every local rank uses the first.
+  auto index = static_cast<std::size_t>(ranks_.local_rank);
+  if (index >= devices_.size())
+    throw ConfigError("local rank " + std::to_string(index) + " has no device: only " + std::to_string(devices_.size()) +
+                      " were asked for. Set `devices` to the number of ranks on this node");
+  return devices_[index];
+}
+
+std::unique_ptr<Launcher> ParallelStrategy::make_launcher() {
+  if (group_.size() > 1 || (environment_ && environment_->creates_processes_externally())) return nullptr;
+  return fabric::make_launcher(start_method(), {.num_processes = std::max<int>(1, static_cast<int>(devices_.size())),
+                                                .num_nodes = num_nodes_,
+                                                .node_rank = environment_ ? environment_->node_rank() : 0});
+}
+
+void ParallelStrategy::setup_environment() {
+  bool group_was_given = group_.size() > 1;
+  if (environment_ && !group_was_given) ranks_ = environment_->rank_info();
+  log::set_rank(ranks_.world_size > 1 ? ranks_.rank : -1);
+  accelerator()->setup_device(root_device());
+  // Without a word from the user, ranks share the node's cores instead of each taking all.
+  if (!std::getenv("OMP_NUM_THREADS") && ranks_.local_world_size > 1)
+    at::set_num_threads(accelerator()->threads_per_rank(ranks_.local_world_size));
+  if (group_was_given) return;
+  log::debug("joining " + ranks_.to_string());
+  group_ = ProcessGroup::create(group_config_, ranks_, root_device());
+  log::rank_zero_info("process group: " + std::to_string(group_.size()) + (group_.size() == 1 ? " rank" : " ranks") +
+                      " over " + group_.backend());
+}
+
+std::optional<Strategy::SamplerShard> ParallelStrategy::sampler_shard() const {
+  return SamplerShard{ranks_.world_size, ranks_.rank};
+}
+
+namespace {
+const ProcessGroup& group_or(const ProcessGroup& group, const ProcessGroup& fallback) { return group ? group : fallback; }
+}  // namespace
+
+at::Tensor ParallelStrategy::all_reduce(const at::Tensor& tensor, ReduceOp op, const ProcessGroup& group) {
+  return group_or(group, group_).all_reduce(tensor, op);
+}
+
+void ParallelStrategy::all_reduce_(at::Tensor& tensor, ReduceOp op, const ProcessGroup& group) {
+  group_or(group, group_).all_reduce_(tensor, op);
+}
+
+std::vector<at::Tensor> ParallelStrategy::all_gather(const at::Tensor& tensor, const ProcessGroup& group, bool sync_grads) {
+  const auto& over = group_or(group, group_);
+  if (sync_grads && tensor.requires_grad()) return gather_with_grad(tensor, over);
+  return over.all_gather(tensor, /*uneven=*/true);
+}
+
+Value ParallelStrategy::broadcast(const Value& value, int src) { return group_.broadcast_value(value, src); }
+
+void ParallelStrategy::barrier(const std::string& name) { group_.barrier(name); }
+
+bool ParallelStrategy::reduce_boolean_decision(bool decision, bool all) {
+  return all ? group_.all(decision) : group_.any(decision);
+}
+
+void ParallelStrategy::teardown() {
+  group_.shutdown();
+  group_ = ProcessGroup::single();
+  if (environment_) environment_->teardown();
+  Strategy::teardown();
+}
+
+}  // namespace fabric

@@ -1,0 +1,130 @@
+#include <fabric/strategies/strategy.h>
+
+#include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
+
+#include <fabric/optim/clip.h>
+
+namespace fabric {
+
+Strategy::~Strategy() = default;
+
+void Strategy::set_accelerator(std::shared_ptr<fabric::Accelerator> accelerator) { accelerator_ = std::move(accelerator); }
+void Strategy::set_precision(std::shared_ptr<fabric::Precision> precision) { precision_ = std::move(precision); }
+void Strategy::set_checkpoint_io(std::shared_ptr<fabric::CheckpointIO> io) { checkpoint_io_ = std::move(io); }
+
+void Strategy::setup_environment() { accelerator_->setup_device(root_device()); }
+
+Scope Strategy::tensor_init_context() { return precision_->tensor_init_context(); }
+
+// C++ modules allocate and initialise in their constructors, so that a hint to skip that work has nothing to act on here;
+// strategies that support the meta device override this.
+Scope Strategy::module_init_context(std::optional<bool>) { return precision_->module_init_context(); }
+
+void Strategy::module_to_device(torch::nn::Module& module) { module.to(root_device()); }
+
+at::Tensor Strategy::batch_to_device(const at::Tensor& tensor, std::optional<c10::Device> device) {
+  c10::Device target = device.value_or(root_device());
+  if (tensor.device() == target) return tensor;
+  return tensor.to(target, /*non_blocking=*/!target.is_cpu());
+}
+
+std::unique_ptr<StrategyModule> Strategy::setup_module(std::shared_ptr<torch::nn::Module> module) {
+  return std::make_unique<StrategyModule>(std::move(module));
+}
+
+std::shared_ptr<torch::optim::Optimizer> Strategy::setup_optimizer(std::shared_ptr<torch::optim::Optimizer> optimizer) {
+  return optimizer;
+}
+
+Strategy::JointSetup Strategy::setup_module_and_optimizers(
+    std::shared_ptr<torch::nn::Module> module, std::vector<std::shared_ptr<torch::optim::Optimizer>> optimizers) {
+  JointSetup joint;
+  joint.module = setup_module(std::move(module));
+  for (auto& optimizer : optimizers) joint.optimizers.push_back(setup_optimizer(std::move(optimizer)));
+  return joint;
+}
+
+void Strategy::backward(const at::Tensor& loss, StrategyModule*) { precision_->backward(loss); }
+
+at::Tensor Strategy::optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure) {
+  return precision_->optimizer_step(optimizer, closure);
+}
+
+void Strategy::zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none) { optimizer.zero_grad(set_to_none); }
+
+at::Tensor Strategy::clip_gradients_norm(torch::nn::Module&, torch::optim::Optimizer& optimizer, double max_norm,
+                                         double norm_type, bool error_if_nonfinite) {
+  precision_->unscale_gradients(optimizer);
+  return optim::clip_grad_norm(precision_->main_params(optimizer), max_norm, norm_type, error_if_nonfinite);
+}
+
+void Strategy::clip_gradients_value(torch::nn::Module&, torch::optim::Optimizer& optimizer, double clip_value) {
+  precision_->unscale_gradients(optimizer);
+  optim::clip_grad_value(precision_->main_params(optimizer), clip_value);
+}
+
+at::Tensor Strategy::all_reduce(const at::Tensor& tensor, ReduceOp, const ProcessGroup&) { return tensor; }
+void Strategy::all_reduce_(at::Tensor&, ReduceOp, const ProcessGroup&) {}
+std::vector<at::Tensor> Strategy::all_gather(const at::Tensor& tensor, const ProcessGroup&, bool) { return {tensor}; }
+Value Strategy::broadcast(const Value& value, int) { return value; }
+void Strategy::barrier(const std::string&) {}
+bool Strategy::reduce_boolean_decision(bool decision, bool) { return decision; }
+
+namespace {
+
+StateAccess access(Strategy& strategy) {
+  return {
+      .get_module = [&](torch::nn::Module& module) { return strategy.get_module_state_dict(module); },
+      .set_module = [&](torch::nn::Module& module, const Value& state,
+                        bool strict) { strategy.load_module_state_dict(module, state, strict); },
+      .get_optimizer = [&](torch::optim::Optimizer& optimizer) { return strategy.get_optimizer_state(optimizer); },
+      .set_optimizer = [&](torch::optim::Optimizer& optimizer,
+                           const Value& state) { strategy.load_optimizer_state(optimizer, state); },
+  };
+}
+
+}  // namespace
+
+void Strategy::save_checkpoint(const std::filesystem::path& path, State& state, const StateFilter& filter) {
+  // Every rank collects: reading a sharded module's state is itself collective.
+  Value checkpoint = collect_state(state, access(*this), filter);
+  std::string failure;
+  if (is_global_zero()) {
+    try {
+      checkpoint_io_->save(checkpoint, path);
+    } catch (const std::exception& error) {
+      failure = error.what();
+      if (failure.empty()) failure = "unknown error";
+    }
+  }
+  // A write that failed on rank 0 is an error on every rank, and doubles as the barrier at the end.
+  Value outcome = broadcast(Value(failure), 0);
+  if (!outcome.as_string().empty()) throw CheckpointError(outcome.as_string());
+}
+
+Value Strategy::load_checkpoint(const std::filesystem::path& path, State* state, bool strict) {
+  Value checkpoint = checkpoint_io_->load(path);
+  if (!state || state->empty()) return checkpoint;
+  return restore_state(*state, std::move(checkpoint), access(*this), strict);
+}
+
+Value Strategy::get_module_state_dict(torch::nn::Module& module) { return module_state_dict(module); }
+
+void Strategy::load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict) {
+  fabric::load_module_state_dict(module, state, strict);
+}
+
+Value Strategy::get_optimizer_state(torch::optim::Optimizer& optimizer) { return optimizer_state_dict(optimizer); }
+
+void Strategy::load_optimizer_state(torch::optim::Optimizer& optimizer, const Value& state) {
+  load_optimizer_state_dict(optimizer, state);
+}
+
+void Strategy::teardown() {
+  if (checkpoint_io_) checkpoint_io_->teardown();
+  if (precision_) precision_->teardown();
+  if (accelerator_) accelerator_->teardown();
+}
+
+}  // namespace fabric
