@@ -1,0 +1,38 @@
+# Defines the target `fabric_cuda` (libtorchfabric_cuda.so: NCCL process groups and the CUDA accelerator) when the CUDA
+# runtime's and NCCL's headers and LibTorch's CUDA libraries are at hand. Neither a GPU nor a driver is needed to build it.
+include_guard(GLOBAL)
+if(NOT FABRIC_WITH_CUDA STREQUAL "OFF")
+  get_filename_component(site ${FABRIC_TORCH_ROOT} DIRECTORY)
+  set(hints ${CUDAToolkit_ROOT} $ENV{CUDAToolkit_ROOT} $ENV{CUDA_HOME} $ENV{CUDA_PATH} /usr/local/cuda ${site}/nvidia/cu13)
+  # The whole toolkit's folder and not just any: the wheels of the run-time libraries have only some of the headers.
+  find_path(FABRIC_CUDA_INCLUDE_DIR NAMES cusparse.h HINTS ${hints} PATH_SUFFIXES include)
+  find_path(FABRIC_NCCL_INCLUDE_DIR NAMES nccl.h
+    HINTS ${NCCL_ROOT} $ENV{NCCL_ROOT} ${hints} ${site}/nvidia/nccl PATH_SUFFIXES include)
+  mark_as_advanced(FABRIC_CUDA_INCLUDE_DIR FABRIC_NCCL_INCLUDE_DIR)
+  set(missing)
+  if(NOT FABRIC_CUDA_INCLUDE_DIR)
+    list(APPEND missing "the CUDA toolkit's headers (set CUDAToolkit_ROOT)")
+  endif()
+  if(NOT FABRIC_NCCL_INCLUDE_DIR)
+    list(APPEND missing "nccl.h (set NCCL_ROOT)")
+  endif()
+  if(NOT EXISTS ${FABRIC_TORCH_LIB_DIR}/libtorch_cuda.so)
+    list(APPEND missing "libtorch_cuda.so beside libtorch_cpu.so (a CPU-only LibTorch)")
+  endif()
+  if(missing)
+    list(JOIN missing ", " missing)
+    if(FABRIC_WITH_CUDA STREQUAL "ON")
+      message(FATAL_ERROR "FABRIC_WITH_CUDA is ON, but there is no ${missing}")
+    endif()
+    message(STATUS "CUDA plug-in: not built, there is no ${missing}")
+  else()
+    message(STATUS "CUDA plug-in: built with ${FABRIC_CUDA_INCLUDE_DIR} and ${FABRIC_NCCL_INCLUDE_DIR}/nccl.h")
+    add_library(fabric_cuda SHARED)
+    set_target_properties(fabric_cuda PROPERTIES OUTPUT_NAME torchfabric_cuda
+      LIBRARY_OUTPUT_DIRECTORY $<TARGET_FILE_DIR:fabric> BUILD_RPATH_USE_ORIGIN ON INSTALL_RPATH "$ORIGIN")
+    target_compile_definitions(fabric_cuda PRIVATE USE_C10D_NCCL)
+    target_include_directories(fabric_cuda SYSTEM PRIVATE ${FABRIC_NCCL_INCLUDE_DIR} ${FABRIC_CUDA_INCLUDE_DIR})
+    target_link_libraries(fabric_cuda PRIVATE fabric_settings fabric
+      ${FABRIC_TORCH_LIB_DIR}/libtorch_cuda.so ${FABRIC_TORCH_LIB_DIR}/libc10_cuda.so)
+  endif()
+endif()
