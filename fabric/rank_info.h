@@ -14,6 +14,8 @@ struct FABRIC_API RankInfo {
   int local_world_size = 1;
   int node_rank = 0;
   int num_nodes = 1;
+  /// Where rank 0 serves the store that the ranks meet at. mpirun alone names none: then empty and 0, and only the MPI
+  /// process group can be used.
   std::string main_address = "127.0.0.1";
   int main_port = 0;
   /// How often the job was restarted by its launcher.

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,20 +25,25 @@ class FABRIC_API ClusterEnvironment {
   virtual int node_rank() const = 0;
   /// Ranks on this node; 0 when the environment does not say.
   virtual int local_world_size() const { return 0; }
+  /// Nodes of the job; 0 when the environment does not say.
+  virtual int num_nodes() const { return 0; }
   virtual int restart_count() const { return 0; }
   virtual bool store_is_external() const { return false; }
   /// Only the plain Fabric environment obeys these; the others know better and ignore them.
   virtual void set_world_size(int) {}
   virtual void set_global_rank(int) {}
-  /// Throws ConfigError when `devices` per node and `num_nodes` contradict what the environment says.
+  /// Throws ConfigError when `devices` per node and `num_nodes` contradict what the environment says. Ranks that are
+  /// yet to be started contradict nothing.
   virtual void validate_settings(int devices, int num_nodes) const;
   virtual void teardown() {}
 
-  /// Everything above in one struct.
+  /// Everything above in one struct. Where the environment does not say them, num_nodes is 1 and local_world_size is
+  /// world_size / num_nodes.
   RankInfo rank_info() const;
 };
 
-/// Makes the environment that applies, in the order of precedence torchelastic > slurm > lsf > mpi > fabric.
+/// Makes the environment that applies, in the order of precedence torchelastic > slurm > lsf > mpi > fabric. Variables
+/// that contradict each other are a ConfigError that names them.
 FABRIC_API std::shared_ptr<ClusterEnvironment> detect_environment(std::shared_ptr<EnvReader> env = process_env());
 /// The named environment ("fabric", "torchelastic", "slurm", "lsf", "mpi", "kubeflow"), whether detected or not.
 FABRIC_API std::shared_ptr<ClusterEnvironment> make_environment(const std::string& name,

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include <fabric/export.h>
 
@@ -18,7 +19,9 @@ class FABRIC_API EnvReader {
   virtual void unset(const std::string& name) = 0;
 
   bool has(const std::string& name) const { return get(name).has_value(); }
-  std::string get_or(const std::string& name, const std::string& fallback) const { return get(name).value_or(fallback); }
+  std::string get_or(const std::string& name, const std::string& fallback) const {
+    return get(name).value_or(fallback);
+  }
   /// The variable as an integer in [low, high]; throws ConfigError naming variable and value when it is something else.
   std::optional<int> get_int(const std::string& name, int low = 0, int high = 1 << 30) const;
   /// As get_int; throws ConfigError naming the variable and `who` when it is missing.

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+
+#include <fabric/plugins/environments/env_reader.h>
+
+namespace fabric {
+
+/// Throws ConfigError naming both variables unless 0 ≤ index < count and count ≥ 1.
+void check_index(const std::string& index_name, int index, const std::string& count_name, int count);
+/// Throws ConfigError unless world_size = devices × num_nodes; `source` says what started the ranks.
+void check_product(const std::string& source, int world_size, int devices, int num_nodes);
+/// The variable as a port from 1 to 65535, or the fallback when it is not set.
+int port_or(const EnvReader& env, const std::string& name, int fallback);
+
+}  // namespace fabric
