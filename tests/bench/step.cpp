@@ -1,0 +1,104 @@
+// One process: a training step through Fabric against the same loop on raw LibTorch.
+
+#include <torch/torch.h>
+
+#include <fabric/fabric.h>
+#include <fabric/optim/fused.h>
+
+#include "examples/transformer.h"
+#include "tests/bench/bench.h"
+
+namespace {
+
+torch::nn::Sequential make_mlp() {
+  return torch::nn::Sequential(torch::nn::Linear(32, 64), torch::nn::ReLU(), torch::nn::Linear(64, 10));
+}
+
+struct Mlp {
+  torch::Tensor x = torch::randn({32, 32});
+  torch::Tensor y = torch::randint(0, 10, {32});
+  torch::Tensor loss(const torch::Tensor& logits) const { return torch::nn::functional::cross_entropy(logits, y); }
+};
+
+struct Text {
+  torch::Tensor x = torch::randint(0, 128, {8, 64});
+  torch::Tensor y = torch::randint(0, 128, {8, 64});
+  torch::Tensor loss(const torch::Tensor& logits) const {
+    return torch::nn::functional::cross_entropy(logits.flatten(0, 1), y.flatten());
+  }
+};
+
+// The same step twice: through Fabric's wrappers, and on the bare objects.
+template <class Module, class Optimizer, class Batch>
+struct Sides {
+  fabric::Fabric fabric{{.strategy = "single_device"}};
+  Module bare, inner;
+  Optimizer bare_optimizer;
+  Batch batch;
+  fabric::FabricModule<typename fabric::detail::ModuleTraits<Module>::ImplType> model;
+  fabric::FabricOptimizer optimizer;
+
+  template <class MakeOptimizer>
+  Sides(Module a, Module b, MakeOptimizer make)
+      : bare(a),
+        inner(b),
+        bare_optimizer(make(bare->parameters())),
+        model(fabric.setup(inner)),
+        optimizer(fabric.setup_optimizers(make(inner->parameters()))) {}
+
+  void raw_step() {
+    bare_optimizer.zero_grad();
+    auto loss = batch.loss(bare->forward(batch.x));
+    loss.backward();
+    bare_optimizer.step();
+  }
+  void fabric_step() {
+    optimizer.zero_grad();
+    auto loss = batch.loss(model(batch.x));
+    fabric.backward(loss);
+    optimizer.step();
+  }
+};
+
+template <class Side>
+void report(const std::string& what, Side& sides, int count, int rounds, double bar) {
+  auto pair = bench::compare([&] { sides.fabric_step(); }, [&] { sides.raw_step(); }, count, rounds);
+  bench::row(what, pair.ours, pair.theirs, "us", bar);
+  auto ours = bench::instructions([&] { for (int i = 0; i < count; ++i) sides.fabric_step(); });
+  auto theirs = bench::instructions([&] { for (int i = 0; i < count; ++i) sides.raw_step(); });
+  if (theirs) bench::row(what + ", instructions", ours / 1e3 / count, theirs / 1e3 / count, "k", bar);
+}
+
+}  // namespace
+
+int main() {
+  at::set_num_threads(1);
+  torch::manual_seed(0);
+  bench::header();
+  auto sgd = [](auto parameters) { return torch::optim::SGD(parameters, 0.01); };
+  {
+    Sides<torch::nn::Sequential, torch::optim::SGD, Mlp> sides(make_mlp(), make_mlp(), sgd);
+    report("step through Fabric, MLP, SGD / raw loop", sides, 1000, 15, 1.02);
+    auto ours = bench::allocations([&] { for (int i = 0; i < 1000; ++i) sides.fabric_step(); });
+    auto theirs = bench::allocations([&] { for (int i = 0; i < 1000; ++i) sides.raw_step(); });
+    bench::figure("allocations per step added by Fabric, MLP", (double(ours) - double(theirs)) / 1000, "", 4);
+  }
+  {
+    TransformerConfig config;
+    Sides<Transformer, torch::optim::SGD, Text> sides(Transformer(config), Transformer(config), sgd);
+    report("step through Fabric, transformer / raw loop", sides, 6, 8, 1.005);
+  }
+  {
+    Mlp batch;
+    auto plain_net = make_mlp(), fused_net = make_mlp();
+    torch::optim::AdamW plain(plain_net->parameters(), 1e-3);
+    fabric::optim::AdamW fused(fused_net->parameters(), 1e-3);
+    auto step = [&](auto& net, auto& optimizer) {
+      optimizer.zero_grad();
+      batch.loss(net->forward(batch.x)).backward();
+      optimizer.step();
+    };
+    auto pair = bench::compare([&] { step(fused_net, fused); }, [&] { step(plain_net, plain); }, 1000, 15);
+    bench::row("MLP step, fused AdamW / torch::optim::AdamW", pair.ours, pair.theirs, "us", 0.70);
+  }
+}

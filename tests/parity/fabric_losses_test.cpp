@@ -1,0 +1,96 @@
+// The loop of record_fabric_losses.py in C++: same seeds, same losses, step by step.
+
+#include <torch/torch.h>
+
+#include <fstream>
+#include <sstream>
+
+#include <fabric/fabric.h>
+#include <fabric/json.h>
+
+#include "tests/support/ranks.h"
+
+namespace {
+
+constexpr int kSteps = 12;
+
+struct Run {
+  std::string precision, strategy;
+  int accumulate = 1;
+  double clip = 0;
+  std::vector<std::vector<double>> losses;  // by rank
+};
+
+std::vector<Run> recorded(const std::string& strategy) {
+  std::ifstream file(FABRIC_PARITY_DATA "/fabric_losses.json");
+  std::stringstream text;
+  text << file.rdbuf();
+  auto tree = fabric::read_json(text.str());
+  std::vector<Run> runs;
+  for (const auto& entry : tree.at("runs").as_list()) {
+    if (entry.at("strategy").as_string() != strategy) continue;
+    Run run{entry.at("precision").as_string(), strategy, static_cast<int>(entry.at("accumulate").as_int()),
+            entry.at("clip").as_double(), {}};
+    for (const auto& rank : entry.at("losses").as_list()) {
+      auto& losses = run.losses.emplace_back();
+      for (const auto& loss : rank.as_list()) losses.push_back(loss.as_double());
+    }
+    runs.push_back(run);
+  }
+  return runs;
+}
+
+// The largest difference to the recorded losses of this rank.
+double train(const Run& run) {
+  torch::set_num_threads(1);
+  fabric::Fabric fabric({.accelerator = "cpu",
+                         .strategy = run.strategy == "ddp" ? "ddp" : "single_device",
+                         .devices = run.strategy == "ddp" ? 2 : 1,
+                         .precision = run.precision});
+  fabric.launch();
+  torch::manual_seed(7);
+  torch::nn::Sequential net(torch::nn::Linear(32, 64), torch::nn::ReLU(), torch::nn::Linear(64, 10));
+  auto [model, optimizer] =
+      fabric.setup(net, torch::optim::AdamW(net->parameters(), torch::optim::AdamWOptions(1e-2)));
+  torch::manual_seed(100 + fabric.global_rank());
+  double worst = 0;
+  for (int step = 0; step < kSteps * run.accumulate; ++step) {
+    auto x = torch::randn({16, 32});
+    auto y = torch::randint(0, 10, {16});
+    bool last = (step + 1) % run.accumulate == 0;
+    {
+      auto no_sync = fabric.no_backward_sync(model, !last);
+      auto loss = torch::nn::functional::cross_entropy(model(x), y);
+      fabric.backward(loss / run.accumulate);
+      worst = std::max(worst, std::abs(loss.item<double>() - run.losses.at(fabric.global_rank()).at(step)));
+    }
+    if (!last) continue;
+    if (run.clip > 0) fabric.clip_gradients(model, optimizer, {.max_norm = run.clip});
+    optimizer.step();
+    optimizer.zero_grad();
+  }
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("one process trains like Lightning Fabric", "[parity]") {
+  auto runs = recorded("single");
+  REQUIRE(runs.size() == 12);
+  for (const auto& run : runs) {
+    INFO(run.precision << ", accumulate " << run.accumulate << ", clip " << run.clip);
+    CHECK(train(run) <= 1e-6);
+  }
+}
+
+RANKS_TEST("two ranks train like Lightning Fabric's ddp", "[parity]", 2) {
+  auto runs = recorded("ddp");
+  RANK_CHECK(runs.size() == 12);
+  for (const auto& run : runs) {
+    double worst = train(run);
+    if (worst > 1e-6)
+      ranks::fail(__FILE__, __LINE__,
+                  run.precision + ", accumulate " + std::to_string(run.accumulate) + ", clip " + std::to_string(run.clip) +
+                      ": off by " + std::to_string(worst));
+  }
+}
