@@ -22,6 +22,8 @@ class OrderedMap {
 
   OrderedMap() = default;
   OrderedMap(std::initializer_list<value_type> entries) : entries_(entries) {}
+  /// Many entries at once, without a lookup for each; the caller makes sure that no key comes twice.
+  explicit OrderedMap(Entries entries) : entries_(std::move(entries)) {}
 
   T* find(std::string_view key) {
     for (auto& [name, value] : entries_)
@@ -35,6 +37,8 @@ class OrderedMap {
     if (T* found = find(key)) return *found;
     return entries_.emplace_back(std::string(key), T{}).second;
   }
+  /// Adds an entry that the caller knows to be new; unlike `[]` it does not look for one first.
+  T& append(std::string key, T value) { return entries_.emplace_back(std::move(key), std::move(value)).second; }
   const T& at(std::string_view key) const {
     if (const T* found = find(key)) return *found;
     throw MisuseError("no entry named '" + std::string(key) + "'");
