@@ -64,11 +64,44 @@ using StateFilter = std::map<std::string, std::function<bool(const std::string& 
 
 /// A module's parameters and buffers by dotted name; the tensors are shared, not copied.
 FABRIC_API Value module_state_dict(const torch::nn::Module& module);
-/// Copies into the module's own tensors. Strict: a missing, unexpected or wrongly shaped entry throws CheckpointKeyError
-/// naming all of them, before anything is changed. Otherwise entries that do not fit are skipped.
+/// Copies into the module's own tensors, converting type and device. `state` is a map of dotted names or of nested maps.
+/// Strict: a missing, unexpected or wrongly shaped entry throws CheckpointKeyError naming all of them, before anything is
+/// changed; a name missing for a tensor that is present under another of its names (tied weights) is none.
+/// Otherwise entries that do not fit are skipped.
 FABRIC_API void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict = true);
-/// Options and per-parameter state by group and index, as PyTorch's `state_dict` has it.
+/// Only the checks of a strict load.
+FABRIC_API void check_module_state_dict(torch::nn::Module& module, const Value& state);
+
+/// Options and per-parameter state by group and index, as PyTorch's `state_dict` has it:
+/// {"state": {"0": {"step": …, "exp_avg": …}}, "param_groups": [{"lr": …, "params": [0, 1]}]}. Tensors are shared.
+/// An optimizer class of the user's own that keeps neither LibTorch's options nor its state types is asked through
+/// Stateful if it is one, else through its `save` (one tensor of bytes under "archive").
 FABRIC_API Value optimizer_state_dict(const torch::optim::Optimizer& optimizer);
+/// Copies values; also takes what Python's optimizers of the same kind wrote. Another number of groups or parameters, other
+/// shapes, or state of another kind of optimizer throw CheckpointKeyError before anything is changed.
 FABRIC_API void load_optimizer_state_dict(torch::optim::Optimizer& optimizer, const Value& state);
+/// Only the checks of a load.
+FABRIC_API void check_optimizer_state_dict(torch::optim::Optimizer& optimizer, const Value& state);
+
+/// How collect_state and restore_state reach into modules and optimizers; a strategy that shards them has ways of its own.
+/// The checks may be empty; they run before anything is changed.
+struct FABRIC_API StateAccess {
+  std::function<Value(torch::nn::Module&)> get_module;
+  std::function<void(torch::nn::Module&, const Value&, bool strict)> set_module;
+  std::function<Value(torch::optim::Optimizer&)> get_optimizer;
+  std::function<void(torch::optim::Optimizer&, const Value&)> set_optimizer;
+  std::function<void(torch::nn::Module&, const Value&)> check_module = {};  // strict loads only
+  std::function<void(torch::optim::Optimizer&, const Value&)> check_optimizer = {};
+
+  /// The functions above.
+  static StateAccess plain();
+};
+
+/// What a checkpoint of this state holds. An entry that its filter leaves empty vanishes. A filter for a key that is not
+/// there, an empty function, or one for an entry that is no map throws MisuseError.
+FABRIC_API Value collect_state(const State& state, const StateAccess& access, const StateFilter& filter = {});
+/// Restores objects in place, overwrites plain values in `target` and returns what it did not ask for. Strict: keys that
+/// the checkpoint lacks throw CheckpointKeyError listing them, with nothing changed; otherwise they keep their values.
+FABRIC_API Value restore_state(State& target, Value checkpoint, const StateAccess& access, bool strict = true);
 
 }  // namespace fabric

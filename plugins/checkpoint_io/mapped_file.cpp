@@ -1,0 +1,60 @@
+#include "plugins/checkpoint_io/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include <fabric/error.h>
+
+#ifndef MADV_POPULATE_READ  // Linux 5.14; older C libraries do not name it
+#define MADV_POPULATE_READ 22
+#endif
+
+namespace fabric::checkpoint {
+namespace {
+
+[[noreturn]] void fail(const std::filesystem::path& path, const std::string& why) {
+  throw CheckpointError("cannot read the checkpoint '" + path.string() + "': " + why);
+}
+
+struct Descriptor {
+  int fd;
+  ~Descriptor() { close(fd); }
+};
+
+}  // namespace
+
+std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) {
+  // O_NONBLOCK: a named pipe must not hang the caller before it is refused.
+  Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  if (file.fd < 0) fail(path, std::strerror(errno));
+  struct stat info{};
+  if (fstat(file.fd, &info) != 0) fail(path, std::strerror(errno));
+  if (S_ISDIR(info.st_mode)) fail(path, "it is a folder, not a file");
+  if (!S_ISREG(info.st_mode)) fail(path, "it is not a regular file");
+  auto size = static_cast<std::size_t>(info.st_size);
+  std::byte* data = nullptr;
+  if (size > 0) {
+    void* mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.fd, 0);
+    if (mapped == MAP_FAILED) fail(path, std::strerror(errno));
+    data = static_cast<std::byte*>(mapped);
+  }
+  return std::shared_ptr<MappedFile>(new MappedFile(path, data, size));
+}
+
+MappedFile::~MappedFile() {
+  if (data_) munmap(data_, size_);
+}
+
+void MappedFile::populate() const {
+  if (!data_) return;
+  // MAP_POPULATE would copy every page, as the mapping is private and writable.
+  if (madvise(data_, size_, MADV_POPULATE_READ) != 0 && errno != EINVAL && errno != EINTR && errno != EAGAIN)
+    fail(path_, std::string("its pages cannot be read: ") + std::strerror(errno));
+}
+
+}  // namespace fabric::checkpoint

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <string_view>
+
+namespace fabric::checkpoint {
+
+/// A whole file in memory. The pages are private: writing to them never changes the file. Tensors that point into the
+/// mapping hold it by its shared pointer.
+class MappedFile {
+ public:
+  /// Throws CheckpointError naming path and reason.
+  static std::shared_ptr<MappedFile> open(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  std::string_view text(std::size_t offset, std::size_t length) const {
+    return {reinterpret_cast<const char*>(data_) + offset, length};
+  }
+  const std::filesystem::path& path() const { return path_; }
+  /// Brings all pages in at once, which is cheaper than one page fault each, and turns an unreadable page into an error
+  /// here instead of a signal later.
+  void populate() const;
+
+ private:
+  MappedFile(std::filesystem::path path, std::byte* data, std::size_t size)
+      : path_(std::move(path)), data_(data), size_(size) {}
+  std::filesystem::path path_;
+  std::byte* data_;
+  std::size_t size_;
+};
+
+}  // namespace fabric::checkpoint

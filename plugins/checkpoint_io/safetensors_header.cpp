@@ -1,0 +1,128 @@
+#include "plugins/checkpoint_io/safetensors_header.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fabric/error.h>
+
+#include "plugins/checkpoint_io/json.h"
+
+namespace fabric::checkpoint {
+namespace {
+
+constexpr std::size_t kMaxDimensions = 64;  // LibTorch's own limit
+constexpr std::uint64_t kAlignment = 64;
+
+[[noreturn]] void wrong(const std::string& name, const std::string& why) {
+  throw CheckpointCorrupt("the entry '" + name + "' of the header " + why);
+}
+
+const Tree& field(const std::string& name, const Tree& entry, const char* key) {
+  const Tree* found = entry.find(key);
+  if (!found) wrong(name, std::string("has no '") + key + "'");
+  return *found;
+}
+
+std::vector<std::int64_t> integers(const std::string& name, const Tree& list, const char* key) {
+  if (!list.is_list()) wrong(name, std::string("has ") + list.kind() + " as '" + key + "' instead of a list");
+  std::vector<std::int64_t> out;
+  for (const auto& item : list.as_list()) {
+    if (!item.is_int() || item.as_int() < 0)
+      wrong(name, std::string("has something other than a non-negative integer in '") + key + "'");
+    out.push_back(item.as_int());
+  }
+  return out;
+}
+
+TensorEntry parse_entry(const std::string& name, const Tree& tree, std::uint64_t data_size) {
+  if (!tree.is_map()) wrong(name, std::string("is ") + tree.kind() + " instead of a map");
+  TensorEntry entry;
+  entry.name = name;
+  const Tree& type = field(name, tree, "dtype");
+  if (!type.is_string()) wrong(name, std::string("has ") + type.kind() + " as 'dtype'");
+  auto known = safetensors_type(type.as_string());
+  if (!known) wrong(name, "has the unknown type '" + type.as_string() + "'");
+  entry.type = *known;
+  entry.shape = integers(name, field(name, tree, "shape"), "shape");
+  if (entry.shape.size() > kMaxDimensions) wrong(name, "has more than 64 dimensions");
+  auto offsets = integers(name, field(name, tree, "data_offsets"), "data_offsets");
+  if (offsets.size() != 2) wrong(name, "needs two data_offsets, not " + std::to_string(offsets.size()));
+  entry.begin = static_cast<std::uint64_t>(offsets[0]);
+  entry.end = static_cast<std::uint64_t>(offsets[1]);
+  if (entry.begin > entry.end) wrong(name, "ends before it begins");
+  if (entry.end > data_size)
+    wrong(name, "ends at byte " + std::to_string(entry.end) + " of the data, which has only " +
+                    std::to_string(data_size) + ": the file is truncated or the header is wrong");
+  auto bytes = checked_bytes(entry.shape, c10::elementSize(entry.type));
+  if (!bytes) wrong(name, "has a shape too large for any memory");
+  if (*bytes != entry.end - entry.begin)
+    wrong(name, "has a shape and type of " + std::to_string(*bytes) + " bytes but data_offsets of " +
+                    std::to_string(entry.end - entry.begin));
+  return entry;
+}
+
+std::optional<std::string> parse_metadata(const Tree& metadata) {
+  if (!metadata.is_map()) wrong("__metadata__", std::string("is ") + metadata.kind() + " instead of a map");
+  for (const auto& [key, value] : metadata.as_map())
+    if (!value.is_string()) wrong("__metadata__", "has " + std::string(value.kind()) + " under '" + key + "'; only strings may be there");
+  const Tree* structure = metadata.find("fabric");
+  if (!structure) return std::nullopt;
+  return structure->as_string();
+}
+
+void require_cover(const std::vector<TensorEntry>& entries, std::uint64_t data_size) {
+  std::uint64_t expected = 0;
+  for (const auto& entry : entries) {
+    if (entry.begin != expected)
+      wrong(entry.name, std::string(entry.begin < expected ? "overlaps the one before it" : "leaves a gap before it") +
+                            ": it begins at byte " + std::to_string(entry.begin) + " instead of " + std::to_string(expected));
+    expected = entry.end;
+  }
+  if (expected != data_size)
+    throw CheckpointCorrupt("the header describes " + std::to_string(expected) + " bytes of data, the file holds " +
+                            std::to_string(data_size));
+}
+
+}  // namespace
+
+SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size) {
+  Tree root = read_untrusted_json(text, "the header");
+  if (!root.is_map()) throw CheckpointCorrupt(std::string("the header is ") + root.kind() + " instead of a map");
+  SafetensorsHeader header;
+  for (const auto& [name, entry] : root.as_map()) {
+    if (name == "__metadata__")
+      header.structure = parse_metadata(entry);
+    else
+      header.entries.push_back(parse_entry(name, entry, data_size));
+  }
+  std::stable_sort(header.entries.begin(), header.entries.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+  });
+  require_cover(header.entries, data_size);
+  return header;
+}
+
+std::string make_header(const std::vector<NamedTensor>& tensors, const std::string& structure) {
+  Tree::Map root;
+  root.append("__metadata__", Tree::Map{{"format", "pt"}, {"fabric", structure}});
+  std::uint64_t offset = 0;
+  for (const auto& [name, tensor] : tensors) {
+    Tree::List shape(tensor.sizes().begin(), tensor.sizes().end());
+    std::uint64_t end = offset + tensor.nbytes();
+    root.append(name, Tree::Map{{"dtype", std::string(*safetensors_name(tensor.scalar_type()))},
+                                {"shape", std::move(shape)},
+                                {"data_offsets", Tree::List{offset, end}}});
+    offset = end;
+  }
+  std::string text = write_compact_json(root);
+  text.resize((text.size() + kLengthBytes + kAlignment - 1) / kAlignment * kAlignment - kLengthBytes, ' ');
+  if (text.size() > kMaxHeader)
+    throw CheckpointError("the checkpoint's names and values need a header of " + std::to_string(text.size()) +
+                          " bytes; safetensors allows 100,000,000. Keep large data in tensors");
+  std::uint64_t length = text.size();
+  std::string out(sizeof length, '\0');
+  std::memcpy(out.data(), &length, sizeof length);
+  return out + text;
+}
+
+}  // namespace fabric::checkpoint

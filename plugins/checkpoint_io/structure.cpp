@@ -1,0 +1,219 @@
+#include "plugins/checkpoint_io/structure.h"
+
+#include <cmath>
+#include <limits>
+#include <unordered_set>
+
+#include <ATen/ops/view_as_complex.h>
+#include <ATen/ops/view_as_real.h>
+
+#include <fabric/error.h>
+
+#include "plugins/checkpoint_io/json.h"
+
+namespace fabric::checkpoint {
+namespace {
+
+constexpr std::string_view kReserved = "__metadata__";
+
+Tree tagged(std::string tag, Tree content) { return Tree::Map{{std::move(tag), std::move(content)}}; }
+
+std::string to_hex(std::string_view bytes) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string out;
+  for (unsigned char c : bytes) {
+    out += kHex[c >> 4];
+    out += kHex[c & 15];
+  }
+  return out;
+}
+
+std::string from_hex(const std::string& text) {
+  auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
+  std::string out;
+  if (text.size() % 2 != 0) throw CheckpointCorrupt("half a byte in '$bytes'");
+  for (std::size_t i = 0; i < text.size(); i += 2) {
+    int high = digit(text[i]), low = digit(text[i + 1]);
+    if (high < 0 || low < 0) throw CheckpointCorrupt("'$bytes' holds something other than hexadecimal digits");
+    out += static_cast<char>(high << 4 | low);
+  }
+  return out;
+}
+
+class Taker {
+ public:
+  Tree take(const Value& value, const std::string& path, int depth) {
+    if (depth > kMaxDepth)
+      throw CheckpointError("the value at '" + path.substr(0, 80) + "…' is nested deeper than " +
+                            std::to_string(kMaxDepth) + " levels; checkpoints hold no deeper trees");
+    if (value.is<at::Tensor>()) return tensor(value.as<at::Tensor>(), path);
+    if (value.is_double()) return number(value.as_double());
+    if (value.is_string()) return text(value.as_string());
+    if (value.is_list()) return list(value.as_list(), path, depth);
+    if (value.is_map()) return map(value.as_map(), path, depth);
+    if (value.is_bool()) return value.as_bool();
+    if (value.is_int()) return value.as_int();
+    return {};
+  }
+  std::vector<NamedTensor> tensors;
+
+ private:
+  static std::string below(const std::string& path, const std::string& key) { return path.empty() ? key : path + "." + key; }
+
+  Tree tensor(const at::Tensor& tensor, const std::string& path) {
+    if (!tensor.defined()) return tagged("$tensor", {});
+    at::Tensor plain = storable(tensor, path);
+    const bool complex = plain.is_complex();
+    if (complex) plain = at::view_as_real(plain);
+    if (!safetensors_name(plain.scalar_type()))
+      throw CheckpointError("the tensor '" + path + "' cannot be saved: its type " + c10::toString(plain.scalar_type()) +
+                            " has no place in the format; convert it first");
+    std::string name = unique(path);
+    tensors.push_back({name, plain});
+    return tagged(complex ? "$complex" : "$tensor", name);
+  }
+
+  std::string unique(std::string name) {
+    if (name.empty()) name = "value";
+    if (!is_utf8(name)) name = to_hex(name);
+    std::string candidate = name;
+    for (int i = 1; candidate == kReserved || !names_.insert(candidate).second; ++i)
+      candidate = name + "~" + std::to_string(i);
+    return candidate;
+  }
+
+  static Tree number(double value) {
+    if (std::isfinite(value)) return value;
+    return tagged("$float", std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf");
+  }
+  static Tree text(const std::string& value) {
+    if (is_utf8(value)) return value;
+    return tagged("$bytes", to_hex(value));
+  }
+
+  Tree list(const Value::List& items, const std::string& path, int depth) {
+    Tree::List out;
+    out.reserve(items.size());
+    for (std::size_t i = 0; i < items.size(); ++i)
+      out.push_back(take(items[i], below(path, std::to_string(i)), depth + 1));
+    return out;
+  }
+
+  Tree map(const Value::Map& entries, const std::string& path, int depth) {
+    bool plain_keys = true;
+    for (const auto& [key, item] : entries) plain_keys &= is_utf8(key);
+    if (!plain_keys) {
+      Tree::List pairs;
+      for (const auto& [key, item] : entries)
+        pairs.push_back(Tree::List{text(key), take(item, below(path, key), depth + 1)});
+      return tagged("$pairs", pairs);
+    }
+    Tree::Map out;
+    for (const auto& [key, item] : entries) out.append(key, take(item, below(path, key), depth + 1));
+    if (entries.size() == 1 && entries.begin()->first.starts_with('$')) return tagged("$map", std::move(out));
+    return out;
+  }
+
+  std::unordered_set<std::string> names_;
+};
+
+class Maker {
+ public:
+  explicit Maker(const std::unordered_map<std::string, at::Tensor>& tensors) : tensors_(tensors) {}
+
+  Value make(const Tree& tree) {
+    if (tree.is_list()) {
+      Value::List out;
+      out.reserve(tree.as_list().size());
+      for (const auto& item : tree.as_list()) out.push_back(make(item));
+      return out;
+    }
+    if (!tree.is_map()) return to_value(tree);
+    const auto& entries = tree.as_map();
+    if (entries.size() == 1 && entries.begin()->first.starts_with('$'))
+      return special(entries.begin()->first, entries.begin()->second);
+    return map(entries);
+  }
+
+  void require_all_used() const {
+    for (const auto& [name, tensor] : tensors_)
+      if (!used_.contains(name))
+        throw CheckpointCorrupt("the tensor '" + name + "' has no place in the checkpoint's structure");
+  }
+
+ private:
+  Value map(const Tree::Map& entries) {
+    Value::Map out;
+    for (const auto& [key, item] : entries) out.append(key, make(item));
+    return out;
+  }
+
+  Value special(const std::string& tag, const Tree& content) {
+    if (tag == "$tensor" && content.is_null()) return at::Tensor();
+    if (tag == "$tensor" && content.is_string()) return tensor(content.as_string());
+    if (tag == "$complex" && content.is_string()) return complex(content.as_string());
+    if (tag == "$float" && content.is_string()) return number(content.as_string());
+    if (tag == "$bytes" && content.is_string()) return from_hex(content.as_string());
+    if (tag == "$map" && content.is_map()) return map(content.as_map());
+    if (tag == "$pairs" && content.is_list()) return pairs(content.as_list());
+    throw CheckpointCorrupt("the structure has an unknown mark '" + tag + "' with " + content.kind() +
+                            "; perhaps a newer version wrote it");
+  }
+
+  at::Tensor tensor(const std::string& name) {
+    auto found = tensors_.find(name);
+    if (found == tensors_.end())
+      throw CheckpointCorrupt("the structure names a tensor '" + name + "' that the file does not hold");
+    used_.insert(name);
+    return found->second;
+  }
+
+  at::Tensor complex(const std::string& name) {
+    at::Tensor pairs = tensor(name);
+    auto type = pairs.scalar_type();
+    if (pairs.dim() == 0 || pairs.size(-1) != 2 ||
+        (type != c10::ScalarType::Double && type != c10::ScalarType::Float && type != c10::ScalarType::Half))
+      throw CheckpointCorrupt("the tensor '" + name + "' should hold complex numbers as pairs of reals, but does not");
+    return at::view_as_complex(pairs);
+  }
+
+  static double number(const std::string& text) {
+    if (text == "nan") return std::numeric_limits<double>::quiet_NaN();
+    if (text == "inf") return std::numeric_limits<double>::infinity();
+    if (text == "-inf") return -std::numeric_limits<double>::infinity();
+    throw CheckpointCorrupt("'" + text + "' is no number");
+  }
+
+  Value pairs(const Tree::List& list) {
+    Value::Map out;
+    std::unordered_set<std::string> seen;
+    for (const auto& item : list) {
+      if (!item.is_list() || item.as_list().size() != 2) throw CheckpointCorrupt("'$pairs' holds something else");
+      Value key = make(item.as_list()[0]);
+      if (!key.is_string() || !seen.insert(key.as_string()).second)
+        throw CheckpointCorrupt("'$pairs' has a key twice, or one that is no string");
+      out.append(key.as_string(), make(item.as_list()[1]));
+    }
+    return out;
+  }
+
+  const std::unordered_map<std::string, at::Tensor>& tensors_;
+  std::unordered_set<std::string> used_;
+};
+
+}  // namespace
+
+Structure take_apart(const Value& value) {
+  Taker taker;
+  Tree tree = taker.take(value, "", 0);
+  return {std::move(tree), std::move(taker.tensors)};
+}
+
+Value put_together(const Tree& tree, const std::unordered_map<std::string, at::Tensor>& tensors) {
+  Maker maker(tensors);
+  Value value = maker.make(tree);
+  maker.require_all_used();
+  return value;
+}
+
+}  // namespace fabric::checkpoint

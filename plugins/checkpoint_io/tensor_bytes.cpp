@@ -1,0 +1,108 @@
+#include "plugins/checkpoint_io/tensor_bytes.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include <fabric/error.h>
+
+namespace fabric::checkpoint {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "checkpoints hold little-endian numbers");
+
+struct TypeName {
+  c10::ScalarType type;
+  std::string_view name;
+};
+constexpr std::array kTypes{
+    TypeName{c10::ScalarType::Double, "F64"},         TypeName{c10::ScalarType::Float, "F32"},
+    TypeName{c10::ScalarType::Half, "F16"},           TypeName{c10::ScalarType::BFloat16, "BF16"},
+    TypeName{c10::ScalarType::Long, "I64"},           TypeName{c10::ScalarType::Int, "I32"},
+    TypeName{c10::ScalarType::Short, "I16"},          TypeName{c10::ScalarType::Char, "I8"},
+    TypeName{c10::ScalarType::UInt64, "U64"},         TypeName{c10::ScalarType::UInt32, "U32"},
+    TypeName{c10::ScalarType::UInt16, "U16"},         TypeName{c10::ScalarType::Byte, "U8"},
+    TypeName{c10::ScalarType::Bool, "BOOL"},          TypeName{c10::ScalarType::Float8_e4m3fn, "F8_E4M3"},
+    TypeName{c10::ScalarType::Float8_e5m2, "F8_E5M2"}, TypeName{c10::ScalarType::Float8_e8m0fnu, "F8_E8M0"},
+    TypeName{c10::ScalarType::ComplexFloat, "C64"},
+};
+constexpr std::int64_t kPieceBytes = std::int64_t{64} << 20;
+
+// Any other byte is undefined behaviour for the code that reads the tensor.
+void require_bools(const unsigned char* bytes, std::uint64_t count) {
+  unsigned char all = 0;
+  for (std::uint64_t i = 0; i < count; ++i) all |= bytes[i];
+  if (all > 1) throw CheckpointCorrupt("a tensor of booleans holds bytes other than 0 and 1");
+}
+
+}  // namespace
+
+std::optional<std::string_view> safetensors_name(c10::ScalarType type) {
+  for (const auto& entry : kTypes)
+    if (entry.type == type) return entry.name;
+  return std::nullopt;
+}
+
+std::optional<c10::ScalarType> safetensors_type(std::string_view name) {
+  for (const auto& entry : kTypes)
+    if (entry.name == name) return entry.type;
+  return std::nullopt;
+}
+
+at::Tensor storable(const at::Tensor& tensor, const std::string& path) {
+  auto refuse = [&](const std::string& why) {
+    throw CheckpointError("the tensor '" + path + "' cannot be saved: " + why);
+  };
+  if (tensor.is_meta()) refuse("it is on the meta device and has no data; materialise it first");
+  if (tensor.layout() != c10::kStrided) refuse("it is not dense; save its to_dense() instead");
+  if (tensor.is_quantized()) refuse("it is quantized; save its int_repr(), scale and zero point instead");
+  if (!tensor.has_storage()) refuse("it has no storage of its own");
+  return tensor.detach().resolve_conj().resolve_neg();
+}
+
+std::optional<std::uint64_t> checked_bytes(const std::vector<std::int64_t>& shape, std::uint64_t element_size) {
+  constexpr std::uint64_t kLimit = std::uint64_t{1} << 62;
+  std::uint64_t bytes = element_size, bound = element_size;  // strides are computed even where a size is zero
+  for (std::int64_t size : shape) {
+    if (size < 0) return std::nullopt;
+    auto factor = static_cast<std::uint64_t>(size);
+    if (factor > 1 && bound > kLimit / factor) return std::nullopt;
+    bound *= std::max<std::uint64_t>(factor, 1);
+    bytes *= factor;
+  }
+  return bytes;
+}
+
+void for_each_piece(const at::Tensor& tensor, const std::function<void(const void*, std::size_t)>& use) {
+  if (tensor.numel() == 0) return;
+  if (tensor.is_cpu()) {
+    at::Tensor flat = tensor.contiguous();
+    use(flat.const_data_ptr(), flat.nbytes());
+    return;
+  }
+  if (!tensor.is_contiguous()) return for_each_piece(tensor.cpu(), use);
+  at::Tensor flat = tensor.view(-1);
+  const std::int64_t step = std::max<std::int64_t>(1, kPieceBytes / static_cast<std::int64_t>(tensor.element_size()));
+  for (std::int64_t start = 0; start < flat.numel(); start += step) {
+    at::Tensor piece = flat.narrow(0, start, std::min(step, flat.numel() - start)).cpu();
+    use(piece.const_data_ptr(), piece.nbytes());
+  }
+}
+
+at::Tensor tensor_at(void* data, std::uint64_t bytes, const std::vector<std::int64_t>& shape, c10::ScalarType type,
+                     const std::shared_ptr<void>& owner) {
+  if (bytes == 0) return at::empty(shape, type);
+  if (type == c10::ScalarType::Bool) require_bools(static_cast<const unsigned char*>(data), bytes);
+  if (reinterpret_cast<std::uintptr_t>(data) % c10::elementSize(type) != 0) {
+    at::Tensor copy = at::empty(shape, type);
+    std::memcpy(copy.mutable_data_ptr(), data, bytes);
+    return copy;
+  }
+  return at::from_blob(data, shape, [owner](void*) {}, at::TensorOptions(type));
+}
+
+}  // namespace fabric::checkpoint
