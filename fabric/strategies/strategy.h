@@ -59,8 +59,24 @@ class FABRIC_API BackwardSyncControl {
   virtual Scope no_backward_sync(StrategyModule& module, bool enabled) = 0;
 };
 
-
-
+/// Capability: ranks may run out of data at different times.
+class FABRIC_API JoinControl {
+ public:
+  struct Options {
+    /// Gradients are divided by the number of all ranks; off: by the number of those that still have data.
+    bool divide_by_initial_world_size = true;
+    /// Ends the loop with a MismatchError on every rank as soon as one rank has no more data.
+    bool throw_on_early_termination = false;
+    /// Their state, too, is copied from the rank that trained longest, so that training can go on afterwards.
+    std::vector<torch::optim::Optimizer*> optimizers;
+  };
+  virtual ~JoinControl() = default;
+  /// Runs `body`, this rank's training loop. A rank whose body has ended takes part in the others' communication until
+  /// all have ended; then every rank gets the parameters and buffers of one that trained longest. Every model that `body`
+  /// trains must be listed; other collectives are not allowed inside.
+  virtual void join(const std::vector<StrategyModule*>& modules, const Options& options,
+                    const std::function<void()>& body) = 0;
+};
 
 class ParallelStrategy;
 
@@ -85,6 +101,7 @@ class FABRIC_API Strategy {
 
   // --- capabilities
   virtual BackwardSyncControl* backward_sync_control() { return nullptr; }
+  virtual JoinControl* join_control() { return nullptr; }
   /// True when collectives and setup are errors before `Fabric::launch`.
   virtual bool requires_launch() const { return true; }
   /// True when optimizers can be set up only together with their module.
