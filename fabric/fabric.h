@@ -28,8 +28,8 @@ struct SetupOptions {
 
 struct ClipOptions {
   /// Exactly one of the two: the largest absolute value of an element, or the largest norm of all gradients together.
-  std::optional<double> clip_val;
-  std::optional<double> max_norm;
+  std::optional<double> clip_val = {};
+  std::optional<double> max_norm = {};
   double norm_type = 2.0;
   bool error_if_nonfinite = true;
 };
@@ -44,28 +44,28 @@ class FABRIC_API Fabric {
     /// "auto" or a name from the StrategyRegistry, with its settings.
     Choice strategy = "auto";
     /// Devices per node: "auto", a count, -1 (all), or indices such as "0,2".
-    DeviceSpec devices;
+    DeviceSpec devices = {};
     int num_nodes = 1;
     /// "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"; empty: 32-true.
-    std::string precision;
+    std::string precision = {};
     /// Empty: the cluster environment is detected.
-    std::string environment;
+    std::string environment = {};
     std::string checkpoint_io = "safetensors";
-    std::vector<Choice> loggers;
+    std::vector<Choice> loggers = {};
     FABRIC_FIELDS(Config, accelerator, strategy, devices, num_nodes, precision, environment, checkpoint_io, loggers)
   };
   /// Parts that the caller made. Each replaces its name in the Config; giving both is a ConfigError.
   struct Parts {
-    std::shared_ptr<fabric::Strategy> strategy;
-    std::shared_ptr<fabric::Accelerator> accelerator;
-    std::shared_ptr<fabric::Precision> precision;
-    std::shared_ptr<ClusterEnvironment> environment;
-    std::shared_ptr<CheckpointIO> checkpoint_io;
+    std::shared_ptr<fabric::Strategy> strategy = {};
+    std::shared_ptr<fabric::Accelerator> accelerator = {};
+    std::shared_ptr<fabric::Precision> precision = {};
+    std::shared_ptr<ClusterEnvironment> environment = {};
+    std::shared_ptr<CheckpointIO> checkpoint_io = {};
     /// A group that exists already, an MPI program's communicator for instance (ProcessGroup::from_mpi_comm).
-    ProcessGroup process_group;
-    std::vector<std::shared_ptr<Callback>> callbacks;
-    std::vector<std::shared_ptr<Logger>> loggers;
-    std::shared_ptr<EnvReader> env;
+    ProcessGroup process_group = {};
+    std::vector<std::shared_ptr<Callback>> callbacks = {};
+    std::vector<std::shared_ptr<Logger>> loggers = {};
+    std::shared_ptr<EnvReader> env = {};
   };
 
   Fabric();

@@ -1,0 +1,76 @@
+// Time from start to the first barrier of two ranks, and memory per rank: Fabric::launch against two bare processes.
+
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <stdexcept>
+
+#include "tests/bench/bench.h"
+
+namespace {
+
+struct Start {
+  double milliseconds = 0;
+  double megabytes = 0;  // of the largest process
+};
+
+pid_t spawn(const std::string& program, int output) {
+  pid_t pid = fork();
+  if (pid == 0) {
+    dup2(output, 1);
+    execl(program.c_str(), program.c_str(), nullptr);
+    _exit(127);
+  }
+  return pid;
+}
+
+Start measure(const std::string& program, int processes, int port) {
+  int ends[2];
+  if (pipe(ends) != 0) throw std::runtime_error("pipe failed");
+  setenv("MASTER_PORT", std::to_string(port).c_str(), 1);
+  auto begin = bench::Clock::now();
+  std::vector<pid_t> pids;
+  for (int rank = 0; rank < processes; ++rank) {
+    if (processes > 1) setenv("RANK", std::to_string(rank).c_str(), 1);
+    pids.push_back(spawn(program, ends[1]));
+  }
+  unsetenv("RANK");
+  unsetenv("MASTER_PORT");
+  close(ends[1]);
+  char byte;
+  bool ready = read(ends[0], &byte, 1) == 1;
+  Start result;
+  result.milliseconds = std::chrono::duration<double, std::milli>(bench::Clock::now() - begin).count();
+  for (pid_t pid : pids) {
+    int status = 0;
+    rusage usage{};
+    wait4(pid, &status, 0, &usage);
+    if (!ready || status != 0) throw std::runtime_error(program + " failed");
+    result.megabytes = std::max(result.megabytes, static_cast<double>(usage.ru_maxrss) / 1024);
+  }
+  close(ends[0]);
+  return result;
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  auto folder = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  (void)argv;
+  bench::header();
+  bench::Pair time, memory;
+  for (int round = 0; round < 9; ++round) {
+    auto theirs = measure(folder / "bench_launch_bare", 2, 20000 + round * 7 + static_cast<int>(getpid() % 10000));
+    auto ours = measure(folder / "bench_launch_ours", 1, 0);
+    if (round == 0) continue;
+    time.ours = std::min(time.ours, ours.milliseconds);
+    time.theirs = std::min(time.theirs, theirs.milliseconds);
+    memory.ours = std::min(memory.ours, ours.megabytes);
+    memory.theirs = std::min(memory.theirs, theirs.megabytes);
+  }
+  bench::row("launch() of 2 ranks to first barrier / bare Gloo", time.ours, time.theirs, "ms", 1.2);
+  bench::row("memory per rank / bare Gloo", memory.ours, memory.theirs, "MB", 1.15);
+}

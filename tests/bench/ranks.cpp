@@ -1,0 +1,108 @@
+// Two ranks under mpirun: ddp steps over MPI and Gloo against one process, and all_reduce against plain MPI.
+// Both groups live in the same processes, so that every pair is measured in one run.
+
+#include <mpi.h>
+#include <torch/torch.h>
+
+#include <fabric/fabric.h>
+
+#include "examples/transformer.h"
+#include "tests/bench/bench.h"
+
+namespace {
+
+fabric::Fabric::Config over(const std::string& backend) {
+  fabric::Choice strategy("ddp");
+  strategy.params["process_group"] = fabric::Tree::Map{{"backend", backend}};
+  return {.accelerator = "cpu", .strategy = strategy};
+}
+
+struct Mlp {
+  static torch::nn::Sequential make() {
+    return torch::nn::Sequential(torch::nn::Linear(32, 64), torch::nn::ReLU(), torch::nn::Linear(64, 10));
+  }
+  torch::Tensor x = torch::randn({32, 32}), y = torch::randint(0, 10, {32});
+  torch::Tensor loss(const torch::Tensor& out) const { return torch::nn::functional::cross_entropy(out, y); }
+};
+
+struct Text {
+  static Transformer make() { return Transformer(TransformerConfig{}); }
+  torch::Tensor x = torch::randint(0, 128, {8, 64}), y = torch::randint(0, 128, {8, 64});
+  torch::Tensor loss(const torch::Tensor& out) const {
+    return torch::nn::functional::cross_entropy(out.flatten(0, 1), y.flatten());
+  }
+};
+
+struct Steps {
+  double mpi = 1e300, gloo = 1e300, alone = 1e300;
+};
+
+// Every phase starts at a barrier, so that both cores are busy with the same thing on all sides.
+template <class Load>
+Steps measure(fabric::Fabric& mpi, fabric::Fabric& gloo, int count, int rounds) {
+  Load batch;
+  auto make = [](auto parameters) { return torch::optim::SGD(parameters, 0.01); };
+  auto [mpi_model, mpi_optimizer] = mpi.setup(Load::make(), make);
+  auto [gloo_model, gloo_optimizer] = gloo.setup(Load::make(), make);
+  auto bare = Load::make();
+  auto bare_optimizer = make(bare->parameters());
+  auto wrapped_step = [&](auto& fabric, auto& model, auto& optimizer) {
+    optimizer.zero_grad();
+    fabric.backward(batch.loss(model(batch.x)));
+    optimizer.step();
+  };
+  auto mpi_step = [&, &m = mpi_model, &o = mpi_optimizer] { wrapped_step(mpi, m, o); };
+  auto gloo_step = [&, &m = gloo_model, &o = gloo_optimizer] { wrapped_step(gloo, m, o); };
+  auto bare_step = [&] {
+    bare_optimizer.zero_grad();
+    batch.loss(bare->forward(batch.x)).backward();
+    bare_optimizer.step();
+  };
+  Steps best;
+  auto phase = [&](double& slot, auto& step) {
+    mpi.barrier();
+    slot = std::min(slot, bench::time_us(step, count));
+  };
+  for (int round = -1; round < rounds; ++round) {
+    if (round == 0) best = Steps();
+    phase(best.alone, bare_step);
+    phase(best.mpi, mpi_step);
+    phase(best.gloo, gloo_step);
+  }
+  return best;
+}
+
+void report_all_reduce(fabric::Fabric& fabric) {
+  for (int64_t count : {int64_t{1}, int64_t{262144}}) {
+    auto tensor = torch::ones({count});
+    std::vector<float> raw(static_cast<std::size_t>(count), 1.0f);
+    auto ours = [&] { fabric.all_reduce_(tensor, fabric::ReduceOp::max); };
+    auto plain = [&] {
+      MPI_Allreduce(MPI_IN_PLACE, raw.data(), static_cast<int>(count), MPI_FLOAT, MPI_MAX, MPI_COMM_WORLD);
+    };
+    auto pair = bench::compare(ours, plain, count == 1 ? 20000 : 500, 9);
+    if (fabric.global_rank() != 0) continue;
+    if (count == 1) bench::figure("all_reduce, 4 bytes: more than MPI_Allreduce (" + std::to_string(pair.theirs) + " us)",
+                                  pair.ours - pair.theirs, "us", 3.0);
+    else bench::row("all_reduce, 1 MiB / MPI_Allreduce", pair.ours, pair.theirs, "us", 1.15);
+  }
+}
+
+}  // namespace
+
+int main() {
+  at::set_num_threads(1);
+  torch::manual_seed(0);
+  fabric::Fabric mpi(over("mpi")), gloo(over("gloo"));
+  mpi.launch();
+  gloo.launch();
+  if (mpi.global_rank() == 0) bench::header();
+  report_all_reduce(mpi);
+  auto mlp = measure<Mlp>(mpi, gloo, 500, 9);
+  auto text = measure<Text>(mpi, gloo, 4, 8);
+  if (mpi.global_rank() != 0) return 0;
+  bench::row("ddp step, MLP, MPI / Gloo", mlp.mpi, mlp.gloo, "us", 0.20);
+  bench::row("ddp step, MLP, MPI / one process", mlp.mpi, mlp.alone, "us", 1.8);
+  bench::row("ddp step, transformer, Gloo / one process", text.gloo / 1e3, text.alone / 1e3, "ms", 1.15);
+  bench::row("ddp step, transformer, MPI / one process", text.mpi / 1e3, text.alone / 1e3, "ms", 1.15);
+}

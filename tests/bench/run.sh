@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs the benchmarks: fabric_bench [--peer PYTHON] [step|ranks|launch|checkpoint …]. Each figure stands next to what it is
+# compared with, measured in turn in the same run; minima are compared. --peer names a Python with torch and lightning, and
+# runs the same work there.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+peer=
+names=()
+while (($#)); do
+  case $1 in
+    --peer) peer=${2:?--peer needs a Python}; shift 2 ;;
+    step | ranks | launch | checkpoint) names+=("$1"); shift ;;
+    *) echo "fabric_bench: unknown argument '$1'; valid: --peer PYTHON, step, ranks, launch, checkpoint" >&2; exit 2 ;;
+  esac
+done
+((${#names[@]})) || names=(step ranks launch checkpoint)
+export OMP_NUM_THREADS=1
+for name in "${names[@]}"; do
+  echo "== $name"
+  if [[ $name == ranks ]]; then
+    if [[ ! -x $here/bench_ranks ]] || ! command -v mpirun >/dev/null; then
+      echo "left out: this build or machine has no Open MPI"
+      continue
+    fi
+    port=$((20000 + RANDOM % 10000))
+    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe --bind-to none \
+      -x OMP_NUM_THREADS -x MASTER_ADDR=127.0.0.1 -x MASTER_PORT=$port "$here/bench_ranks"
+  else
+    "$here/bench_$name"
+  fi
+done
+if [[ -n $peer ]]; then
+  echo "== the same step in Python"
+  "$peer" "$here/peer.py" "$here/bench_step"
+fi
