@@ -21,9 +21,9 @@ static std::string error_of(const std::string& text, const fabric::ReadLimits& l
 }
 
 TEST_CASE("JSON keeps kinds, order and exact floats", "[config][json]") {
-  const std::string text = R"({"z":1,"a":[1.0,-0.0,1e-05,"1","é\n\u0001",null,true],"m":{}})";
+  const std::string text = R"({"z":1,"a":[1.0,-0.0,1.0e-05,"1","é\n\u0001",null,true],"m":{}})";
   const Tree tree = read_json(text);
-  CHECK(write_json(tree) == R"({"z":1,"a":[1.0,-0.0,1e-05,"1","é\n\u0001",null,true],"m":{}})");
+  CHECK(write_json(tree) == R"({"z":1,"a":[1.0,-0.0,1.0e-05,"1","é\n\u0001",null,true],"m":{}})");
   CHECK(read_json(write_json(tree, true)) == tree);
   CHECK(tree.at("a").as_list()[0].is_double());
   for (double value : {0.1, 1e308, 5e-324, std::numeric_limits<double>::max(), 1.0 / 3, 123456789012345680.0})

@@ -57,7 +57,8 @@ bool resolve_integer(std::string_view text, Tree& out) {
 std::string float_text(double value) {
   char buffer[32];
   std::string text(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
-  if (text.find_first_of(".e") == std::string::npos) text += ".0";
+  // The point makes it a float for readers of YAML 1.1 as well.
+  if (text.find('.') == std::string::npos) text.insert(std::min(text.find('e'), text.size()), ".0");
   return text;
 }
 

@@ -7,7 +7,7 @@
 
 namespace fabric::detail {
 
-/// Fewest digits that give the same double, always with a point or an exponent. Finite numbers only.
+/// Fewest digits that give the same double, always with a point. Finite numbers only.
 std::string float_text(double value);
 /// Finite decimal number in the grammar of JSON and YAML. False for other text and for what a double cannot hold.
 bool parse_float(std::string_view text, double& value);
