@@ -3,6 +3,8 @@ include_guard(GLOBAL)
 add_library(fabric_settings INTERFACE)
 target_compile_features(fabric_settings INTERFACE cxx_std_20)
 target_compile_options(fabric_settings INTERFACE -Wall -Wextra -Wno-missing-field-initializers
+  # GCC 12 warns wrongly about "literal" + std::string.
+  $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>
   $<$<BOOL:${FABRIC_WERROR}>:-Werror>)
 target_include_directories(fabric_settings INTERFACE ${PROJECT_SOURCE_DIR})
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)

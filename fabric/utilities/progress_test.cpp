@@ -1,0 +1,133 @@
+#include <fabric/utilities/progress.h>
+
+#include <fcntl.h>
+#include <pty.h>
+#include <unistd.h>
+
+#include <thread>
+#include <vector>
+
+#include "fabric/utilities/terminal.h"
+#include "tests/support/catch.h"
+
+namespace {
+
+using Mode = fabric::ProgressOptions::Mode;
+
+// Both ends of a pipe or of a terminal; what was written is read without waiting.
+struct Screen {
+  int reader = -1, writer = -1;
+  explicit Screen(bool terminal) {
+    int ends[2];
+    if (terminal) {
+      winsize size{.ws_row = 24, .ws_col = 100, .ws_xpixel = 0, .ws_ypixel = 0};
+      REQUIRE(openpty(&reader, &writer, nullptr, nullptr, &size) == 0);
+    } else {
+      REQUIRE(pipe(ends) == 0);
+      reader = ends[0], writer = ends[1];
+    }
+    fcntl(reader, F_SETFL, O_NONBLOCK);
+  }
+  ~Screen() { close(reader), close(writer); }
+  std::string text() const {
+    std::string all;
+    char buffer[4096];
+    for (ssize_t n; (n = read(reader, buffer, sizeof buffer)) > 0;) all.append(buffer, n);
+    return all;
+  }
+};
+
+std::size_t count(const std::string& text, char c) { return std::count(text.begin(), text.end(), c); }
+
+}  // namespace
+
+TEST_CASE("progress hands out every element of a range, by reference", "[progress]") {
+  std::vector<int> numbers = {1, 2, 3};
+  for (int& number : fabric::progress(numbers, "x")) number *= 2;
+  REQUIRE(numbers == std::vector<int>{2, 4, 6});
+  int sum = 0;
+  for (int number : fabric::progress(std::vector<int>{1, 2, 3}, "temporary")) sum += number;
+  REQUIRE(sum == 6);
+  int plain[] = {4, 5};
+  for (int number : fabric::progress(plain, "array")) sum += number;
+  REQUIRE(sum == 15);
+  auto range = fabric::progress(numbers, "x");
+  for ([[maybe_unused]] int number : range) {
+  }
+  REQUIRE(range.bar().done() == 3);
+}
+
+TEST_CASE("A pipe gets nothing, a terminal a bar", "[progress]") {
+  Screen pipe(false), terminal(true);
+  std::vector<int> numbers(50);
+  for ([[maybe_unused]] int n : fabric::progress(numbers, "epoch 1", true, {.fd = pipe.writer})) {
+  }
+  CHECK(pipe.text().empty());
+  for ([[maybe_unused]] int n : fabric::progress(numbers, "epoch 1", true, {.fd = terminal.writer})) {
+  }
+  auto text = terminal.text();
+  INFO(text);
+  CHECK(text.find("epoch 1   0% ") != std::string::npos);
+  CHECK(text.find("epoch 1 100% ") != std::string::npos);
+  CHECK(text.find("50/50 [00:00, ") != std::string::npos);
+  CHECK(text.back() == '\n');
+  CHECK(count(text, '\n') == 1);
+}
+
+TEST_CASE("A rank that shows nothing writes nothing to a terminal", "[progress]") {
+  Screen terminal(true);
+  fabric::Progress progress("hidden", 10, false, {.fd = terminal.writer});
+  progress.advance(10);
+  progress.finish();
+  CHECK(terminal.text().empty());
+  CHECK(progress.done() == 10);
+}
+
+TEST_CASE("A bar is redrawn no more often than asked for", "[progress]") {
+  Screen terminal(true);
+  {
+    fabric::Progress progress("fast", 100000, true, {.redraw_seconds = 3600, .fd = terminal.writer});
+    for (int i = 0; i < 100000; ++i) progress.advance();
+  }
+  CHECK(count(terminal.text(), '\r') <= 3);  // the first, the last, and the terminal's own before a line end
+}
+
+TEST_CASE("Time left, rate and note follow the loop", "[progress]") {
+  Screen pipe(false);
+  fabric::Progress progress("train", 4, true, {.mode = Mode::lines, .line_seconds = 0, .fd = pipe.writer});
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+  progress.set_note("loss 0.5");
+  progress.advance();
+  auto text = pipe.text();
+  INFO(text);
+  CHECK(text.find("train  25% 1/4 [00:01<00:04, 1.2 s/it] loss 0.5\n") == 0);
+}
+
+TEST_CASE("Without a total the count and rate are shown", "[progress]") {
+  Screen pipe(false);
+  {
+    fabric::Progress progress("stream", std::nullopt, true, {.mode = Mode::lines, .fd = pipe.writer});
+    progress.advance(7);
+  }
+  auto text = pipe.text();
+  CHECK(text.find("stream 7 [00:00, ") == 0);
+  CHECK(count(text, '\n') == 1);
+}
+
+TEST_CASE("Leaving the loop early ends the line", "[progress]") {
+  Screen terminal(true);
+  for (int n : fabric::progress(std::vector<int>{1, 2, 3}, "early", true, {.fd = terminal.writer}))
+    if (n == 2) break;
+  auto text = terminal.text();
+  CHECK(text.find(" 33% ") != std::string::npos);
+  CHECK(text.back() == '\n');
+}
+
+TEST_CASE("Clock texts", "[progress]") {
+  using fabric::terminal::clock_text;
+  CHECK(clock_text(75) == "01:15");
+  CHECK(clock_text(3675) == "1:01:15");
+  CHECK(clock_text(-1) == "?");
+  CHECK(clock_text(1e300) == "?");
+  CHECK(fabric::terminal::width("▕a") == 2);
+}

@@ -1,0 +1,54 @@
+#include "fabric/utilities/terminal.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include <fabric/plugins/environments/env_reader.h>
+
+namespace fabric::terminal {
+
+bool is_terminal(int fd) { return isatty(fd) == 1; }
+
+int columns(int fd) {
+  winsize size{};
+  return ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+bool utf8() {
+  auto env = process_env();
+  // The first of these that is set decides, as in the C library.
+  for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"}) {
+    auto value = env->get(name);
+    if (!value || value->empty()) continue;
+    std::transform(value->begin(), value->end(), value->begin(), [](unsigned char c) { return std::tolower(c); });
+    return value->find("utf-8") != std::string::npos || value->find("utf8") != std::string::npos;
+  }
+  return false;
+}
+
+std::size_t width(const std::string& text) {
+  return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
+}
+
+std::string clock_text(double seconds) {
+  if (!std::isfinite(seconds) || seconds < 0 || seconds > 1e7) return "?";
+  auto whole = static_cast<long>(seconds + 0.5);
+  char text[32];
+  if (whole >= 3600)
+    std::snprintf(text, sizeof text, "%ld:%02ld:%02ld", whole / 3600, whole / 60 % 60, whole % 60);
+  else
+    std::snprintf(text, sizeof text, "%02ld:%02ld", whole / 60, whole % 60);
+  return text;
+}
+
+std::string short_number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
+}  // namespace fabric::terminal

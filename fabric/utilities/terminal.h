@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+
+// What the utilities ask about the place they write to.
+namespace fabric::terminal {
+
+bool is_terminal(int fd);
+/// Columns of the terminal; 80 where there is none.
+int columns(int fd);
+/// Whether the locale's variables name UTF-8.
+bool utf8();
+/// Characters that `text` takes on screen: UTF-8 sequences count once.
+std::size_t width(const std::string& text);
+/// 75 -> "01:15", 3675 -> "1:01:15".
+std::string clock_text(double seconds);
+/// Three significant digits: "0.0123", "45.6", "1.23e+06".
+std::string short_number(double value);
+
+}  // namespace fabric::terminal
