@@ -14,10 +14,11 @@ namespace fabric {
 /// Starts the other ranks of this node from within one process, watches them and ends them. No LibTorch here.
 ///
 /// Kinds: "popen" re-executes this program's own command line for the local ranks 1 … n-1, and the calling process is
-/// local rank 0; "spawn" re-executes it for all ranks, which run the function given to `launch` and end; "fork" forks the
-/// calling process for all ranks, which must not have started threads.
-/// A child that dies ends the job within a second: its last lines of stderr are printed and the whole job exits with its
-/// code (128 + n for a signal). No child outlives the process that started it.
+/// local rank 0; "spawn" re-executes it for all ranks, which run the function given to `launch_function` and end;
+/// "fork" forks the calling process for all ranks, which must not have started threads. A child that fails ends the job
+/// within a second: its last lines of stderr are printed and, for popen, this process ends with the child's code (128 +
+/// n for signal n); spawn and fork throw LaunchError. No child outlives the process that started it.
+/// fabric/docs/launching.md has the details.
 class FABRIC_API Launcher {
  public:
   struct Config {
@@ -25,9 +26,10 @@ class FABRIC_API Launcher {
     int num_nodes = 1;
     int node_rank = 0;
     std::string main_address = "127.0.0.1";
-    /// 0: a free port is taken.
+    /// 0: MASTER_PORT, or a free port, which is allowed on one node only.
     int main_port = 0;
-    /// Seconds between SIGTERM and SIGKILL when children are stopped, and that rank 0 waits for them at the end.
+    /// Seconds that rank 0 waits for its children at the end. Children that are stopped, then or because the job
+    /// failed, get SIGTERM, and SIGKILL half a second later.
     double grace_seconds = 30;
     FABRIC_FIELDS(Config, num_processes, num_nodes, node_rank, main_address, main_port, grace_seconds)
   };
@@ -38,18 +40,26 @@ class FABRIC_API Launcher {
   virtual std::string kind() const = 0;
   /// True for spawn and fork, which need a function to run.
   virtual bool needs_function() const = 0;
-  /// popen only: starts the others and tells this process its own place (by environment variables as well).
+  /// popen only: starts the others and tells this process its own place by environment variables (LOCAL_RANK and so
+  /// on). Does nothing in a process that is a rank already (LOCAL_RANK is set): in the children, under torchrun, and
+  /// when called again, for the same children are still there. Whoever connects the ranks once more must use other keys
+  /// in the store at MASTER_ADDR:MASTER_PORT. Throws MisuseError when called again for another number of processes,
+  /// LaunchError when a child cannot be started or the given port is taken, ConfigError for settings that cannot be.
   virtual void launch() = 0;
-  /// spawn and fork only.
+  /// spawn and fork only: runs `function` in all ranks and waits for them. In a process that is a rank already it is
+  /// simply called. Throws LaunchError naming rank, exit code and last lines of stderr when a rank fails, MisuseError
+  /// when fork finds more than one thread.
   virtual std::string launch_function(const Function& function) = 0;
-  /// Waits for the children to end, at most the grace time, then stops them. Returns the first failing exit code or 0.
+  /// popen: waits for the children to end, at most the grace time, then stops them; returns the first failing exit code
+  /// or 0. Also done when the program ends, so that only who wants to know must call it. spawn and fork have nobody to
+  /// wait for.
   virtual int join() = 0;
 };
 
 /// `kind` is "popen", "spawn" or "fork"; throws ConfigError for another.
 FABRIC_API std::unique_ptr<Launcher> make_launcher(const std::string& kind, const Launcher::Config& config,
                                                    std::shared_ptr<EnvReader> env = process_env());
-/// A TCP port that is free now on this machine.
+/// A TCP port that is free now on this machine. Another process may take it before it is used.
 FABRIC_API int find_free_port();
 
 }  // namespace fabric

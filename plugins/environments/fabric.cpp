@@ -3,7 +3,7 @@
 #include <fabric/error.h>
 
 #include "plugins/environments/checks.h"
-#include "plugins/environments/ports.h"
+#include "launcher/ports.h"
 
 namespace fabric {
 namespace {

@@ -10,7 +10,7 @@
 #include <fabric/log.h>
 
 #include "plugins/environments/checks.h"
-#include "plugins/environments/hostlist.h"
+#include "launcher/hostlist.h"
 
 namespace fabric {
 namespace {

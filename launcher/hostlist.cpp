@@ -1,4 +1,4 @@
-#include "plugins/environments/hostlist.h"
+#include "launcher/hostlist.h"
 
 #include <charconv>
 #include <cstdint>

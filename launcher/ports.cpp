@@ -1,4 +1,4 @@
-#include "plugins/environments/ports.h"
+#include "launcher/ports.h"
 
 #include <netinet/in.h>
 #include <sys/socket.h>

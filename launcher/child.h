@@ -1,0 +1,37 @@
+#pragma once
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include <functional>
+#include <vector>
+
+#include "launcher/command.h"
+#include "launcher/descriptor.h"
+
+namespace fabric {
+
+/// A process that was started as a rank. It leads a session of its own and is killed when the thread that started it
+/// dies.
+struct Child {
+  pid_t pid = -1;
+  Descriptor process;  // a pidfd: readable once the child has ended
+  Descriptor error;    // reads what the child writes to stderr
+  Descriptor result;   // reads what the function of the rank returned; not open without one
+};
+
+struct ChildOptions {
+  /// Signals blocked in the child.
+  sigset_t mask;
+  /// Descriptors that the child keeps through exec, under the same numbers.
+  std::vector<int> kept;
+};
+
+/// Runs a program: stdin is /dev/null, stdout is ours, stderr a pipe. Throws LaunchError.
+Child start_program(const Command& command, const ChildOptions& options);
+/// Forks, and runs `body` in the child, which is given the write end for its result and ends with the code returned.
+Child start_function(const std::function<int(int result)>& body);
+/// Signals of the calling thread.
+sigset_t current_mask();
+
+}  // namespace fabric

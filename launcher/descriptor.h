@@ -1,0 +1,39 @@
+#pragma once
+
+#include <utility>
+
+namespace fabric {
+
+/// Owns a file descriptor. All that are made here are closed on exec and never 0, 1 or 2, which a program may have
+/// closed.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~Descriptor() { reset(); }
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+  void reset();
+
+ private:
+  int fd_ = -1;
+};
+
+struct Pipe {
+  Descriptor read, write;
+};
+
+/// Moves a descriptor above 2. Throws LaunchError saying what it was for when `fd` is -1 or there are too many.
+Descriptor above_stdio(int fd, const char* what);
+/// The read end does not block. Throws LaunchError.
+Pipe make_pipe();
+Descriptor open_dev_null();
+/// An eventfd that does not block, to wake a thread which polls.
+Descriptor make_wakeup();
+
+}  // namespace fabric

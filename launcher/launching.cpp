@@ -1,0 +1,20 @@
+#include <fabric/launching.h>
+
+#include <fabric/error.h>
+
+#include "launcher/function_launcher.h"
+#include "launcher/ports.h"
+
+namespace fabric {
+
+std::unique_ptr<Launcher> make_launcher(const std::string& kind, const Launcher::Config& config,
+                                        std::shared_ptr<EnvReader> env) {
+  if (kind == "popen") return make_popen_launcher(config, std::move(env));
+  if (kind == "spawn") return make_spawn_launcher(config, std::move(env));
+  if (kind == "fork") return make_fork_launcher(config, std::move(env));
+  throw ConfigError("unknown start method '" + kind + "'; known are popen, spawn and fork");
+}
+
+int find_free_port() { return PortReservation().port(); }
+
+}  // namespace fabric
