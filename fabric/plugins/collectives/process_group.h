@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,6 +21,10 @@ class Store;
 
 namespace fabric {
 
+namespace collectives {
+struct Group;
+}
+
 /// `mean` divides the sum by the group's size; on integer tensors it truncates.
 enum class ReduceOp { mean, sum, min, max, product };
 /// "mean" or "avg", "sum", "min", "max", "product" or "prod"; throws ConfigError naming the nearest for anything else.
@@ -27,7 +32,8 @@ FABRIC_API ReduceOp parse_reduce_op(const std::string& name);
 
 /// A group of ranks that talk to each other. A handle: copies share the group. Every operation is collective: all ranks
 /// of the group call it, in the same order. Operations wait until the result may be used by the calling thread (on CUDA:
-/// the current stream waits). Not thread-safe. Throws TimeoutError, MismatchError or CollectiveError.
+/// the current stream waits). Not thread-safe. Throws TimeoutError, MismatchError or CollectiveError; MisuseError for
+/// an empty handle, after shutdown() and for arguments that cannot be right on any rank.
 class FABRIC_API ProcessGroup {
  public:
   struct Config {
@@ -88,12 +94,17 @@ class FABRIC_API ProcessGroup {
 
   /// A group of some of the ranks, called by every rank of this group; ranks outside get an empty handle.
   ProcessGroup subgroup(const std::vector<int>& ranks, const std::string& name = "") const;
+  /// For work started on `c10d()` that threw `error`: marks the group as failed and throws what its own operations throw,
+  /// TimeoutError or CollectiveError.
+  [[noreturn]] void report_failure(const char* operation, const std::exception& error,
+                                   std::chrono::steady_clock::time_point begin) const;
   /// Frees the group; never waits for a peer. Safe to call twice.
   void shutdown();
 
  private:
-  struct Impl;
-  std::shared_ptr<Impl> impl_;
+  explicit ProcessGroup(std::shared_ptr<collectives::Group> impl);
+  collectives::Group& use(const char* operation) const;
+  std::shared_ptr<collectives::Group> impl_;
 };
 
 }  // namespace fabric

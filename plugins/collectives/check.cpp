@@ -1,0 +1,117 @@
+#include "plugins/collectives/check.h"
+
+#include <sstream>
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+namespace fabric::collectives {
+namespace {
+
+// splitmix64's finaliser: cheap, and every bit of the input reaches every bit of the result.
+std::uint64_t mixed(std::uint64_t hash, std::uint64_t value) {
+  hash ^= value + 0x9e3779b97f4a7c15ull + (hash << 6) + (hash >> 2);
+  hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9ull;
+  hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebull;
+  return hash ^ (hash >> 31);
+}
+
+std::uint64_t mixed(std::uint64_t hash, std::string_view text) {
+  for (char letter : text) hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3ull;
+  return mixed(hash, text.size());
+}
+
+// Positive and with room for its negative.
+std::int64_t fingerprint_of(const Call& call) {
+  auto hash = mixed(0, std::string_view(call.operation));
+  hash = mixed(hash, static_cast<std::uint64_t>(call.op + 1) << 32 | static_cast<std::uint32_t>(call.root + 1));
+  if (call.label) hash = mixed(hash, *call.label);
+  if (call.tensor) {
+    const auto& tensor = *call.tensor;
+    hash = mixed(hash, static_cast<std::uint64_t>(tensor.scalar_type()) << 32 |
+                           static_cast<std::uint64_t>(tensor.device().type()) << 16 | static_cast<std::uint64_t>(tensor.dim()));
+    if (!call.any_shape)
+      for (auto size : tensor.sizes()) hash = mixed(hash, static_cast<std::uint64_t>(size));
+  }
+  return static_cast<std::int64_t>(hash >> 2);
+}
+
+void all_reduce_max(Group& group, at::Tensor& tensor, const char* operation) {
+  group.run(operation, [&] {
+    group.one.assign(1, tensor);
+    c10d::AllreduceOptions options;
+    options.reduceOp = c10d::ReduceOp::MAX;
+    options.asyncOp = false;
+    return group.cpu->allreduce(group.one, options);
+  });
+}
+
+// Every rank comes here after a mismatch, so this exchange cannot hang on one of them. The text has a fixed room per
+// rank, which makes the exchange itself immune to disagreement.
+[[noreturn]] void throw_mismatch(Group& group, const Call& call) {
+  constexpr std::int64_t kRoom = 384;
+  auto mine = describe(call).substr(0, kRoom - 1);
+  auto texts = at::zeros({group.size, kRoom}, at::kByte);
+  auto* begin = texts.mutable_data_ptr<std::uint8_t>();
+  std::copy(mine.begin(), mine.end(), begin + group.rank * kRoom);
+  all_reduce_max(group, texts, call.operation);
+  std::ostringstream text;
+  text << "rank " << group.rank << ": the ranks call different collectives, so none was run.";
+  for (int rank = 0; rank < group.size; ++rank)
+    text << "\n  rank " << rank << ": " << reinterpret_cast<const char*>(begin + rank * kRoom);
+  text << "\nCall the same operation with the same shape and type on every rank";
+  if (call.tensor && !call.any_shape) text << ", or all_gather, which takes unequal shapes";
+  throw MismatchError(text.str());
+}
+
+const char* name_of(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::mean: return "mean";
+    case ReduceOp::sum: return "sum";
+    case ReduceOp::min: return "min";
+    case ReduceOp::max: return "max";
+    case ReduceOp::product: return "product";
+  }
+  return "?";
+}
+
+}  // namespace
+
+std::string describe(const Call& call) {
+  std::ostringstream text;
+  text << call.operation;
+  if (call.label && !call.label->empty()) text << "(\"" << *call.label << "\")";
+  if (call.op >= 0) text << '(' << name_of(static_cast<ReduceOp>(call.op)) << ')';
+  if (call.tensor) text << " of " << call.tensor->scalar_type() << ' ' << call.tensor->sizes();
+  if (call.tensor && !call.tensor->is_cpu()) text << " on " << call.tensor->device().type();
+  if (call.root >= 0) text << ", root " << call.root;
+  return text.str();
+}
+
+void verify(Group& group, const Call& call) {
+  group.require_usable(call.operation);
+  if (!group.config.check || group.size == 1) return;
+  auto mine = fingerprint_of(call);
+  if (!group.fingerprint.defined()) group.fingerprint = at::empty({2}, at::kLong);
+  auto* both = group.fingerprint.mutable_data_ptr<std::int64_t>();
+  both[0] = mine;
+  both[1] = -mine;
+  all_reduce_max(group, group.fingerprint, call.operation);
+  if (both[0] != -both[1]) throw_mismatch(group, call);
+}
+
+void require_dense(const char* operation, const at::Tensor& tensor) {
+  if (!tensor.defined())
+    throw MisuseError(std::string(operation) + " got an undefined tensor; every rank has to pass a tensor");
+  if (tensor.layout() != at::kStrided)
+    throw MisuseError(std::string(operation) + " takes dense tensors; this one's layout is " + c10::str(tensor.layout()) +
+                      ". Convert it with to_dense() first");
+}
+
+void require_rank(const char* operation, const char* what, int rank, int size) {
+  if (rank < 0 || rank >= size)
+    throw MisuseError(std::string(operation) + ": " + what + " is " + std::to_string(rank) + "; the group has ranks 0 to " +
+                      std::to_string(size - 1));
+}
+
+}  // namespace fabric::collectives

@@ -1,0 +1,111 @@
+#include "plugins/collectives/group.h"
+
+#include <thread>
+
+#include <fabric/log.h>
+
+#include "plugins/collectives/gloo_backend.h"
+#include "plugins/collectives/job_store.h"
+
+namespace fabric::collectives {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+bool says_timeout(std::string_view text) {
+  return text.find("imed out") != std::string_view::npos || text.find("imeout") != std::string_view::npos;
+}
+
+// LibTorch appends a C++ backtrace to its messages; the user's eye wants the first line.
+std::string first_line(std::string_view text) {
+  auto end = text.find_first_of("\r\n");
+  return std::string(text.substr(0, end));
+}
+
+// A rank whose wait fails leaves a note in the store. The failure of one breaks its connections, so the others that wait
+// fail right after it: who leaves no note within a moment is not waiting.
+std::string who_is_missing(const Group& group) {
+  constexpr milliseconds kMoment{1000};
+  if (!group.store || group.size == 1) return "";
+  try {
+    group.store->set("failed/" + std::to_string(group.rank), std::vector<std::uint8_t>{1});
+    auto end = steady_clock::now() + std::min(kMoment, group.timeout);
+    std::vector<int> missing;
+    do {
+      std::this_thread::sleep_for(milliseconds(20));
+      missing.clear();
+      for (int rank = 0; rank < group.size; ++rank)
+        if (!group.store->check({"failed/" + std::to_string(rank)})) missing.push_back(rank);
+    } while (!missing.empty() && steady_clock::now() < end);
+    if (missing.empty()) return "Every rank waited: the connections between them broke";
+    return list_of_ranks(missing) + " did not come: ended, stuck, or calling something else";
+  } catch (const std::exception&) {
+    return group.ranks.store_is_external ? "The launcher's store is gone" : "Rank 0 is gone, which serves the job's store";
+  }
+}
+
+}  // namespace
+
+void Group::require_usable(const char* operation) const {
+  if (closed)
+    throw MisuseError(std::string(operation) + " was called after shutdown() of its process group. Create a new group, or " +
+                      "shut it down later");
+  if (!failure.empty())
+    throw CollectiveError(std::string(operation) + " cannot run: this process group failed before and must be created again. " +
+                          "The failure was: " + failure);
+}
+
+void Group::fail(const char* operation, const std::exception& error, steady_clock::time_point begin) {
+  one.clear();
+  if (dynamic_cast<const CollectiveError*>(&error)) {
+    failure = error.what();
+    throw;
+  }
+  if (dynamic_cast<const Error*>(&error)) throw;
+  auto waited = std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin);
+  auto reason = first_line(error.what());
+  auto missing = who_is_missing(*this);
+  if (says_timeout(reason) || waited >= timeout) {
+    TimeoutError timed_out(rank, operation, waited, missing + (missing.empty() ? "" : " ") + "(" + reason + ")");
+    failure = timed_out.what();
+    throw timed_out;
+  }
+  failure = "rank " + std::to_string(rank) + ": " + operation + " failed after " +
+            std::to_string(waited.count() / 1000.0) + " s. " + missing + (missing.empty() ? "" : " ") + "(" + reason + ")";
+  throw CollectiveError(failure);
+}
+
+c10d::Backend& Group::carrier(const at::Tensor& tensor) const {
+  return !tensor.is_cpu() && on_device ? *on_device : *cpu;
+}
+
+void Group::close() noexcept {
+  if (closed) return;
+  closed = true;
+  try {
+    one.clear();
+    if (owned && cpu) release_without_waiting(*cpu);
+    if (owned && on_device) on_device->abort();
+    torch_group.reset();
+    on_device.reset();
+    cpu.reset();
+    store.reset();
+  } catch (const std::exception& error) {
+    log::debug(std::string("closing a process group: ") + error.what());
+  }
+}
+
+c10::intrusive_ptr<c10d::ProcessGroup> assemble(const Group& group) {
+  using Type = c10d::ProcessGroup::BackendType;
+  auto store = group.store ? group.store : open_private_store();
+  auto made = c10::make_intrusive<c10d::ProcessGroup>(store, group.rank, group.size);
+  auto cpu_type = group.backend == "mpi" ? Type::CUSTOM : Type::GLOO;
+  made->setBackend(c10::DeviceType::CPU, cpu_type, group.cpu);
+  if (group.on_device) made->setBackend(group.device.type(), Type::NCCL, group.on_device);
+  made->setDefaultBackend(group.on_device ? Type::NCCL : cpu_type);
+  made->setGroupName(group.name);
+  return made;
+}
+
+}  // namespace fabric::collectives

@@ -1,0 +1,110 @@
+#include "plugins/collectives/job_store.h"
+
+#include <unistd.h>
+
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <fabric/error.h>
+
+namespace fabric::collectives {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+struct Entry {
+  c10::intrusive_ptr<c10d::Store> store;
+  int groups = 0;
+};
+using Key = std::tuple<pid_t, std::string, int>;
+
+// Never destroyed: other ranks may need the server until this process ends, and a forked child must not close its
+// parent's connections.
+std::map<Key, Entry>& entries() {
+  static auto* all = new std::map<Key, Entry>;
+  return *all;
+}
+
+std::string place_of(const RankInfo& ranks) { return ranks.main_address + ":" + std::to_string(ranks.main_port); }
+
+c10::intrusive_ptr<c10d::Store> connect(const RankInfo& ranks, milliseconds timeout) {
+  if (ranks.main_port <= 0 || ranks.main_port > 65535)
+    throw ConfigError("main_port is " + std::to_string(ranks.main_port) +
+                      "; a job of several ranks needs the port (1 to 65535) on which rank 0 can be reached. Set MASTER_PORT");
+  c10d::TCPStoreOptions options;
+  options.port = static_cast<std::uint16_t>(ranks.main_port);
+  options.isServer = ranks.rank == 0 && !ranks.store_is_external;
+  options.waitWorkers = false;  // meet() waits, and can tell who is missing
+  options.timeout = timeout;
+  auto begin = steady_clock::now();
+  try {
+    return c10::make_intrusive<c10d::TCPStore>(ranks.main_address, options);
+  } catch (const std::exception& error) {
+    if (options.isServer)
+      throw CollectiveError("rank 0 cannot serve the job's store at " + place_of(ranks) + ": " + error.what() +
+                            "\nIf the port is taken, set MASTER_PORT to a free one on every rank");
+    auto waited = std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin);
+    if (waited < timeout / 2) throw CollectiveError("rank " + std::to_string(ranks.rank) + " cannot join the job's store at " + place_of(ranks) + ": " + error.what());
+    throw TimeoutError(ranks.rank, "connecting to the job's store at " + place_of(ranks), waited,
+                       ranks.store_is_external ? "The launcher serves it and did not answer"
+                                               : "Rank 0 serves it and did not come");
+  }
+}
+
+}  // namespace
+
+c10::intrusive_ptr<c10d::Store> open_job_store(const RankInfo& ranks, milliseconds timeout) {
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
+  auto& entry = entries()[{getpid(), ranks.main_address, ranks.main_port}];
+  if (!entry.store) entry.store = connect(ranks, timeout);
+  // A launcher's store outlives restarts, and so would the keys of the ranks before.
+  auto prefix = "fabric/" + std::to_string(ranks.restart_count) + "/" + std::to_string(entry.groups++);
+  auto store = c10::make_intrusive<c10d::PrefixStore>(prefix, entry.store);
+  store->setTimeout(timeout);
+  return store;
+}
+
+void meet(c10d::Store& store, const std::string& place, int rank, int size, milliseconds timeout) {
+  std::vector<std::string> keys;
+  for (int i = 0; i < size; ++i) keys.push_back(place + "/" + std::to_string(i));
+  auto begin = steady_clock::now();
+  try {
+    store.set(keys[rank], std::vector<std::uint8_t>{1});
+    store.wait(keys, timeout);
+  } catch (const std::exception& error) {
+    auto waited = std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin);
+    std::vector<int> missing;
+    try {
+      for (int i = 0; i < size; ++i)
+        if (!store.check({keys[i]})) missing.push_back(i);
+    } catch (const std::exception&) {
+      throw CollectiveError("rank " + std::to_string(rank) + ": " + place +
+                            " failed: the job's store is gone, so rank 0 ended: " + error.what());
+    }
+    if (missing.empty()) return;  // the last one came in the meantime
+    throw TimeoutError(rank, place, waited, "Still missing: " + list_of_ranks(missing));
+  }
+}
+
+c10::intrusive_ptr<c10d::Store> open_private_store() { return c10::make_intrusive<c10d::HashStore>(); }
+
+c10::intrusive_ptr<c10d::Store> sub_store(const std::string& prefix, const c10::intrusive_ptr<c10d::Store>& store) {
+  return c10::make_intrusive<c10d::PrefixStore>(prefix, store);
+}
+
+std::string list_of_ranks(const std::vector<int>& ranks) {
+  constexpr std::size_t kShown = 16;
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (std::size_t i = 0; i < ranks.size() && i < kShown; ++i) text += (i ? ", " : "") + std::to_string(ranks[i]);
+  if (ranks.size() > kShown) text += ", … (" + std::to_string(ranks.size()) + " in all)";
+  return text;
+}
+
+}  // namespace fabric::collectives

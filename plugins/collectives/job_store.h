@@ -1,0 +1,34 @@
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include <c10/util/intrusive_ptr.h>
+
+#include <fabric/rank_info.h>
+
+namespace c10d {
+class Store;
+}
+
+namespace fabric::collectives {
+
+/// The part of the job's key-value store that belongs to the next group of all ranks. Rank 0 serves the store at
+/// main_address:main_port unless the launcher does. The server lives until the process ends, so that groups can follow
+/// one another: the n-th call in one rank meets the n-th in the others. Throws TimeoutError, CollectiveError.
+c10::intrusive_ptr<c10d::Store> open_job_store(const RankInfo& ranks, std::chrono::milliseconds timeout);
+
+/// Waits until every rank has come to `place`, at most the timeout; the TimeoutError names those that did not.
+void meet(c10d::Store& store, const std::string& place, int rank, int size, std::chrono::milliseconds timeout);
+
+/// A store of this process alone.
+c10::intrusive_ptr<c10d::Store> open_private_store();
+
+/// The part of `store` whose keys begin with `prefix`.
+c10::intrusive_ptr<c10d::Store> sub_store(const std::string& prefix, const c10::intrusive_ptr<c10d::Store>& store);
+
+/// "rank 1" or "ranks 1, 3"; long lists end in "… (12 in all)".
+std::string list_of_ranks(const std::vector<int>& ranks);
+
+}  // namespace fabric::collectives

@@ -1,0 +1,163 @@
+#include "plugins/collectives/make_backend.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fabric/log.h>
+#include <fabric/nearest_name.h>
+#include <fabric/plugin_library.h>
+
+#include "plugins/collectives/check.h"
+#include "plugins/collectives/gloo_backend.h"
+#include "plugins/collectives/job_store.h"
+#include "plugins/collectives/mpi_backend.h"
+
+namespace fabric::collectives {
+namespace {
+
+MakeMpi find_mpi() {
+  return reinterpret_cast<MakeMpi>(load_plugin_symbol(
+      "torchfabric_mpi", kMakeMpi, kPluginAbi,
+      "The mpi process group needs Open MPI: install libopenmpi-dev (Debian), build TorchFabric again with "
+      "-DFABRIC_WITH_MPI=ON, or use the backend 'gloo'"));
+}
+
+MakeNccl find_nccl() {
+  return reinterpret_cast<MakeNccl>(load_plugin_symbol(
+      "torchfabric_cuda", kMakeNccl, kPluginAbi,
+      "The nccl process group needs TorchFabric's CUDA library, built with -DFABRIC_WITH_CUDA=ON, and the CUDA and NCCL "
+      "libraries of LibTorch at run time. Use the backend 'gloo' on machines without a GPU"));
+}
+
+bool has_mpi() {
+  try {
+    find_mpi();
+    return true;
+  } catch (const UnavailableError& error) {
+    log::rank_zero_warn(std::string("started by mpirun, but the process group uses gloo: ") + error.what());
+    return false;
+  }
+}
+
+std::string resolve(const Group& group) {
+  const auto& wish = group.config.backend;
+  static const std::vector<std::string> kNames{"auto", "gloo", "mpi", "nccl"};
+  if (std::find(kNames.begin(), kNames.end(), wish) == kNames.end()) {
+    auto nearest = nearest_name(wish, kNames);
+    throw ConfigError("unknown process group backend '" + wish + "'" +
+                      (nearest.empty() ? "" : "; did you mean '" + nearest + "'?") + " Valid are auto, gloo, mpi and nccl");
+  }
+  if (wish != "auto") return wish;
+  if (group.device.is_cuda()) return "nccl";
+  if (group.size == 1) return "single";
+  return group.ranks.source == "mpi" && has_mpi() ? "mpi" : "gloo";
+}
+
+BackendRequest request_of(const Group& group, const std::string& part) {
+  return {.store = sub_store(part, group.store),
+          .rank = group.rank,
+          .size = group.size,
+          .timeout = group.timeout,
+          .device = group.device,
+          .name = group.name,
+          .ranks = group.ranks};
+}
+
+void connect_over_store(Group& group) {
+  auto begin = std::chrono::steady_clock::now();
+  meet(*group.store, "joining the process group", group.rank, group.size, group.timeout);
+  group.run("connecting the ranks", [&]() -> c10::intrusive_ptr<c10d::Work> {
+    group.cpu = make_gloo(request_of(group, "gloo"));
+    if (group.backend == "nccl") find_nccl()(request_of(group, "nccl"), group.on_device);
+    return nullptr;
+  });
+  auto took = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - begin);
+  log::debug("process group " + group.name + " over " + group.backend + ": " + std::to_string(took.count()) + " ms");
+}
+
+void require_same_job(const Group& group, const MpiBackend& mpi) {
+  if (mpi.getSize() == group.size && mpi.getRank() == group.rank) return;
+  auto seen = "rank " + std::to_string(mpi.getRank()) + " of " + std::to_string(mpi.getSize());
+  auto told = "rank " + std::to_string(group.rank) + " of " + std::to_string(group.size);
+  throw ConfigError("MPI says that this process is " + seen + ", the environment says " + told +
+                    (mpi.getSize() == 1 ? ". MPI was not started with this job: use mpirun, or srun --mpi=pmix"
+                                        : ". Start the job with mpirun alone, or use the backend 'gloo'"));
+}
+
+void take_mpi(Group& group, c10::intrusive_ptr<MpiBackend> mpi) {
+  group.backend = "mpi";
+  group.reduces_all_types = true;
+  group.rank = mpi->getRank();
+  group.size = mpi->getSize();
+  group.cpu = std::move(mpi);
+}
+
+}  // namespace
+
+void set_timeout(Group& group) {
+  double seconds = group.config.timeout_seconds;
+  constexpr double kLongest = 1e9;
+  if (!(seconds > 0) || seconds > kLongest)
+    throw ConfigError("timeout_seconds is " + std::to_string(seconds) + "; it has to be above 0 and at most 1e9");
+  group.timeout = std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(seconds * 1000)));
+}
+
+void join_job(Group& group) {
+  const auto& ranks = group.ranks;
+  if (ranks.world_size < 1 || ranks.rank < 0 || ranks.rank >= ranks.world_size)
+    throw ConfigError("rank " + std::to_string(ranks.rank) + " of a world of " + std::to_string(ranks.world_size) +
+                      " cannot be: ranks count from 0 to the world's size less one");
+  group.backend = resolve(group);
+  if (group.backend == "single") return;
+  if (group.backend == "mpi") {
+    c10::intrusive_ptr<MpiBackend> mpi;
+    find_mpi()(nullptr, group.timeout, mpi);
+    require_same_job(group, *mpi);
+    take_mpi(group, std::move(mpi));
+    return;
+  }
+  if (group.backend == "nccl") find_nccl();  // says what is missing before any waiting
+  group.store = group.size == 1 ? open_private_store() : open_job_store(ranks, group.timeout);
+  connect_over_store(group);
+}
+
+void join_communicator(Group& group, const void* mpi_comm) {
+  c10::intrusive_ptr<MpiBackend> mpi;
+  find_mpi()(mpi_comm, group.timeout, mpi);
+  take_mpi(group, std::move(mpi));
+}
+
+std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, const std::string& name) {
+  std::sort(ranks.begin(), ranks.end());
+  if (ranks.empty() || std::adjacent_find(ranks.begin(), ranks.end()) != ranks.end())
+    throw MisuseError("subgroup needs a list of different ranks; this one is empty or names a rank twice");
+  for (int rank : ranks) require_rank("subgroup", "a member", rank, parent.size);
+  std::string label = name + ": " + list_of_ranks(ranks);
+  verify(parent, {.operation = "subgroup", .label = &label});
+  int number = parent.subgroups++;
+  auto place = std::find(ranks.begin(), ranks.end(), parent.rank);
+  if (place == ranks.end()) return nullptr;
+
+  auto group = std::make_shared<Group>();
+  group->config = parent.config;
+  group->device = parent.device;
+  group->timeout = parent.timeout;
+  group->backend = parent.backend;
+  group->ranks = parent.ranks;
+  group->name = name;
+  group->rank = static_cast<int>(place - ranks.begin());
+  group->size = static_cast<int>(ranks.size());
+  if (parent.backend == "single") return group;
+  if (auto* mpi = dynamic_cast<MpiBackend*>(parent.cpu.get())) {
+    take_mpi(*group, mpi->subgroup(ranks, number));
+    return group;
+  }
+  if (!parent.store)
+    throw MisuseError("a group made by ProcessGroup::wrap cannot be split, since its store is LibTorch's. Split it with "
+                      "LibTorch and wrap the parts");
+  group->store = sub_store("sub/" + std::to_string(number), parent.store);
+  connect_over_store(*group);
+  return group;
+}
+
+}  // namespace fabric::collectives

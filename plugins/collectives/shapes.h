@@ -1,0 +1,24 @@
+#pragma once
+
+#include <vector>
+
+#include "plugins/collectives/group.h"
+
+namespace fabric::collectives {
+
+/// What a rank has to know of another rank's tensor before its bytes arrive.
+struct Shape {
+  std::vector<std::int64_t> sizes;
+  std::int64_t bytes = 0;
+};
+
+/// The shapes of the same number of tensors from every rank: [rank][tensor]. Throws MismatchError on every rank when
+/// types or numbers of dimensions differ.
+std::vector<std::vector<Shape>> exchange_shapes(Group& group, const char* operation, at::ArrayRef<at::Tensor> tensors);
+
+/// Throws MisuseError unless `tensors` holds one dense tensor per rank, all of one type and device; of one shape with
+/// `like` when that is given.
+void require_one_per_rank(const Group& group, const char* operation, const std::vector<at::Tensor>& tensors,
+                          const at::Tensor* like, bool any_shape = false);
+
+}  // namespace fabric::collectives

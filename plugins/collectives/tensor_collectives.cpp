@@ -1,0 +1,302 @@
+// The operations on tensors: each checks its arguments, compares them over the ranks, brings the tensors into the form
+// that the backend knows, and waits.
+#include <fabric/plugins/collectives/process_group.h>
+
+#include <algorithm>
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/GradMode.h>
+
+#include "plugins/collectives/check.h"
+#include "plugins/collectives/group.h"
+#include "plugins/collectives/reducible.h"
+#include "plugins/collectives/shapes.h"
+
+namespace fabric {
+
+using namespace collectives;
+
+namespace {
+
+// What travels: on the CPU when no backend carries the tensor's own device.
+at::Tensor outgoing(const Group& group, const at::Tensor& tensor) {
+  return bytes_of(group.needs_staging(tensor) ? tensor.cpu() : tensor);
+}
+
+at::Tensor buffer_like(const at::Tensor& bytes, std::int64_t size) { return at::empty({size}, bytes.options()); }
+
+// A tensor of `like`'s type and device over bytes that arrived; shares their memory where the device is the same. No
+// view in autograd's sense, so that the caller may write to it like to any new tensor.
+at::Tensor incoming(const at::Tensor& bytes, at::IntArrayRef sizes, const at::Tensor& like) {
+  auto here = bytes.to(like.device());
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t step = 1;
+  for (auto i = static_cast<std::int64_t>(sizes.size()) - 1; i >= 0; --i) {
+    strides[i] = step;
+    step *= std::max<std::int64_t>(sizes[i], 1);
+  }
+  auto tensor = at::empty({0}, at::TensorOptions(like.device()).dtype(like.dtype()));
+  auto offset = here.storage_offset() / static_cast<std::int64_t>(tensor.element_size());
+  return tensor.set_(here.storage(), offset, sizes, strides);
+}
+
+void reduce_in_place(Group& group, at::Tensor& tensor, ReduceOp op, const char* operation) {
+  at::AutoGradMode no_grad(false);
+  auto reducible = make_reducible(group, tensor, op, operation);
+  group.run(operation, [&] {
+    group.one.assign(1, reducible.buffer);
+    c10d::AllreduceOptions options;
+    options.reduceOp = reducible.op;
+    options.asyncOp = false;
+    return group.carrier(reducible.buffer).allreduce(group.one, options);
+  });
+  group.one.clear();
+  reducible.store_in(tensor, group.size);
+}
+
+// One flat buffer with `size` bytes of each rank.
+at::Tensor gather_bytes(Group& group, const char* operation, at::Tensor mine) {
+  auto all = buffer_like(mine, mine.numel() * group.size);
+  if (all.numel() > 0)
+    group.run(operation, [&] { return group.carrier(mine)._allgather_base(all, mine); });
+  return all;
+}
+
+void broadcast_bytes(Group& group, const char* operation, at::Tensor& bytes, int src) {
+  if (bytes.numel() == 0) return;
+  group.run(operation, [&] {
+    group.one.assign(1, bytes);
+    c10d::BroadcastOptions options;
+    options.rootRank = src;
+    options.asyncOp = false;
+    return group.carrier(bytes).broadcast(group.one, options);
+  });
+  group.one.clear();
+}
+
+std::vector<at::Tensor> split_evenly(const at::Tensor& flat, const at::Tensor& like, int size) {
+  std::vector<at::Tensor> parts;
+  for (int rank = 0; rank < size; ++rank) {
+    auto each = flat.numel() / size;
+    parts.push_back(incoming(flat.narrow(0, rank * each, each), like.sizes(), like));
+  }
+  return parts;
+}
+
+}  // namespace
+
+void ProcessGroup::all_reduce_(at::Tensor& tensor, ReduceOp op) const {
+  auto& group = use("all_reduce");
+  require_dense("all_reduce", tensor);
+  verify(group, {.operation = "all_reduce", .tensor = &tensor, .op = static_cast<int>(op)});
+  if (group.size == 1 || tensor.numel() == 0) return;
+  reduce_in_place(group, tensor, op, "all_reduce");
+}
+
+at::Tensor ProcessGroup::all_reduce(const at::Tensor& tensor, ReduceOp op) const {
+  require_dense("all_reduce", tensor);
+  auto result = tensor.detach().clone(at::MemoryFormat::Contiguous);
+  all_reduce_(result, op);
+  return result;
+}
+
+at::Tensor ProcessGroup::reduce(const at::Tensor& tensor, ReduceOp op, int dst) const {
+  auto& group = use("reduce");
+  require_dense("reduce", tensor);
+  require_rank("reduce", "dst", dst, group.size);
+  verify(group, {.operation = "reduce", .tensor = &tensor, .op = static_cast<int>(op), .root = dst});
+  at::AutoGradMode no_grad(false);
+  auto result = tensor.detach().clone(at::MemoryFormat::Contiguous);
+  if (group.size > 1 && tensor.numel() > 0) {
+    auto reducible = make_reducible(group, result, op, "reduce");
+    group.run("reduce", [&] {
+      group.one.assign(1, reducible.buffer);
+      c10d::ReduceOptions options;
+      options.reduceOp = reducible.op;
+      options.rootRank = dst;
+      options.asyncOp = false;
+      return group.carrier(reducible.buffer).reduce(group.one, options);
+    });
+    group.one.clear();
+    if (group.rank == dst) reducible.store_in(result, group.size);
+  }
+  return group.rank == dst ? result : at::Tensor();
+}
+
+void ProcessGroup::broadcast_(at::Tensor& tensor, int src) const {
+  auto& group = use("broadcast");
+  require_dense("broadcast", tensor);
+  require_rank("broadcast", "src", src, group.size);
+  verify(group, {.operation = "broadcast", .tensor = &tensor, .root = src});
+  if (group.size == 1 || tensor.numel() == 0) return;
+  at::AutoGradMode no_grad(false);
+  auto bytes = outgoing(group, tensor);
+  broadcast_bytes(group, "broadcast", bytes, src);
+  if (group.rank != src && bytes.data_ptr() != tensor.data_ptr()) {
+    auto arrived = incoming(bytes, tensor.sizes(), tensor);
+    tensor.copy_(arrived);
+  }
+}
+
+std::vector<at::Tensor> ProcessGroup::all_gather(const at::Tensor& tensor, bool uneven) const {
+  auto& group = use("all_gather");
+  require_dense("all_gather", tensor);
+  verify(group, {.operation = uneven ? "all_gather (unequal shapes)" : "all_gather", .tensor = &tensor, .any_shape = uneven});
+  at::AutoGradMode no_grad(false);
+  if (group.size == 1) return {tensor.detach().clone(at::MemoryFormat::Contiguous)};
+  auto mine = outgoing(group, tensor);
+  if (!uneven) return split_evenly(gather_bytes(group, "all_gather", mine), tensor, group.size);
+
+  auto shapes = exchange_shapes(group, "all_gather", {&tensor, 1});
+  std::int64_t longest = 0;
+  for (const auto& shape : shapes) longest = std::max(longest, shape.front().bytes);
+  auto padded = mine;
+  if (mine.numel() < longest) {
+    padded = buffer_like(mine, longest);
+    padded.narrow(0, 0, mine.numel()).copy_(mine);
+    padded.narrow(0, mine.numel(), longest - mine.numel()).zero_();
+  }
+  auto flat = gather_bytes(group, "all_gather", padded);
+  std::vector<at::Tensor> parts;
+  for (int rank = 0; rank < group.size; ++rank) {
+    const auto& shape = shapes[rank].front();
+    parts.push_back(incoming(flat.narrow(0, rank * longest, shape.bytes), shape.sizes, tensor));
+  }
+  return parts;
+}
+
+std::vector<at::Tensor> ProcessGroup::gather(const at::Tensor& tensor, int dst) const {
+  auto& group = use("gather");
+  require_dense("gather", tensor);
+  require_rank("gather", "dst", dst, group.size);
+  verify(group, {.operation = "gather", .tensor = &tensor, .root = dst});
+  at::AutoGradMode no_grad(false);
+  if (group.size == 1) return {tensor.detach().clone(at::MemoryFormat::Contiguous)};
+  std::vector<at::Tensor> mine{outgoing(group, tensor)};
+  std::vector<std::vector<at::Tensor>> outputs;
+  at::Tensor flat;
+  if (group.rank == dst) {
+    flat = buffer_like(mine[0], mine[0].numel() * group.size);
+    outputs.emplace_back();
+    for (int rank = 0; rank < group.size; ++rank)
+      outputs[0].push_back(flat.narrow(0, rank * mine[0].numel(), mine[0].numel()));
+  }
+  if (mine[0].numel() > 0)
+    group.run("gather", [&] {
+      c10d::GatherOptions options;
+      options.rootRank = dst;
+      return group.carrier(mine[0]).gather(outputs, mine, options);
+    });
+  return group.rank == dst ? split_evenly(flat, tensor, group.size) : std::vector<at::Tensor>();
+}
+
+at::Tensor ProcessGroup::scatter(const std::vector<at::Tensor>& inputs, const at::Tensor& like, int src) const {
+  auto& group = use("scatter");
+  require_dense("scatter", like);
+  require_rank("scatter", "src", src, group.size);
+  if (group.rank == src) require_one_per_rank(group, "scatter", inputs, &like);
+  verify(group, {.operation = "scatter", .tensor = &like, .root = src});
+  at::AutoGradMode no_grad(false);
+  if (group.size == 1) return inputs[0].detach().clone(at::MemoryFormat::Contiguous);
+  std::vector<std::vector<at::Tensor>> parts;
+  if (group.rank == src) {
+    parts.emplace_back();
+    for (const auto& input : inputs) parts[0].push_back(outgoing(group, input));
+  }
+  std::vector<at::Tensor> arrived{outgoing(group, at::empty_like(like, at::MemoryFormat::Contiguous))};
+  if (arrived[0].numel() > 0)
+    group.run("scatter", [&] {
+      c10d::ScatterOptions options;
+      options.rootRank = src;
+      return group.carrier(arrived[0]).scatter(arrived, parts, options);
+    });
+  return incoming(arrived[0], like.sizes(), like);
+}
+
+at::Tensor ProcessGroup::reduce_scatter(const std::vector<at::Tensor>& inputs, ReduceOp op) const {
+  auto& group = use("reduce_scatter");
+  require_one_per_rank(group, "reduce_scatter", inputs, nullptr);
+  std::string shapes;
+  if (group.config.check)
+    for (const auto& input : inputs) shapes += c10::str(input.sizes());
+  verify(group, {.operation = "reduce_scatter", .tensor = &inputs[0], .op = static_cast<int>(op), .label = &shapes});
+  at::AutoGradMode no_grad(false);
+  const auto& own = inputs[group.rank];
+  if (group.size == 1) return own.detach().clone(at::MemoryFormat::Contiguous);
+  std::vector<at::Tensor> flat_inputs;
+  for (const auto& input : inputs) flat_inputs.push_back(input.detach().reshape({-1}));
+  auto reducible = make_reducible(group, at::cat(flat_inputs), op, "reduce_scatter");
+  auto result = at::empty(own.sizes(), own.options().requires_grad(false).memory_format(at::MemoryFormat::Contiguous));
+  bool even = std::all_of(inputs.begin(), inputs.end(), [&](const auto& each) { return each.numel() == own.numel(); });
+  auto& carrier = group.carrier(reducible.buffer);
+  std::int64_t per_item = own.is_complex() ? 2 : 1;
+  if (reducible.buffer.numel() == 0) return result;
+  if (even) {
+    auto input = reducible.buffer.reshape({-1});
+    auto output = at::empty({own.numel() * per_item}, input.options());
+    group.run("reduce_scatter", [&] {
+      c10d::ReduceScatterOptions options;
+      options.reduceOp = reducible.op;
+      return carrier._reduce_scatter_base(output, input, options);
+    });
+    reducible.buffer = own.is_complex() ? output.view({-1, 2}) : output;
+  } else {
+    group.run("reduce_scatter", [&] {
+      group.one.assign(1, reducible.buffer);
+      c10d::AllreduceOptions options;
+      options.reduceOp = reducible.op;
+      return carrier.allreduce(group.one, options);
+    });
+    group.one.clear();
+    std::int64_t before = 0;
+    for (int rank = 0; rank < group.rank; ++rank) before += inputs[rank].numel();
+    reducible.buffer = reducible.buffer.narrow(0, before, own.numel()).contiguous();
+  }
+  auto flat_result = result.view({-1});
+  reducible.store_in(flat_result, group.size);
+  return result;
+}
+
+std::vector<at::Tensor> ProcessGroup::all_to_all(const std::vector<at::Tensor>& inputs) const {
+  auto& group = use("all_to_all");
+  require_one_per_rank(group, "all_to_all", inputs, nullptr, /*any_shape=*/true);
+  verify(group, {.operation = "all_to_all", .tensor = &inputs[0], .any_shape = true});
+  at::AutoGradMode no_grad(false);
+  if (group.size == 1) return {inputs[0].detach().clone(at::MemoryFormat::Contiguous)};
+  auto shapes = exchange_shapes(group, "all_to_all", inputs);
+  std::vector<at::Tensor> bytes;
+  std::vector<std::int64_t> sent, received;
+  std::int64_t total = 0;
+  for (int rank = 0; rank < group.size; ++rank) {
+    bytes.push_back(outgoing(group, inputs[rank]));
+    sent.push_back(bytes.back().numel());
+    received.push_back(shapes[rank][group.rank].bytes);
+    total += received.back();
+  }
+  auto input = at::cat(bytes);
+  auto output = buffer_like(input, total);
+  group.run("all_to_all", [&] { return group.carrier(input).alltoall_base(output, input, received, sent); });
+  std::vector<at::Tensor> parts;
+  std::int64_t begin = 0;
+  for (int rank = 0; rank < group.size; ++rank) {
+    parts.push_back(incoming(output.narrow(0, begin, received[rank]), shapes[rank][group.rank].sizes, inputs[0]));
+    begin += received[rank];
+  }
+  return parts;
+}
+
+void ProcessGroup::barrier(const std::string& name) const {
+  auto& group = use("barrier");
+  verify(group, {.operation = "barrier", .label = &name});
+  // A check on the CPU's backend has already waited for everybody; what is queued on a device needs its own.
+  if (group.size == 1 || (group.config.check && !group.on_device)) return;
+  group.run("barrier", [&] {
+    c10d::BarrierOptions options;
+    if (!group.on_device) return group.cpu->barrier(options);
+    if (group.device.has_index()) options.device_ids.push_back(group.device.index());
+    return group.on_device->barrier(options);
+  });
+}
+
+}  // namespace fabric
