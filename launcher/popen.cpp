@@ -41,10 +41,11 @@ void print_exception() {
   }
 }
 
-// A rank that dies makes the others throw; the job must then end with the code of the one that died first.
+// A rank that dies makes the others throw; the job must then end with the code of the one that died first. Otherwise the
+// children are stopped here and not by the system, so that what they started ends too.
 [[noreturn]] void at_terminate() {
-  if (getpid() == job->owner() && job->is_failing()) {
-    print_exception();
+  if (getpid() == job->owner()) {
+    if (job->is_failing()) print_exception();
     job->abandon();
   }
   previous_terminate();
