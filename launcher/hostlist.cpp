@@ -11,6 +11,9 @@ namespace {
 
 bool is_separator(char c) { return c == ',' || c == ' ' || c == '\t' || c == '\n'; }
 
+/// Digits; no 64 bit number needs more, and padding cannot make long names out of a short list.
+constexpr std::size_t kLongestNumber = 20;
+
 struct Range {
   std::uint64_t low = 0, high = 0;
   std::size_t width = 0;
@@ -96,6 +99,7 @@ class Parser {
     std::size_t begin = at_;
     range.low = range.high = number();
     range.width = at_ - begin;
+    if (range.width > kLongestNumber) fail("a number that is too long");
     if (eat('-')) range.high = number();
     if (range.high < range.low) fail("a range that runs backwards");
     if (range.high - range.low >= kMaxHosts) fail_size();

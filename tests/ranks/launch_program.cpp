@@ -127,6 +127,14 @@ int fork_and_exit() {
   return quick && WEXITSTATUS(status) == 3 ? 0 : 4;
 }
 
+int say_detected() {
+  auto environment = fabric::detect_environment();
+  std::cout << (environment->creates_processes_externally() ? "running " : "alone ") +
+                   environment->rank_info().to_string() + "\n"
+            << std::flush;
+  return 0;
+}
+
 int launch_twice() {
   auto first = config();
   fabric::make_launcher("popen", first)->launch();
@@ -230,6 +238,7 @@ int main(int argc, char** argv) {
     if (mode == "leave" && what != "throw") return leave_first(what, argument);
     if (mode == "late") return end_late(std::atoi(what.c_str()));
     if (mode == "forked") return fork_and_exit();
+    if (mode == "detect") return say_detected();
     if (mode == "twice") return launch_twice();
     if (mode == "join") return join_and_tell();
     if (mode == "spawn" || mode == "fork") return run_function(mode, what, argument);

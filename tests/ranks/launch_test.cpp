@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <set>
 
 #include "tests/ranks/launch_support.h"
@@ -272,4 +273,30 @@ TEST_CASE("launches of several kinds follow one another in one program", "[launc
     CHECK(result.has("world2caughtagain then rank 0\n"));
     CHECK(result.has("world2caughtagain then rank 1\n"));
   }
+}
+
+TEST_CASE("ranks of mpirun know their place without MPI", "[launch]") {
+  if (run({"-c", "command -v mpirun"}, {}, "sh").code != 0) return;
+  auto result = run({"--oversubscribe", "--bind-to", "none", "-n", "3", launch_support::program(), "detect"},
+                    {{"OMPI_ALLOW_RUN_AS_ROOT", "1"}, {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"}}, "mpirun");
+  require_clean(result);
+  CHECK(result.code == 0);
+  for (std::string rank : {"0", "1", "2"})
+    CHECK(result
+              .lines("running rank " + rank + " of 3, local rank " + rank +
+                     " of 3, node 0 of 1, main address unknown, environment mpi")
+              .size() == 1);
+}
+
+TEST_CASE("srun that is there but not used is mentioned once, by the first rank", "[launch]") {
+  auto folder = std::filesystem::temp_directory_path() / ("fabric_srun_" + std::to_string(getpid()));
+  std::filesystem::create_directory(folder);
+  std::ofstream(folder / "srun") << "#!/bin/sh\n";
+  std::filesystem::permissions(folder / "srun", std::filesystem::perms::owner_all);
+  auto alone = run({"detect"}, {{"PATH", folder.string()}});
+  auto running = run({"detect"}, {{"PATH", folder.string()}, {"SLURM_STEP_ID", "0"}});
+  std::filesystem::remove_all(folder);
+  CHECK(alone.has("srun is on this machine but did not start this program"));
+  CHECK(alone.has("alone rank 0 of 1"));
+  CHECK_FALSE(running.has("srun is on this machine"));
 }
