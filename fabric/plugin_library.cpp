@@ -55,4 +55,9 @@ void* load_plugin_symbol(const std::string& library, const std::string& symbol, 
   throw UnavailableError(file + " has no symbol '" + symbol + "'. Install it from the same build as libtorchfabric");
 }
 
+bool has_plugin_library(const std::string& library) {
+  std::error_code ignored;
+  return std::filesystem::exists(std::filesystem::path(own_folder()) / ("lib" + library + ".so"), ignored);
+}
+
 }  // namespace fabric

@@ -16,6 +16,9 @@ inline constexpr int kPluginAbi = 1;
 FABRIC_API void* load_plugin_symbol(const std::string& library, const std::string& symbol, int abi,
                                     const std::string& hint = "");
 
+/// Whether the plug-in library lies beside libtorchfabric, found without loading it.
+FABRIC_API bool has_plugin_library(const std::string& library);
+
 }  // namespace fabric
 
 /// Once in each plug-in library: says which version it was built for.

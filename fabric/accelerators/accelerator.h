@@ -11,10 +11,12 @@
 
 #include <fabric/config.h>
 #include <fabric/export.h>
+#include <fabric/scope.h>
 
 namespace fabric {
 
-/// What the user wrote for `devices`: a count, -1 or "-1" (all), "auto", a list of indices or "0,2".
+/// What the user wrote for `devices`: a count, -1 or "-1" (all), "auto", a list of indices or "0,2" ("2," is the one
+/// device 2, "2" is two devices).
 class FABRIC_API DeviceSpec {
  public:
   DeviceSpec() = default;
@@ -23,12 +25,15 @@ class FABRIC_API DeviceSpec {
   DeviceSpec(std::string text) : text_(std::move(text)) {}
   DeviceSpec(std::initializer_list<int> indices);
   DeviceSpec(const std::vector<int>& indices);
+  /// Neither is a count; without these, `true` would silently mean one device.
+  DeviceSpec(bool) = delete;
+  DeviceSpec(double) = delete;
 
   const std::string& text() const { return text_; }
   bool is_auto() const { return text_ == "auto"; }
   bool operator==(const DeviceSpec& other) const { return text_ == other.text_; }
 
-  /// For the field list of a Config: a number, a string or a list of numbers.
+  /// For the field list of a Config: a number, a string or a list of numbers. Throws ConfigError for anything else.
   static DeviceSpec from_tree(const Tree& tree);
   Tree to_tree() const;
 
@@ -66,16 +71,25 @@ class FABRIC_API Accelerator {
   virtual MemoryStats memory_stats(c10::Device device) const = 0;
   virtual void reset_peak_memory(c10::Device) {}
   virtual void empty_cache() {}
+  /// Seeds the random numbers that are drawn on devices of this kind.
   virtual void manual_seed(std::uint64_t seed) = 0;
-  /// Threads that a rank should use when `local_world_size` ranks share this node: affinity mask divided by ranks.
+  /// Until the scope ends, this thread queues its work on a stream of its own that starts after what is queued now; then
+  /// the stream from before waits for it. Does nothing where there are no streams.
+  virtual Scope side_stream(c10::Device) { return {}; }
+  /// Whether `from` can read the memory of `to` without going through the host.
+  virtual bool can_access_peer(c10::Device from, c10::Device to) const { return from == to; }
+  /// Threads that a rank should use when `local_world_size` ranks share this node: the processors this process may run
+  /// on divided by the ranks, at least 1.
   virtual int threads_per_rank(int local_world_size) const;
 };
 
-/// "auto" | "cpu" | "cuda" | "gpu" | a registered name. Throws ConfigError (unknown) or UnavailableError (not there).
+/// "auto" (cuda where it is available, else cpu) | "cpu" | "cuda" | "gpu" (cuda) | a registered name, in any case. Throws
+/// ConfigError (unknown) or UnavailableError (not there).
 FABRIC_API std::shared_ptr<Accelerator> make_accelerator(const std::string& name);
 /// Adds a kind of device; throws ConfigError for a name that is taken unless `override_existing`.
 FABRIC_API void register_accelerator(const std::string& name, std::function<std::shared_ptr<Accelerator>()> make,
                                      bool override_existing = false);
+/// Those whose devices are there, in the order of registration.
 FABRIC_API std::vector<std::string> available_accelerators();
 FABRIC_API std::vector<std::string> registered_accelerators();
 

@@ -1,0 +1,21 @@
+#include <fabric/plugins/precision/precision.h>
+
+#include <torch/optim/optimizer.h>
+
+namespace fabric {
+
+void Precision::backward(const at::Tensor& loss) { loss.backward(); }
+
+at::Tensor Precision::optimizer_step(torch::optim::Optimizer& optimizer, const Closure& closure) {
+  return closure ? optimizer.step(closure) : optimizer.step();
+}
+
+std::vector<at::Tensor> Precision::main_params(torch::optim::Optimizer& optimizer) {
+  std::vector<at::Tensor> params;
+  params.reserve(optimizer.size());
+  for (const auto& group : optimizer.param_groups())
+    params.insert(params.end(), group.params().begin(), group.params().end());
+  return params;
+}
+
+}  // namespace fabric

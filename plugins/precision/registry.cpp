@@ -1,0 +1,111 @@
+#include <algorithm>
+#include <cctype>
+#include <mutex>
+#include <utility>
+
+#include <c10/core/Device.h>
+
+#include <fabric/log.h>
+#include <fabric/nearest_name.h>
+#include <fabric/plugins/precision/mixed_precision.h>
+#include <fabric/plugins/precision/true_precision.h>
+
+namespace fabric {
+namespace {
+
+using Make = std::function<std::shared_ptr<Precision>(const std::string& device_type)>;
+using c10::ScalarType;
+
+// A registered accelerator may have any name; what is no kind of device to LibTorch computes on the CPU.
+c10::DeviceType device_type_of(const std::string& name) {
+  try {
+    return c10::Device(name).type();
+  } catch (const c10::Error&) {
+    return c10::DeviceType::CPU;
+  }
+}
+
+std::shared_ptr<Precision> make_half_mixed(const std::string& device_type) {
+  auto type = device_type_of(device_type);
+  if (type == c10::DeviceType::CPU) {
+    log::rank_zero_warn("precision 16-mixed is not supported on the CPU: bf16-mixed is used instead");
+    return std::make_shared<MixedPrecision>(ScalarType::BFloat16, type);
+  }
+  return std::make_shared<MixedPrecision>(ScalarType::Half, type);
+}
+
+struct Registry {
+  std::mutex mutex;
+  std::vector<std::pair<std::string, Make>> makers;
+
+  Make* find(const std::string& name) {
+    for (auto& [known, make] : makers)
+      if (known == name) return &make;
+    return nullptr;
+  }
+};
+
+Registry& registry() {
+  static Registry all{
+      .mutex = {},
+      .makers = {{"64-true", [](const std::string&) { return std::make_shared<DoublePrecision>(); }},
+                 {"32-true", [](const std::string&) { return std::make_shared<Precision>(); }},
+                 {"16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::Half); }},
+                 {"bf16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::BFloat16); }},
+                 {"16-mixed", make_half_mixed},
+                 {"bf16-mixed", [](const std::string& device_type) {
+                    return std::make_shared<MixedPrecision>(ScalarType::BFloat16, device_type_of(device_type));
+                  }}}};
+  return all;
+}
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+  return text;
+}
+
+std::string without_alias(const std::string& name) {
+  if (name == "64" || name == "32") return name + "-true";
+  if (name != "16" && name != "bf16") return name;
+  log::rank_zero_warn("precision '" + name + "' is taken as '" + name + "-mixed'; write that, or '" + name +
+                      "-true' when the parameters shall be 16-bit, too");
+  return name + "-mixed";
+}
+
+}  // namespace
+
+std::shared_ptr<Precision> make_precision(const std::string& given, const std::string& device_type) {
+  std::string name = without_alias(lower(given));
+  Make make;
+  {
+    std::lock_guard lock(registry().mutex);
+    if (Make* found = registry().find(name)) make = *found;
+  }
+  if (!make) throw ConfigError("there is no precision '" + given + "'" + did_you_mean(given, available_precisions()));
+  auto precision = make(device_type);
+  if (!precision) throw MisuseError("the function registered for precision '" + name + "' returned null");
+  return precision;
+}
+
+void register_precision(const std::string& given, Make make, bool override_existing) {
+  std::string name = lower(given);
+  if (!make) throw MisuseError("register_precision('" + given + "') was given an empty function");
+  if (name.empty()) throw ConfigError("a precision needs a name");
+  std::lock_guard lock(registry().mutex);
+  if (Make* known = registry().find(name)) {
+    if (!override_existing)
+      throw ConfigError("precision '" + name + "' is registered already; pass override_existing=true to replace it");
+    *known = std::move(make);
+  } else {
+    registry().makers.emplace_back(name, std::move(make));
+  }
+}
+
+std::vector<std::string> available_precisions() {
+  std::lock_guard lock(registry().mutex);
+  std::vector<std::string> names;
+  for (const auto& [name, make] : registry().makers) names.push_back(name);
+  return names;
+}
+
+}  // namespace fabric
