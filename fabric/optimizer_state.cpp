@@ -220,6 +220,7 @@ struct Own {
 };
 
 const Value& required(const Value& state, const char* key) {
+  if (!state.is_map()) misfit(std::string("it should be a map, not ") + state.kind());
   const Value* found = state.find(key);
   if (!found) misfit(std::string("it has no '") + key + "'");
   return *found;

@@ -5,9 +5,9 @@
 #include <cstring>
 
 #include <fabric/error.h>
+#include <fabric/tree_io.h>
 
 #include "plugins/checkpoint_io/atomic_file.h"
-#include "plugins/checkpoint_io/json.h"
 #include "plugins/checkpoint_io/safetensors_header.h"
 #include "plugins/checkpoint_io/structure.h"
 
@@ -31,7 +31,7 @@ std::uint64_t header_length(const MappedFile& file) {
 }
 
 Tree parse_structure(const std::string& text) {
-  Tree tree = read_untrusted_json(text, "the structure");
+  Tree tree = read_json_of_file(text, "the structure");
   const Tree* version = tree.find("version");
   const Tree* content = tree.find("tree");
   if (!version || !version->is_int() || !content)
@@ -48,7 +48,7 @@ void write_safetensors(const Value& checkpoint, const std::filesystem::path& pat
   Structure structure = take_apart(checkpoint);
   sort_for_alignment(structure.tensors);
   Tree described = Tree::Map{{"version", kFormat}, {"tree", std::move(structure.tree)}};
-  std::string header = make_header(structure.tensors, write_compact_json(described));
+  std::string header = make_header(structure.tensors, write_json(described));
   AtomicFile file(path);
   file.write(header);
   for (const auto& entry : structure.tensors)

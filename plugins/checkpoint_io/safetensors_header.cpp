@@ -4,8 +4,7 @@
 #include <cstring>
 
 #include <fabric/error.h>
-
-#include "plugins/checkpoint_io/json.h"
+#include <fabric/tree_io.h>
 
 namespace fabric::checkpoint {
 namespace {
@@ -85,8 +84,16 @@ void require_cover(const std::vector<TensorEntry>& entries, std::uint64_t data_s
 
 }  // namespace
 
+Tree read_json_of_file(std::string_view text, const std::string& what) {
+  try {
+    return read_json(text, what, {.bytes = kMaxHeader, .nodes = kMaxHeader});
+  } catch (const ConfigError& error) {
+    throw CheckpointCorrupt(error.what());
+  }
+}
+
 SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size) {
-  Tree root = read_untrusted_json(text, "the header");
+  Tree root = read_json_of_file(text, "the header");
   if (!root.is_map()) throw CheckpointCorrupt(std::string("the header is ") + root.kind() + " instead of a map");
   SafetensorsHeader header;
   for (const auto& [name, entry] : root.as_map()) {
@@ -114,7 +121,7 @@ std::string make_header(const std::vector<NamedTensor>& tensors, const std::stri
                                 {"data_offsets", Tree::List{offset, end}}});
     offset = end;
   }
-  std::string text = write_compact_json(root);
+  std::string text = write_json(root);
   text.resize((text.size() + kLengthBytes + kAlignment - 1) / kAlignment * kAlignment - kLengthBytes, ' ');
   if (text.size() > kMaxHeader)
     throw CheckpointError("the checkpoint's names and values need a header of " + std::to_string(text.size()) +

@@ -30,6 +30,9 @@ struct SafetensorsHeader {
   std::optional<std::string> structure;  // the metadata that this library writes
 };
 
+/// Reads JSON that nobody vouches for; throws CheckpointCorrupt.
+Tree read_json_of_file(std::string_view text, const std::string& what);
+
 /// Checks everything against the size of the data that follows: the entries must cover it without gap or overlap.
 /// Throws CheckpointCorrupt naming the entry and what is wrong with it.
 SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size);

@@ -1,7 +1,5 @@
 #include "plugins/checkpoint_io/structure.h"
 
-#include <cmath>
-#include <limits>
 #include <unordered_set>
 
 #include <ATen/ops/view_as_complex.h>
@@ -9,12 +7,15 @@
 
 #include <fabric/error.h>
 
-#include "plugins/checkpoint_io/json.h"
+#include "fabric/config/scalar.h"
 
 namespace fabric::checkpoint {
 namespace {
 
 constexpr std::string_view kReserved = "__metadata__";
+constexpr int kDeepest = 60;  // of the 64 levels that write_json allows, the rest is for marks around and below
+
+bool is_utf8(std::string_view text) { return detail::find_invalid_utf8(text) == text.npos; }
 
 Tree tagged(std::string tag, Tree content) { return Tree::Map{{std::move(tag), std::move(content)}}; }
 
@@ -43,11 +44,11 @@ std::string from_hex(const std::string& text) {
 class Taker {
  public:
   Tree take(const Value& value, const std::string& path, int depth) {
-    if (depth > kMaxDepth)
+    if (depth > kDeepest)
       throw CheckpointError("the value at '" + path.substr(0, 80) + "…' is nested deeper than " +
-                            std::to_string(kMaxDepth) + " levels; checkpoints hold no deeper trees");
+                            std::to_string(kDeepest) + " levels; checkpoints hold no deeper trees");
     if (value.is<at::Tensor>()) return tensor(value.as<at::Tensor>(), path);
-    if (value.is_double()) return number(value.as_double());
+    if (value.is_double()) return value.as_double();
     if (value.is_string()) return text(value.as_string());
     if (value.is_list()) return list(value.as_list(), path, depth);
     if (value.is_map()) return map(value.as_map(), path, depth);
@@ -82,10 +83,6 @@ class Taker {
     return candidate;
   }
 
-  static Tree number(double value) {
-    if (std::isfinite(value)) return value;
-    return tagged("$float", std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf");
-  }
   static Tree text(const std::string& value) {
     if (is_utf8(value)) return value;
     return tagged("$bytes", to_hex(value));
@@ -105,12 +102,13 @@ class Taker {
     if (!plain_keys) {
       Tree::List pairs;
       for (const auto& [key, item] : entries)
-        pairs.push_back(Tree::List{text(key), take(item, below(path, key), depth + 1)});
+        pairs.push_back(Tree::List{text(key), take(item, below(path, key), depth + 3)});
       return tagged("$pairs", pairs);
     }
+    const bool ambiguous = entries.size() == 1 && entries.begin()->first.starts_with('$');
     Tree::Map out;
-    for (const auto& [key, item] : entries) out.append(key, take(item, below(path, key), depth + 1));
-    if (entries.size() == 1 && entries.begin()->first.starts_with('$')) return tagged("$map", std::move(out));
+    for (const auto& [key, item] : entries) out.append(key, take(item, below(path, key), depth + 1 + ambiguous));
+    if (ambiguous) return tagged("$map", std::move(out));
     return out;
   }
 
@@ -152,7 +150,6 @@ class Maker {
     if (tag == "$tensor" && content.is_null()) return at::Tensor();
     if (tag == "$tensor" && content.is_string()) return tensor(content.as_string());
     if (tag == "$complex" && content.is_string()) return complex(content.as_string());
-    if (tag == "$float" && content.is_string()) return number(content.as_string());
     if (tag == "$bytes" && content.is_string()) return from_hex(content.as_string());
     if (tag == "$map" && content.is_map()) return map(content.as_map());
     if (tag == "$pairs" && content.is_list()) return pairs(content.as_list());
@@ -175,13 +172,6 @@ class Maker {
         (type != c10::ScalarType::Double && type != c10::ScalarType::Float && type != c10::ScalarType::Half))
       throw CheckpointCorrupt("the tensor '" + name + "' should hold complex numbers as pairs of reals, but does not");
     return at::view_as_complex(pairs);
-  }
-
-  static double number(const std::string& text) {
-    if (text == "nan") return std::numeric_limits<double>::quiet_NaN();
-    if (text == "inf") return std::numeric_limits<double>::infinity();
-    if (text == "-inf") return -std::numeric_limits<double>::infinity();
-    throw CheckpointCorrupt("'" + text + "' is no number");
   }
 
   Value pairs(const Tree::List& list) {

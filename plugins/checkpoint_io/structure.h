@@ -12,8 +12,8 @@ namespace fabric::checkpoint {
 
 /// A nested value taken apart: its tensors under unique names, and everything else as a tree that JSON can hold.
 /// In that tree plain values stand for themselves; maps of one key that starts with `$` stand for the rest:
-/// {"$tensor": name} (null: undefined), {"$complex": name} (stored as pairs of reals), {"$float": "nan"|"inf"|"-inf"},
-/// {"$bytes": hex} (a string that is not UTF-8), {"$map": {…}} and {"$pairs": [[key, value], …]} (maps whose keys need it).
+/// {"$tensor": name} (null: undefined), {"$complex": name} (stored as pairs of reals), {"$bytes": hex} (a
+/// string that is not UTF-8), {"$map": {…}} and {"$pairs": [[key, value], …]} (maps whose keys need it).
 struct Structure {
   Tree tree;
   std::vector<NamedTensor> tensors;
