@@ -1,0 +1,68 @@
+#include "strategies/grad_reducer.h"
+
+#include <algorithm>
+#include <exception>
+#include <type_traits>
+#include <unordered_map>
+#include <utility>
+
+#include <fabric/log.h>
+
+namespace fabric::ddp {
+namespace {
+
+using Names = std::unordered_map<std::size_t, std::string>;
+
+// LibTorch 2.12 and older lack the last argument.
+template <class R>
+R* construct(const std::vector<at::Tensor>& params, const BucketLayout& layout,
+             const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::vector<bool>& sparse, Names names,
+             const ReducerOptions& o) {
+  constexpr bool kTakesCapList =
+      std::is_constructible_v<c10d::Reducer, std::vector<at::Tensor>, BucketLayout, c10::intrusive_ptr<c10d::ProcessGroup>,
+                              std::vector<bool>, std::int64_t, bool, bool, Names, std::int64_t, bool, bool,
+                              std::vector<std::int64_t>>;
+  if constexpr (kTakesCapList) {
+    return new R(params, layout, group, sparse, o.bucket_bytes, o.find_unused_parameters, o.gradient_as_bucket_view,
+                 std::move(names), o.first_bucket_bytes, /*skip_all_reduce_unused_params=*/false,
+                 /*use_python_reducer=*/false, std::vector<std::int64_t>{});
+  } else {
+    return new R(params, layout, group, sparse, o.bucket_bytes, o.find_unused_parameters, o.gradient_as_bucket_view,
+                 std::move(names), o.first_bucket_bytes, /*skip_all_reduce_unused_params=*/false,
+                 /*use_python_reducer=*/false);
+  }
+}
+
+}  // namespace
+
+BucketLayout GradReducer::bucket_layout() const {
+  BucketLayout layout;
+  for (const auto& bucket : buckets_) layout.push_back(bucket.variable_indices);
+  return layout;
+}
+
+void ReducerDeleter::operator()(GradReducer* reducer) const noexcept {
+  try {
+    delete reducer;
+  } catch (const std::exception& error) {
+    log::debug(std::string("a reducer could not unhook itself: ") + error.what());
+  }
+}
+
+ReducerPtr make_reducer(const std::vector<at::Tensor>& params, const std::vector<std::string>& names,
+                        const std::vector<bool>& sparse, const c10::intrusive_ptr<c10d::ProcessGroup>& group,
+                        const ReducerOptions& options, const BucketLayout& layout) {
+  BucketLayout buckets = layout;
+  if (buckets.empty()) {
+    std::vector<std::size_t> limits{static_cast<std::size_t>(options.first_bucket_bytes),
+                                    static_cast<std::size_t>(options.bucket_bytes)};
+    buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(params, limits, sparse));
+    // Gradients become ready from the last parameter to the first.
+    std::reverse(buckets.begin(), buckets.end());
+  }
+  Names by_index;
+  for (std::size_t i = 0; i < names.size(); ++i) by_index[i] = names[i];
+  return ReducerPtr(construct<GradReducer>(params, buckets, group, sparse, std::move(by_index), options));
+}
+
+}  // namespace fabric::ddp
