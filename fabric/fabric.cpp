@@ -1,13 +1,14 @@
 #include <fabric/fabric.h>
 
 #include <iostream>
+#include <limits>
 #include <set>
 
 
 #include <fabric/log.h>
-#include <fabric/plugins/collectives/value_bytes.h>
 
 #include "fabric/connector.h"
+#include "plugins/collectives/value_codec.h"
 
 namespace fabric {
 
@@ -75,6 +76,22 @@ std::string Fabric::describe() const {
 
 // --- launch
 
+namespace {
+
+// What a function returned in rank 0, on its way to the process that started the ranks.
+std::string pack(const Value& value) {
+  std::vector<at::Tensor> none;
+  auto bytes = collectives::encode(value, std::numeric_limits<std::int64_t>::max(), none);
+  return {bytes.begin(), bytes.end()};
+}
+
+Value unpack(const std::string& bytes) {
+  std::vector<at::Tensor> none;
+  return collectives::decode(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size(), c10::kCPU, none);
+}
+
+}  // namespace
+
 void Fabric::launch() {
   if (core_->launched) return;
   if (auto launcher = core_->strategy->make_launcher()) {
@@ -101,11 +118,11 @@ void Fabric::launch_function(const std::function<Value()>& run, bool& ran_here, 
     core_->strategy->setup_environment();
     core_->launched = true;
     Value result = run();
-    std::string packed = is_global_zero() ? value_to_bytes(result) : std::string();
+    std::string packed = is_global_zero() ? pack(result) : std::string();
     shutdown();
     return packed;
   });
-  from_children = value_from_bytes(bytes);
+  from_children = unpack(bytes);
 }
 
 void Fabric::require_launched(const char* what) const {
@@ -245,6 +262,13 @@ Scope Fabric::autocast() const { return precision()->forward_context(); }
 Scope Fabric::no_sync(StrategyModule& module, bool enabled) const {
   auto* control = core_->strategy->backward_sync_control();
   return control ? control->no_backward_sync(module, enabled) : Scope();
+}
+
+void Fabric::join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
+                         const std::function<void()>& body) {
+  if (auto* control = core_->strategy->join_control()) control->join(modules, options, body);
+  else if (world_size() == 1) body();
+  else throw MisuseError("strategy " + core_->strategy->name() + " cannot join ranks with different numbers of batches");
 }
 
 at::Tensor Fabric::to_device(const at::Tensor& tensor) const { return core_->strategy->batch_to_device(tensor); }

@@ -145,6 +145,16 @@ class FABRIC_API Fabric {
   Scope no_backward_sync(const FabricModule<M>& model, bool enabled = true) const {
     return no_sync(model.strategy_module(), enabled);
   }
+  /// Runs `body`, a training loop over `models`, although the ranks have different numbers of batches: ranks that are done
+  /// take part in the others' communication, and all end with the parameters of one that trained longest.
+  template <class... M>
+  void join(const std::function<void()>& body, const FabricModule<M>&... models) {
+    join_models({&models.strategy_module()...}, {}, body);
+  }
+  template <class... M>
+  void join(const std::function<void()>& body, const JoinControl::Options& options, const FabricModule<M>&... models) {
+    join_models({&models.strategy_module()...}, options, body);
+  }
   /// Moves a tensor, or all tensors in a nested object, to this rank's device.
   at::Tensor to_device(const at::Tensor& tensor) const;
   template <class T>
@@ -216,6 +226,8 @@ class FABRIC_API Fabric {
   void backward_through(const at::Tensor& loss, StrategyModule* module);
   at::Tensor clip(torch::nn::Module& module, torch::optim::Optimizer& optimizer, const ClipOptions& options);
   Scope no_sync(StrategyModule& module, bool enabled) const;
+  void join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
+                   const std::function<void()>& body);
   void print_line(const std::string& line) const;
 
   std::unique_ptr<Core> core_;
