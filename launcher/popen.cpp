@@ -15,6 +15,7 @@ namespace {
 
 // Children belong to the process, not to an object: all launchers of a process share them.
 PopenJob* job = nullptr;
+bool joined = false;
 std::terminate_handler previous_terminate = nullptr;
 
 std::mutex& job_mutex() {
@@ -41,8 +42,8 @@ void print_exception() {
   }
 }
 
-// A rank that dies makes the others throw; the job must then end with the code of the one that died first. Otherwise the
-// children are stopped here and not by the system, so that what they started ends too.
+// A rank that dies makes the others throw; the job must then end with the code of the one that died first. Otherwise
+// the children are stopped here and not by the system, so that what they started ends too.
 [[noreturn]] void at_terminate() {
   if (getpid() == job->owner()) {
     if (job->is_failing()) print_exception();
@@ -68,10 +69,11 @@ class PopenLauncher : public Launcher {
     std::lock_guard lock(job_mutex());
     if (job && getpid() == job->owner()) {
       check_same(job->config().num_processes, job->config().num_nodes);
-      if (job->ended())
-        throw LaunchError(
-            "the other ranks, which an earlier launch started, have ended; a program can launch "
-            "again only while they run");
+      // Children that have come to their end already are no reason to refuse: they may need no more of rank 0.
+      if (joined)
+        throw MisuseError(
+            "the other ranks of this program have ended, since join() was called; launch before join(), or run "
+            "the program again");
       return tell(job->plan());
     }
     if (env_->has("LOCAL_RANK")) return check_running_rank();
@@ -85,7 +87,12 @@ class PopenLauncher : public Launcher {
         "the start method 'popen' takes no function: call launch() and go on, or choose 'spawn' or 'fork'");
   }
 
-  int join() override { return job && getpid() == job->owner() ? job->join() : 0; }
+  int join() override {
+    std::lock_guard lock(job_mutex());
+    if (!job || getpid() != job->owner()) return 0;
+    joined = true;
+    return job->join();
+  }
 
  private:
   void launch_alone() {

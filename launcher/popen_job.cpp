@@ -137,11 +137,6 @@ void PopenJob::stop_at(Clock::time_point deadline) {
   [[maybe_unused]] auto woken = write(wakeup_.get(), &one, sizeof one);
 }
 
-bool PopenJob::ended() {
-  std::lock_guard lock(mutex_);
-  return ended_;
-}
-
 void PopenJob::wait_until_ended() {
   std::unique_lock lock(mutex_);
   auto limit = deadline_.value_or(Clock::now()) + kWatcherLimit;

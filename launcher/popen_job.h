@@ -19,7 +19,6 @@ class PopenJob {
 
   const LaunchPlan& plan() const { return plan_; }
   const Launcher::Config& config() const { return config_; }
-  bool ended();
   /// Waits for the children, at most the grace time, then stops them. Returns the first failing exit code or 0.
   int join();
   /// This process ends with an error of its own. Stops the children, unless one failed before and was the cause: then

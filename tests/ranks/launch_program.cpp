@@ -139,6 +139,7 @@ int launch_twice() {
   auto first = config();
   fabric::make_launcher("popen", first)->launch();
   auto port = std::string(std::getenv("MASTER_PORT"));
+  if (rank() == 0) sleep_for(0.2);  // the child has ended by now
   fabric::make_launcher("popen", first)->launch();
   if (port != std::getenv("MASTER_PORT")) return 3;
   auto other = first;
@@ -162,6 +163,11 @@ int join_and_tell() {
     return 0;
   }
   std::cout << "join " << launcher->join() << std::endl;
+  try {
+    launcher->launch();
+  } catch (const fabric::MisuseError& error) {
+    std::cout << "refused: " << error.what() << std::endl;
+  }
   return 0;
 }
 
