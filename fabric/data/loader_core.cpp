@@ -1,0 +1,349 @@
+#include <fabric/data/loader_core.h>
+
+#include <algorithm>
+#include <limits>
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <c10/util/Exception.h>
+#include <c10/util/Type.h>
+
+#include <fabric/log.h>
+#include <fabric/seed.h>
+
+namespace fabric::detail {
+namespace {
+
+void require(bool holds, const std::string& otherwise) {
+  if (!holds) throw ConfigError(otherwise);
+}
+
+std::string text_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const c10::Error& failure) {
+    return failure.what_without_backtrace();
+  } catch (const std::exception& failure) {
+    return failure.what();
+  } catch (...) {
+    return "an exception that is no std::exception";
+  }
+}
+
+}  // namespace
+
+LoaderCore::LoaderCore(DataLoaderOptions options, bool is_stream, std::optional<std::size_t> dataset_size)
+    : options_(std::move(options)), is_stream_(is_stream), dataset_size_(dataset_size) {
+  check_options();
+  choose_samplers();
+}
+
+void LoaderCore::check_options() const {
+  const auto& o = options_;
+  require(o.batch_size > 0, "batch_size is 0: write the number of samples per batch, at least 1");
+  require(o.workers >= 0, "workers is " + std::to_string(o.workers) + ": write 0 for none, or how many threads read samples");
+  require(o.prefetch >= 1, "prefetch is " + std::to_string(o.prefetch) + ": each worker makes at least 1 batch ahead");
+  require(o.timeout >= 0, "timeout is negative: write seconds, or 0 for no limit");
+  require(!(o.shuffle && o.sampler.given()), "shuffle and sampler exclude each other: the sampler chooses the order");
+  require(!(o.batch_sampler.given() && o.sampler.given() && !o.batch_sampler.make()),
+          "batch_sampler and sampler exclude each other: the batch sampler chooses the samples");
+  require(!(o.batch_sampler.sampler() && (o.batch_size != 1 || o.shuffle || o.drop_last)),
+          "a ready-made batch_sampler excludes batch_size, shuffle and drop_last: it chooses whole batches. Set them "
+          "there, or pass a function (sampler, batch_size, drop_last) that makes one");
+  if (is_stream_)
+    require(!o.shuffle && !o.sampler.given() && !o.batch_sampler.given(),
+            "this dataset is a stream, whose order is its own: shuffle, sampler and batch_sampler cannot change it");
+}
+
+std::shared_ptr<IndexSampler> LoaderCore::shard_sampler(const std::shared_ptr<IndexSampler>& given) {
+  if (given) {
+    if (!is_sharded() || given->is_sharded()) return given;
+    return std::make_shared<DistributedSamplerWrapper>(given, *context_->shard);
+  }
+  if (!dataset_size_)
+    throw MisuseError("the dataset has no size, so its samples have no order: give it a size(), or pass a sampler");
+  SamplerShard shard = is_sharded() ? *context_->shard : SamplerShard{};
+  own_sampler_ = std::make_shared<DistributedSampler>(
+      *dataset_size_, DistributedSampler::Config{.num_replicas = shard.num_replicas,
+                                                 .rank = shard.rank,
+                                                 .shuffle = options_.sampler.shuffle().value_or(options_.shuffle),
+                                                 .seed = seed_});
+  return own_sampler_;
+}
+
+void LoaderCore::choose_samplers() {
+  std::optional<std::uint64_t> of_context = context_ ? context_->seed : std::nullopt;
+  seed_ = options_.seed ? *options_.seed : of_context ? *of_context : global_seed().value_or(0);
+  seeds_workers_ = seeds_workers();
+  own_sampler_ = nullptr;
+  if (is_stream_) return;
+  const auto& batches = options_.batch_sampler;
+  if (!batches.sampler()) {
+    sampler_ = shard_sampler(options_.sampler.sampler());
+    if (batches.make()) {
+      batch_sampler_ = batches.make()(sampler_, options_.batch_size, options_.drop_last);
+      if (!batch_sampler_) throw MisuseError("the batch_sampler function returned nothing");
+    }
+    return;
+  }
+  batch_sampler_ = batches.sampler();
+  sampler_ = batch_sampler_->sampler();
+  if (!is_sharded() || (sampler_ && sampler_->is_sharded())) return;
+  sampler_ = shard_sampler(sampler_);
+  if (!batch_sampler_->set_sampler(sampler_))
+    throw MisuseError(
+        "this batch sampler cannot be given a rank's share of the samples. Override its set_sampler, pass a function "
+        "(sampler, batch_size, drop_last) that makes it, or set .use_distributed_sampler = false and let it choose this "
+        "rank's own batches");
+}
+
+void LoaderCore::set_up(LoaderContext context, bool shards, bool moves) {
+  if (context_)
+    throw MisuseError("this loader is set up already: use the one that setup_dataloader returned, and set it up once");
+  if (iterating_) throw MisuseError("this loader is being iterated: set it up before its first use");
+  context_ = std::move(context);
+  options_.use_distributed_sampler &= shards;
+  options_.move_to_device &= moves;
+  try {
+    choose_samplers();
+  } catch (...) {
+    context_.reset();
+    throw;
+  }
+  moves_ = options_.move_to_device && context_->device.has_value();
+  pins_ = options_.pin_memory && at::globalContext().hasCUDA();
+  if (options_.pin_memory && !pins_) log::warn_once("pin_memory does nothing: there is no CUDA device");
+}
+
+std::optional<c10::Device> LoaderCore::device() const { return moves_ ? context_->device : std::nullopt; }
+
+std::optional<std::size_t> LoaderCore::size() const {
+  if (batch_sampler_) return batch_sampler_->size();
+  if (!sampler_) return std::nullopt;
+  auto samples = sampler_->size();
+  if (!samples) return std::nullopt;
+  return options_.drop_last ? *samples / options_.batch_size : (*samples + options_.batch_size - 1) / options_.batch_size;
+}
+
+void LoaderCore::move_to_epoch(std::int64_t epoch) {
+  epoch_ = epoch;
+  consumed_ = 0;
+  ahead_.clear();
+  skipped_samples_ = 0;
+  resuming_ = false;
+  saved_sampler_state_ = {};
+  if (own_sampler_) own_sampler_->skip_front(0);
+}
+
+void LoaderCore::set_epoch(std::int64_t epoch) {
+  require(epoch >= 0, "epoch " + std::to_string(epoch) + ": epochs count from 0");
+  if (iterating_) explicit_epoch_ = epoch;
+  else if (!(resuming_ && epoch == epoch_)) move_to_epoch(epoch);
+}
+
+std::uint64_t LoaderCore::begin() {
+  ++iteration_;
+  bool resuming = std::exchange(resuming_, false);
+  bool broken_off = !resuming && (consumed_ > 0 || !ahead_.empty());
+  if (auto wanted = std::exchange(explicit_epoch_, std::nullopt)) move_to_epoch(*wanted);
+  else if (broken_off) move_to_epoch(epoch_ + 1);
+  iterating_ = true;
+  begin_samplers(resuming);
+  return iteration_;
+}
+
+void LoaderCore::begin_samplers(bool resuming) {
+  worker_base_ = seeds_workers_ ? seed_ + static_cast<std::uint64_t>(epoch_)
+                                : at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>()->random64() & 0xFFFFFFFF;
+  plan_ = nullptr;
+  cursor_ = 0;
+  if (is_stream_) return;
+  auto start = [&](auto& chooser) {
+    if (resuming && !saved_sampler_state_.is_null()) chooser.load_state_dict(saved_sampler_state_);
+    else saved_sampler_state_ = chooser.state_dict();
+  };
+  if (batch_sampler_) start(*batch_sampler_);
+  else start(*sampler_);
+  if (own_sampler_) own_sampler_->skip_front(skipped_samples_);
+  if (sampler_) {
+    sampler_->set_epoch(epoch_);
+    sampler_->reset();
+  }
+  if (batch_sampler_) {
+    batch_sampler_->set_epoch(epoch_);
+    batch_sampler_->reset();
+  } else {
+    plan_ = sampler_->indices();
+  }
+  std::vector<std::size_t> buffer;
+  c10::ArrayRef<std::size_t> indices;
+  if (plan_) cursor_ = std::min(plan_->size(), consumed_ * options_.batch_size);
+  else
+    for (std::size_t i = 0; i < consumed_ && next_indices(buffer, indices); ++i) continue;
+}
+
+void LoaderCore::check_current(std::uint64_t iteration) const {
+  if (iteration != iteration_)
+    throw MisuseError(
+        "this loader was started again or restored while an iteration over it was going on; its batches belong to the "
+        "newer one. For two iterations at a time set up two loaders");
+}
+
+bool LoaderCore::is_consumed(std::size_t batch) const {
+  return batch < consumed_ || std::find(ahead_.begin(), ahead_.end(), batch) != ahead_.end();
+}
+
+void LoaderCore::check_indices(c10::ArrayRef<std::size_t> indices) const {
+  if (own_sampler_ && !batch_sampler_) return;
+  for (std::size_t index : indices)
+    if (dataset_size_ && index >= *dataset_size_)
+      throw MisuseError("the sampler gave index " + std::to_string(index) + ", but the dataset has " +
+                        std::to_string(*dataset_size_) + " samples");
+}
+
+bool LoaderCore::next_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<std::size_t>& indices) {
+  std::size_t want = options_.batch_size;
+  if (batch_sampler_) {
+    if (!batch_sampler_->next(buffer)) return false;
+    if (buffer.empty()) throw MisuseError("the batch sampler gave a batch without samples");
+    indices = buffer;
+  } else if (plan_) {
+    indices = c10::ArrayRef<std::size_t>(*plan_).slice(cursor_, std::min(want, plan_->size() - cursor_));
+    cursor_ += indices.size();
+  } else {
+    buffer.clear();
+    while (buffer.size() < want) {
+      auto index = sampler_->next();
+      if (!index) break;
+      buffer.push_back(*index);
+    }
+    indices = buffer;
+  }
+  if (!batch_sampler_ && (indices.empty() || (options_.drop_last && indices.size() < want))) return false;
+  check_indices(indices);
+  return true;
+}
+
+void LoaderCore::consumed(std::size_t batch) {
+  if (batch != consumed_) {
+    ahead_.push_back(batch);
+    return;
+  }
+  do {
+    ++consumed_;
+  } while (std::erase(ahead_, consumed_) > 0);
+}
+
+void LoaderCore::end(std::uint64_t iteration, bool complete) {
+  if (iteration != iteration_) return;
+  iterating_ = false;
+  if (complete) move_to_epoch(epoch_ + 1);
+  if (auto wanted = std::exchange(explicit_epoch_, std::nullopt)) move_to_epoch(*wanted);
+}
+
+void LoaderCore::place(at::Tensor& tensor) const {
+  c10::Device target = *context_->device;
+  if (tensor.device().type() == target.type() && (!target.has_index() || target.is_cpu() || tensor.device() == target))
+    return;
+  tensor = context_->to_device ? context_->to_device(tensor)
+                               : tensor.to(target, tensor.scalar_type(), /*non_blocking=*/!target.is_cpu());
+}
+
+void LoaderCore::warn_opaque(const char* type_name) const {
+  log::warn_once("batches of type " + c10::demangle(type_name) +
+                 " have members that Fabric cannot look into, so tensors in them were not moved to the device: list them "
+                 "with FABRIC_TENSORS(Type, members…), or set .move_to_device = false");
+}
+
+Value LoaderCore::state_dict() const {
+  Value state;
+  state["epoch"] = epoch_;
+  state["batch"] = consumed_;
+  Value::List ahead;
+  for (std::size_t batch : ahead_) ahead.emplace_back(batch);
+  state["ahead"] = std::move(ahead);
+  state["skipped"] = skipped_samples_;
+  state["samples"] = dataset_size_ ? Value(*dataset_size_) : Value();
+  state["batch_size"] = options_.batch_size;
+  state["num_replicas"] = world_size();
+  state["shuffle"] = own_sampler_ && own_sampler_->config().shuffle;
+  state["seed"] = seed_;
+  state["sampler"] = saved_sampler_state_;
+  if (saved_sampler_state_.is_null() && batch_sampler_) state["sampler"] = batch_sampler_->state_dict();
+  else if (saved_sampler_state_.is_null() && sampler_) state["sampler"] = sampler_->state_dict();
+  return state;
+}
+
+void LoaderCore::load_state_dict(const Value& state) {
+  for (const char* key : {"epoch", "batch", "ahead", "skipped", "samples", "batch_size", "num_replicas", "shuffle", "seed"})
+    if (!state.find(key)) throw MisuseError(std::string("this is no state of a loader: it has no '") + key + "'");
+  bool in_epoch = state.at("batch").as_int() > 0 || !state.at("ahead").as_list().empty() || state.at("skipped").as_int() > 0;
+  std::int64_t epoch = state.at("epoch").as_int();
+  if (epoch < 0 || state.at("batch").as_int() < 0 || state.at("skipped").as_int() < 0)
+    throw MisuseError("this is no state of a loader: it has negative numbers");
+  if (in_epoch) restore_position(state);
+  else move_to_epoch(epoch);
+  resuming_ = true;
+  iterating_ = false;
+  explicit_epoch_.reset();
+  ++iteration_;
+  seed_ = static_cast<std::uint64_t>(state.at("seed").as_int());
+  if (own_sampler_) own_sampler_->set_seed(seed_);
+  if (const Value* sampler = state.find("sampler")) saved_sampler_state_ = *sampler;
+}
+
+void LoaderCore::restore_position(const Value& state) {
+  auto number = [&](const char* key) { return static_cast<std::size_t>(state.at(key).as_int()); };
+  auto refuse = [&](const std::string& what) {
+    throw MisuseError("the state was saved in the middle of an epoch " + what +
+                      ". Use the same settings, or start the epoch anew with set_epoch instead of loading this state");
+  };
+  if (!state.at("samples").is_null() && (!dataset_size_ || number("samples") != *dataset_size_))
+    refuse("over " + std::to_string(number("samples")) + " samples, but the dataset has " +
+           (dataset_size_ ? std::to_string(*dataset_size_) : "no size") + " now");
+  bool shuffles = own_sampler_ && own_sampler_->config().shuffle;
+  if (state.at("shuffle").as_bool() != shuffles)
+    refuse(std::string("with shuffle ") + (shuffles ? "off, now it is on" : "on, now it is off"));
+  bool same = number("batch_size") == options_.batch_size && number("num_replicas") == world_size();
+  bool can_deal_anew = own_sampler_ && !batch_sampler_ && state.at("ahead").as_list().empty();
+  if (!same && !can_deal_anew)
+    refuse("by " + std::to_string(number("num_replicas")) + " ranks with batches of " +
+           std::to_string(number("batch_size")) + ", now it is " + std::to_string(world_size()) + " with " +
+           std::to_string(options_.batch_size) + ", and the samples that are left cannot be dealt out anew");
+  move_to_epoch(state.at("epoch").as_int());
+  skipped_samples_ = number("skipped");
+  if (same) {
+    consumed_ = number("batch");
+    for (const auto& batch : state.at("ahead").as_list()) ahead_.push_back(static_cast<std::size_t>(batch.as_int()));
+  } else {
+    // All ranks together used the front of the padded order, without a gap.
+    skipped_samples_ += number("batch") * number("batch_size") * number("num_replicas");
+  }
+  if (own_sampler_) own_sampler_->skip_front(skipped_samples_);
+}
+
+void throw_data_error(std::size_t batch, int worker, std::optional<std::size_t> index, c10::ArrayRef<std::size_t> indices,
+                      std::exception_ptr cause) {
+  std::string text = index ? "sample " + std::to_string(*index) + " could not be read" : "the batch could not be made";
+  text += " (batch " + std::to_string(batch) + ", " + (worker < 0 ? "calling thread" : "worker " + std::to_string(worker));
+  if (!index && !indices.empty()) {
+    constexpr std::size_t kShown = 8;
+    text += ", samples";
+    for (std::size_t i = 0; i < std::min(kShown, indices.size()); ++i) text += " " + std::to_string(indices[i]);
+    if (indices.size() > kShown) text += " …";
+  }
+  text += "): " + text_of(cause);
+  throw DataError(text, batch, worker, index, cause);
+}
+
+void throw_worker_timeout(std::size_t batch, int worker, int rank, double seconds) {
+  std::string who = worker < 0 ? "no worker" : "worker " + std::to_string(worker);
+  throw DataError("rank " + std::to_string(rank) + " waited " + std::to_string(seconds) + " s for batch " +
+                      std::to_string(batch) + ", but " + who +
+                      " made none in that time. Find out what the dataset's get waits for, or set a longer .timeout",
+                  batch, worker, std::nullopt, nullptr);
+}
+
+at::Tensor pin(const at::Tensor& tensor) { return tensor.is_cpu() ? tensor.pin_memory() : tensor; }
+
+}  // namespace fabric::detail

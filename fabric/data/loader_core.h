@@ -1,0 +1,178 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <c10/util/ArrayRef.h>
+
+#include <fabric/config.h>
+#include <fabric/data/sampler_options.h>
+#include <fabric/data/worker_info.h>
+#include <fabric/error.h>
+#include <fabric/state.h>
+
+namespace fabric {
+
+struct DataLoaderOptions {
+  std::size_t batch_size = 1;
+  /// A new order each epoch, the same on all ranks and for every number of ranks.
+  bool shuffle = false;
+  /// Excludes `shuffle`.
+  SamplerOption sampler = {};
+  /// Excludes `sampler`; a ready-made one also excludes `batch_size`, `shuffle` and `drop_last`.
+  BatchSamplerOption batch_sampler = {};
+  /// Leaves out a last batch that is not full.
+  bool drop_last = false;
+  /// Threads that read samples; 0: the calling thread does. See fabric/docs/data.md for what the dataset must allow.
+  int workers = 0;
+  /// Batches that each worker makes ahead.
+  int prefetch = 2;
+  /// Off: workers' batches come as they are ready, so one slow batch holds up nothing.
+  bool in_order = true;
+  /// Puts batches into page-locked memory, from which copies to a CUDA device run beside other work.
+  bool pin_memory = false;
+  /// Off: the sampler is used as it is, on every rank.
+  bool use_distributed_sampler = true;
+  bool move_to_device = true;
+  /// Empty: what seed_everything set, else 0.
+  std::optional<std::uint64_t> seed = {};
+  /// Seconds to wait for a batch from a worker before that is an error; 0: no limit.
+  double timeout = 1800;
+  FABRIC_FIELDS(DataLoaderOptions, batch_size, shuffle, drop_last, workers, prefetch, in_order, pin_memory,
+                use_distributed_sampler, move_to_device, seed, timeout)
+};
+
+/// What a loader has to know about its place; Fabric fills it in.
+struct LoaderContext {
+  /// Empty: samples are not shared out.
+  std::optional<SamplerShard> shard = {};
+  int rank = 0;
+  /// Where batches go; empty: they stay where the dataset puts them.
+  std::optional<c10::Device> device = {};
+  /// How they get there; empty: `Tensor::to`, non-blocking except to the CPU.
+  std::function<at::Tensor(const at::Tensor&)> to_device = {};
+  /// What seed_everything set; empty: it is asked when the loader is set up.
+  std::optional<std::uint64_t> seed = {};
+};
+
+/// A sample or batch that could not be made, in the calling thread or a worker.
+class FABRIC_API DataError : public Error {
+ public:
+  DataError(const std::string& text, std::size_t batch, int worker, std::optional<std::size_t> index,
+            std::exception_ptr cause)
+      : Error(text), batch_(batch), worker_(worker), index_(index), cause_(std::move(cause)) {}
+  std::size_t batch() const noexcept { return batch_; }
+  /// -1: the calling thread.
+  int worker() const noexcept { return worker_; }
+  /// The sample that failed, where that is known.
+  std::optional<std::size_t> index() const noexcept { return index_; }
+  /// What the dataset threw; null when a worker did not answer in time.
+  const std::exception_ptr& cause() const noexcept { return cause_; }
+
+ private:
+  std::size_t batch_;
+  int worker_;
+  std::optional<std::size_t> index_;
+  std::exception_ptr cause_;
+};
+
+namespace detail {
+
+/// The part of a loader that does not depend on the type of its batches: which samples come when, and how far it got.
+class FABRIC_API LoaderCore : public Stateful {
+ public:
+  LoaderCore(DataLoaderOptions options, bool is_stream, std::optional<std::size_t> dataset_size);
+  /// Takes its place in the job. Throws MisuseError the second time.
+  void set_up(LoaderContext context, bool shards = true, bool moves = true);
+  bool is_set_up() const { return context_.has_value(); }
+  const DataLoaderOptions& options() const { return options_; }
+  std::optional<c10::Device> device() const;
+  bool is_stream() const { return is_stream_; }
+  const std::shared_ptr<IndexSampler>& sampler() const { return sampler_; }
+  const std::shared_ptr<BatchSampler>& batch_sampler() const { return batch_sampler_; }
+  /// Batches per epoch on this rank, where that is known.
+  std::optional<std::size_t> size() const;
+  std::int64_t epoch() const { return epoch_; }
+  void set_epoch(std::int64_t epoch);
+
+  // --- one iteration
+  /// Starts the next epoch, or goes on in a restored one. The number identifies the iteration.
+  std::uint64_t begin();
+  /// Throws MisuseError when another iteration began since.
+  void check_current(std::uint64_t iteration) const;
+  /// The first batch that is still to be made.
+  std::size_t first_batch() const { return consumed_; }
+  /// True for a batch that was used before the state was saved.
+  bool is_consumed(std::size_t batch) const;
+  /// The indices of the next batch: a view, into `buffer` if need be. False at the end.
+  bool next_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<std::size_t>& indices);
+  void consumed(std::size_t batch);
+  void end(std::uint64_t iteration, bool complete);
+  SeedBase seeds() const { return {worker_base_, context_ ? context_->rank : 0}; }
+
+  /// Moves one tensor of a batch to the device.
+  void place(at::Tensor& tensor) const;
+  bool moves() const { return moves_; }
+  bool pins() const { return pins_; }
+  void warn_opaque(const char* type_name) const;
+
+  Value state_dict() const override;
+  void load_state_dict(const Value& state) override;
+
+ private:
+  void check_options() const;
+  void choose_samplers();
+  std::shared_ptr<IndexSampler> shard_sampler(const std::shared_ptr<IndexSampler>& given);
+  void begin_samplers(bool resuming);
+  void move_to_epoch(std::int64_t epoch);
+  void check_indices(c10::ArrayRef<std::size_t> indices) const;
+  void restore_position(const Value& state);
+  bool is_sharded() const { return context_ && context_->shard && options_.use_distributed_sampler; }
+  std::size_t world_size() const { return is_sharded() ? static_cast<std::size_t>(context_->shard->num_replicas) : 1; }
+
+  DataLoaderOptions options_;
+  bool is_stream_;
+  std::optional<std::size_t> dataset_size_;
+  std::optional<LoaderContext> context_;
+  std::uint64_t seed_ = 0;
+  bool seeds_workers_ = true;
+  bool moves_ = false;
+  bool pins_ = false;
+  std::shared_ptr<IndexSampler> sampler_;
+  /// Set when `sampler_` is ours, over the whole dataset.
+  std::shared_ptr<DistributedSampler> own_sampler_;
+  std::shared_ptr<BatchSampler> batch_sampler_;
+
+  // --- progress
+  std::int64_t epoch_ = 0;
+  /// All batches before this one are used, and those of `ahead_` besides.
+  std::size_t consumed_ = 0;
+  std::vector<std::size_t> ahead_;
+  /// Samples of the epoch that all ranks together used before it was dealt out anew.
+  std::size_t skipped_samples_ = 0;
+  bool resuming_ = false;
+  bool iterating_ = false;
+  std::optional<std::int64_t> explicit_epoch_;
+  std::uint64_t iteration_ = 0;
+  Value saved_sampler_state_;
+  std::uint64_t worker_base_ = 0;
+  const std::vector<std::size_t>* plan_ = nullptr;
+  std::size_t cursor_ = 0;
+};
+
+/// Throws a DataError that says which sample, batch and worker failed, and why.
+[[noreturn]] FABRIC_API void throw_data_error(std::size_t batch, int worker, std::optional<std::size_t> index,
+                                              c10::ArrayRef<std::size_t> indices, std::exception_ptr cause);
+[[noreturn]] FABRIC_API void throw_worker_timeout(std::size_t batch, int worker, int rank, double seconds);
+FABRIC_API at::Tensor pin(const at::Tensor& tensor);
+
+}  // namespace detail
+}  // namespace fabric

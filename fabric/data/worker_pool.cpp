@@ -1,0 +1,150 @@
+#include <fabric/data/worker_pool.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include <c10/util/thread_name.h>
+
+namespace fabric::detail {
+
+struct WorkerPool::State {
+  enum class Status { free, queued, ready };
+  struct Slot {
+    Status status = Status::free;
+    Job job;
+    std::vector<std::size_t> indices;
+    std::exception_ptr error;
+  };
+  struct Worker {
+    std::condition_variable wake;
+    std::thread thread;
+    bool done = false;
+  };
+
+  State(int workers, std::size_t slots, Work work) : slots(slots), workers(workers), work(std::move(work)) {}
+
+  /// The queued slot of this worker that comes first in the epoch.
+  Slot* next_of(std::size_t worker) {
+    Slot* first = nullptr;
+    for (std::size_t i = worker; i < slots.size(); i += workers.size())
+      if (slots[i].status == Status::queued && (!first || slots[i].job.batch < first->job.batch)) first = &slots[i];
+    return first;
+  }
+
+  void run(std::size_t worker) {
+    c10::setThreadName("fabric_data_" + std::to_string(worker));
+    std::unique_lock<std::mutex> lock(mutex);
+    while (true) {
+      Slot* slot = nullptr;
+      workers[worker].wake.wait(lock, [&] { return stop.load() || (slot = next_of(worker)) != nullptr; });
+      if (stop.load()) break;
+      lock.unlock();
+      std::exception_ptr error;
+      try {
+        work(static_cast<int>(worker), slot->job, stop);
+      } catch (...) {
+        error = std::current_exception();
+      }
+      lock.lock();
+      slot->error = error;
+      slot->status = Status::ready;
+      batch_ready.notify_one();
+    }
+    workers[worker].done = true;
+  }
+
+  void stop_all() {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      stop = true;
+      for (auto& worker : workers) worker.wake.notify_one();
+    }
+    for (auto& worker : workers) {
+      if (!worker.thread.joinable()) continue;
+      bool leave = false;
+      if (timed_out) {
+        std::lock_guard<std::mutex> lock(mutex);
+        leave = !worker.done;
+      }
+      // The thread holds this state, so it may outlive the pool when it hangs in the user's code.
+      if (leave) worker.thread.detach();
+      else worker.thread.join();
+    }
+  }
+
+  mutable std::mutex mutex;
+  std::condition_variable batch_ready;
+  std::atomic<bool> stop = false;
+  bool timed_out = false;
+  std::vector<Slot> slots;
+  std::vector<Worker> workers;
+  Work work;
+};
+
+WorkerPool::WorkerPool(int workers, std::size_t slots, Work work)
+    : state_(std::make_shared<State>(workers, slots, std::move(work))) {
+  try {
+    for (std::size_t i = 0; i < state_->workers.size(); ++i)
+      state_->workers[i].thread = std::thread([state = state_, i] { state->run(i); });
+  } catch (...) {
+    state_->stop_all();
+    throw;
+  }
+}
+
+WorkerPool::~WorkerPool() { state_->stop_all(); }
+
+bool WorkerPool::has_room(std::size_t batch) const {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->slots[batch % state_->slots.size()].status == State::Status::free;
+}
+
+std::vector<std::size_t>& WorkerPool::index_buffer(std::size_t batch) {
+  return state_->slots[batch % state_->slots.size()].indices;
+}
+
+void WorkerPool::submit(std::size_t batch, c10::ArrayRef<std::size_t> indices) {
+  std::size_t index = batch % state_->slots.size();
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  auto& slot = state_->slots[index];
+  slot.job = {batch, index, indices};
+  slot.status = State::Status::queued;
+  state_->workers[batch % state_->workers.size()].wake.notify_one();
+}
+
+std::optional<WorkerPool::Job> WorkerPool::wait(std::optional<std::size_t> batch,
+                                                std::chrono::duration<double> timeout) {
+  std::unique_lock<std::mutex> lock(state_->mutex);
+  auto& slots = state_->slots;
+  const State::Slot* found = nullptr;
+  auto ready = [&] {
+    if (batch) {
+      auto& slot = slots[*batch % slots.size()];
+      found = slot.status == State::Status::ready ? &slot : nullptr;
+    } else {
+      found = nullptr;
+      for (auto& slot : slots)
+        if (slot.status == State::Status::ready && (!found || slot.job.batch < found->job.batch)) found = &slot;
+    }
+    return found != nullptr;
+  };
+  if (timeout.count() <= 0) state_->batch_ready.wait(lock, ready);
+  else if (!state_->batch_ready.wait_for(lock, timeout, ready)) state_->timed_out = true;
+  return found ? std::optional(found->job) : std::nullopt;
+}
+
+std::exception_ptr WorkerPool::error(std::size_t slot) const {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  return state_->slots[slot].error;
+}
+
+void WorkerPool::release(std::size_t slot) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->slots[slot].error = nullptr;
+  state_->slots[slot].status = State::Status::free;
+}
+
+}  // namespace fabric::detail
