@@ -7,17 +7,40 @@
 #include <fabric/export.h>
 #include <fabric/tree.h>
 
-/// Lists the fields of a settings struct, once: FABRIC_FIELDS(Config, epochs, lr, fabric). The list drives command line,
-/// YAML, JSON, --help, dump and comparison. Field types: bool, integers, float, double, std::string, std::optional,
-/// std::vector, std::map<std::string, T>, other structs with fields, std::variant of such structs, and any type with
-/// `static T from_tree(const Tree&)` and `Tree to_tree() const`.
-#define FABRIC_FIELDS(Self, ...)                          \
-  template <class Visitor>                                \
-  static void fabric_fields(Visitor&& fabric_visit) {     \
-    using FabricSelf = Self;                              \
-    FABRIC_FOR_EACH_(FABRIC_FIELD_, __VA_ARGS__)          \
+/// Lists the fields of a settings struct, once: FABRIC_FIELDS(Config, epochs, lr, fabric). The list drives command
+/// line, YAML, JSON, --help, dump and comparison. Field types: bool, integers, float, double, std::string, paths,
+/// std::optional, std::vector, std::map<std::string, T>, Tree, enums with FABRIC_ENUM, other structs with fields,
+/// std::variant of such structs (each with `static constexpr std::string_view kName`), and any type with `static T
+/// from_tree(const Tree&)` and `Tree to_tree() const`. A struct's `void validate() const` checks what spans fields; its
+/// ConfigError gets the path.
+#define FABRIC_FIELDS(Self, ...)                      \
+  template <class Visitor>                            \
+  static void fabric_fields(Visitor&& fabric_visit) { \
+    using FabricSelf = Self;                          \
+    FABRIC_FOR_EACH_(FABRIC_FIELD_, __VA_ARGS__)      \
   }
 #define FABRIC_FIELD_(field) fabric_visit(#field, &FabricSelf::field);
+
+/// Optional, beside FABRIC_FIELDS: texts for --help. FABRIC_HELP(Config, (epochs, "passes over the data"), (lr, "step
+/// size"))
+#define FABRIC_HELP(Self, ...)                      \
+  template <class Visitor>                          \
+  static void fabric_help(Visitor&& fabric_visit) { \
+    using FabricSelf = Self;                        \
+    FABRIC_FOR_EACH_(FABRIC_HELP_, __VA_ARGS__)     \
+  }
+#define FABRIC_HELP_(pair) FABRIC_HELP_PAIR_ pair
+#define FABRIC_HELP_PAIR_(field, text) fabric_visit(#field, text, &FabricSelf::field);
+
+/// Names an enum's values, in the namespace where the enum is: FABRIC_ENUM(Color, red, green). A trailing underscore,
+/// for names that are keywords of C++, is not written: `auto_` is `auto` in files and on the command line.
+#define FABRIC_ENUM(Enum, ...)                      \
+  template <class Visitor>                          \
+  void fabric_enum(Enum*, Visitor&& fabric_visit) { \
+    using FabricEnum = Enum;                        \
+    FABRIC_FOR_EACH_(FABRIC_ENUM_, __VA_ARGS__)     \
+  }
+#define FABRIC_ENUM_(value) fabric_visit(#value, FabricEnum::value);
 
 // The preprocessor's way of a loop: up to 256 rounds.
 #define FABRIC_PARENS_ ()
@@ -43,7 +66,11 @@ struct FABRIC_API Choice {
   bool operator==(const Choice&) const = default;
 
   static Choice from_tree(const Tree& tree);
+  /// As from_tree, but a map without `name` adds to the settings and keeps the name.
+  void update_from_tree(const Tree& tree);
   Tree to_tree() const;
 };
 
 }  // namespace fabric
+
+#include <fabric/config/parse.h>

@@ -23,17 +23,17 @@ using TreeLines = std::map<std::string, int, std::less<>>;
 
 /// Reads one JSON value. Beyond the standard, NaN, Infinity and -Infinity are read (as Python's json module does).
 /// Integers that do not fit 64 signed bits become strings of their digits, which unsigned fields accept.
-/// Throws ConfigError "SOURCE:LINE: …" for text that is not JSON or not UTF-8, for a key given twice, a number outside a
-/// double's range, and for more than `limits` allow. `lines`, when given, receives the line of every entry.
+/// Throws ConfigError "SOURCE:LINE: …" for text that is not JSON or not UTF-8, for a key given twice, a number outside
+/// a double's range, and for more than `limits` allow. `lines`, when given, receives the line of every entry.
 FABRIC_API Tree read_json(std::string_view text, const std::string& source = "JSON", const ReadLimits& limits = {},
                           TreeLines* lines = nullptr);
-/// JSON that read_json turns into an equal tree: floats with the fewest digits that give the same bits and always with a
-/// point, so that they stay floats; NaN, Infinity and -Infinity bare, as Python writes them. One line, or
-/// indented by two spaces when `pretty`. Throws ConfigError for a string that is not UTF-8 and beyond 64 levels.
+/// JSON that read_json turns into an equal tree: floats with the fewest digits that give the same bits and always with
+/// a point, so that they stay floats; NaN, Infinity and -Infinity bare, as Python writes them. One line, or indented by
+/// two spaces when `pretty`. Throws ConfigError for a string that is not UTF-8 and beyond 64 levels.
 FABRIC_API std::string write_json(const Tree& tree, bool pretty = false);
 
-/// Reads one YAML document (1.2 core schema: true and false, null and ~, integers also 0x and 0o, .inf and .nan; yes, no,
-/// on and off are strings). Null for an empty text. Throws ConfigError "SOURCE:LINE: …" for bad syntax, a second
+/// Reads one YAML document (1.2 core schema: true and false, null and ~, integers also 0x and 0o, .inf and .nan; yes,
+/// no, on and off are strings). Null for an empty text. Throws ConfigError "SOURCE:LINE: …" for bad syntax, a second
 /// document, a key given twice, tags other than the core ones, merge keys, and for more than `limits` or 16 MiB allow.
 FABRIC_API Tree read_yaml(std::string_view text, const std::string& source = "YAML", const ReadLimits& limits = {},
                           TreeLines* lines = nullptr);

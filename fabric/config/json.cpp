@@ -9,8 +9,8 @@
 
 #include "fabric/config/scalar.h"
 
-// Written by hand, since it must read and write NaN as Python does, keep the order of keys, refuse keys given twice, and
-// know the line of every value.
+// Written by hand, since it must read and write NaN as Python does, keep the order of keys, refuse keys given twice,
+// and know the line of every value.
 namespace fabric {
 namespace {
 
@@ -41,8 +41,10 @@ class JsonReader {
 
   void skip_space() {
     for (; at_ < text_.size(); ++at_) {
-      if (text_[at_] == '\n') ++line_;
-      else if (text_[at_] != ' ' && text_[at_] != '\t' && text_[at_] != '\r') break;
+      if (text_[at_] == '\n')
+        ++line_;
+      else if (text_[at_] != ' ' && text_[at_] != '\t' && text_[at_] != '\r')
+        break;
     }
   }
   char peek() {
@@ -115,7 +117,8 @@ class JsonReader {
     std::string out;
     for (++at_;;) {
       const std::size_t start = at_;
-      while (at_ < text_.size() && text_[at_] != '"' && text_[at_] != '\\' && static_cast<unsigned char>(text_[at_]) >= 0x20)
+      while (at_ < text_.size() && text_[at_] != '"' && text_[at_] != '\\' &&
+             static_cast<unsigned char>(text_[at_]) >= 0x20)
         ++at_;
       out.append(text_, start, at_ - start);
       if (at_ == text_.size()) fail("a string without an end");
@@ -182,8 +185,10 @@ class JsonReader {
     Tree out;
     if (token.find_first_of(".eE") == token.npos) {
       std::int64_t whole = 0;
-      if (std::from_chars(token.data(), token.data() + token.size(), whole).ec == std::errc()) out = whole;
-      else out = token;
+      if (std::from_chars(token.data(), token.data() + token.size(), whole).ec == std::errc())
+        out = whole;
+      else
+        out = token;
       if (token == "-0") out = -0.0;
     } else {
       double value = 0;
@@ -233,21 +238,32 @@ class JsonWriter {
 
   void write(const Tree& tree, int depth) {
     if (depth > detail::kDeepestWrite)
-      throw ConfigError("nested deeper than " + std::to_string(detail::kDeepestWrite) + " levels, so it cannot be written");
-    if (tree.is_null()) out_ += "null";
-    else if (tree.is_bool()) out_ += tree.as_bool() ? "true" : "false";
-    else if (tree.is_int()) out_ += std::to_string(tree.as_int());
-    else if (tree.is_double()) write_float(tree.as_double());
-    else if (tree.is_string()) out_ += detail::quoted(tree.as_string());
-    else if (tree.is_list()) write_list(tree.as_list(), depth);
-    else write_map(tree.as_map(), depth);
+      throw ConfigError("nested deeper than " + std::to_string(detail::kDeepestWrite) +
+                        " levels, so it cannot be written");
+    if (tree.is_null())
+      out_ += "null";
+    else if (tree.is_bool())
+      out_ += tree.as_bool() ? "true" : "false";
+    else if (tree.is_int())
+      out_ += std::to_string(tree.as_int());
+    else if (tree.is_double())
+      write_float(tree.as_double());
+    else if (tree.is_string())
+      out_ += detail::quoted(tree.as_string());
+    else if (tree.is_list())
+      write_list(tree.as_list(), depth);
+    else
+      write_map(tree.as_map(), depth);
   }
 
  private:
   void write_float(double value) {
-    if (std::isnan(value)) out_ += "NaN";
-    else if (std::isinf(value)) out_ += value < 0 ? "-Infinity" : "Infinity";
-    else out_ += detail::float_text(value);
+    if (std::isnan(value))
+      out_ += "NaN";
+    else if (std::isinf(value))
+      out_ += value < 0 ? "-Infinity" : "Infinity";
+    else
+      out_ += detail::float_text(value);
   }
   void write_list(const Tree::List& list, int depth) {
     out_ += '[';

@@ -47,8 +47,10 @@ bool resolve_integer(std::string_view text, Tree& out) {
   std::int64_t value = 0;
   auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, base);
   if (error == std::errc::invalid_argument || end != digits.data() + digits.size()) return false;
-  if (error == std::errc::result_out_of_range) out = text;
-  else out = value;
+  if (error == std::errc::result_out_of_range)
+    out = text;
+  else
+    out = value;
   return true;
 }
 
@@ -120,17 +122,27 @@ std::string quoted(std::string_view text) {
   for (std::size_t i = 0; i < text.size(); ++i) {
     auto c = static_cast<unsigned char>(text[i]);
     auto next = [&](std::size_t k) { return static_cast<unsigned char>(text[i + k]); };
-    if (c == '"' || c == '\\') (out += '\\') += static_cast<char>(c);
-    else if (c == '\n') out += "\\n";
-    else if (c == '\t') out += "\\t";
-    else if (c == '\r') out += "\\r";
-    else if (c < 0x20 || c == 0x7f) escape(c);
+    if (c == '"' || c == '\\')
+      (out += '\\') += static_cast<char>(c);
+    else if (c == '\n')
+      out += "\\n";
+    else if (c == '\t')
+      out += "\\t";
+    else if (c == '\r')
+      out += "\\r";
+    else if (c < 0x20 || c == 0x7f)
+      escape(c);
     // What YAML takes for a line break or does not print: C1 controls, U+2028 and U+2029, U+FEFF, U+FFFE and U+FFFF.
-    else if (c == 0xc2 && next(1) < 0xa0) escape(next(1)), ++i;
-    else if (c == 0xe2 && next(1) == 0x80 && (next(2) == 0xa8 || next(2) == 0xa9)) escape(0x2000 + next(2) - 0x80), i += 2;
-    else if (c == 0xef && next(1) == 0xbb && next(2) == 0xbf) escape(0xfeff), i += 2;
-    else if (c == 0xef && next(1) == 0xbf && next(2) >= 0xbe) escape(0xffc0 + (next(2) & 0x3f)), i += 2;
-    else out += static_cast<char>(c);
+    else if (c == 0xc2 && next(1) < 0xa0)
+      escape(next(1)), ++i;
+    else if (c == 0xe2 && next(1) == 0x80 && (next(2) == 0xa8 || next(2) == 0xa9))
+      escape(0x2000 + next(2) - 0x80), i += 2;
+    else if (c == 0xef && next(1) == 0xbb && next(2) == 0xbf)
+      escape(0xfeff), i += 2;
+    else if (c == 0xef && next(1) == 0xbf && next(2) >= 0xbe)
+      escape(0xffc0 + (next(2) & 0x3f)), i += 2;
+    else
+      out += static_cast<char>(c);
   }
   return out + '"';
 }
@@ -147,10 +159,6 @@ std::string shown(std::string_view text) {
 
 int line_of(std::string_view text, std::size_t offset) {
   return 1 + static_cast<int>(std::count(text.begin(), text.begin() + std::min(offset, text.size()), '\n'));
-}
-
-std::string below(const std::string& path, std::string_view key) {
-  return path.empty() ? std::string(key) : path + "." + std::string(key);
 }
 
 }  // namespace fabric::detail

@@ -3,7 +3,7 @@
 #include <string>
 #include <string_view>
 
-#include <fabric/tree.h>
+#include <fabric/config/schema.h>
 
 namespace fabric::detail {
 
@@ -21,8 +21,6 @@ std::string quoted(std::string_view text);
 std::string shown(std::string_view text);
 /// 1 for the first line.
 int line_of(std::string_view text, std::size_t offset);
-/// Path of an entry below `path`.
-std::string below(const std::string& path, std::string_view key);
 
 constexpr int kDeepestWrite = 64;
 

@@ -64,7 +64,8 @@ class TreeBuilder : public YAML::EventHandler {
     begin_value(mark);
     end_value(found->second.tree, 0);
   }
-  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, const std::string& text) override {
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                const std::string& text) override {
     const bool plain = tag == "?" || tag.empty();
     if (wants_key()) return begin_key(mark, text, plain);
     begin_value(mark);
@@ -110,7 +111,8 @@ class TreeBuilder : public YAML::EventHandler {
     fail(mark, "nested deeper than " + std::to_string(limits_.depth) + " levels");
   }
   [[noreturn]] void fail_tag(const YAML::Mark& mark, const std::string& tag) const {
-    fail(mark, "the tag " + detail::shown(tag) + " is not supported; only !!str, !!int, !!float, !!bool, !!null, !!seq and !!map are");
+    fail(mark, "the tag " + detail::shown(tag) +
+                   " is not supported; only !!str, !!int, !!float, !!bool, !!null, !!seq and !!map are");
   }
 
   bool wants_key() const { return !frames_.empty() && frames_.back().is_map && !frames_.back().has_key; }
@@ -185,14 +187,16 @@ class TreeBuilder : public YAML::EventHandler {
 void check_text(std::string_view text, const std::string& source, const ReadLimits& limits) {
   const std::size_t most = std::min(limits.bytes, kMostBytes);
   if (text.size() > most)
-    throw ConfigError(source + ": " + std::to_string(text.size()) + " bytes; at most " + std::to_string(most) + " are read");
+    throw ConfigError(source + ": " + std::to_string(text.size()) + " bytes; at most " + std::to_string(most) +
+                      " are read");
   auto fail = [&](std::size_t offset, const char* what) {
     throw ConfigError(source + ":" + std::to_string(detail::line_of(text, offset)) + ": " + what);
   };
   if (std::size_t bad = detail::find_invalid_utf8(text); bad != text.npos) fail(bad, "not UTF-8");
   for (std::size_t i = 0; i < text.size(); ++i) {
     auto c = static_cast<unsigned char>(text[i]);
-    if ((c < 0x20 && c != '\n' && c != '\t' && c != '\r') || c == 0x7f) fail(i, "a control character; write it escaped in double quotes");
+    if ((c < 0x20 && c != '\n' && c != '\t' && c != '\r') || c == 0x7f)
+      fail(i, "a control character; write it escaped in double quotes");
   }
 }
 
@@ -207,7 +211,8 @@ Tree read_yaml(std::string_view text, const std::string& source, const ReadLimit
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const YAML::Exception& error) {
-    throw ConfigError(source + (error.mark.is_null() ? "" : ":" + std::to_string(error.mark.line + 1)) + ": " + error.msg);
+    throw ConfigError(source + (error.mark.is_null() ? "" : ":" + std::to_string(error.mark.line + 1)) + ": " +
+                      error.msg);
   }
   return builder.take();
 }

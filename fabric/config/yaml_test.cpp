@@ -7,8 +7,8 @@
 #include <fabric/error.h>
 #include <fabric/tree_io.h>
 
-#include "fabric/config/random_trees.h"
 #include "tests/support/catch.h"
+#include "tests/support/random_trees.h"
 
 using fabric::ConfigError;
 using fabric::read_json;
@@ -100,10 +100,30 @@ TEST_CASE("Bad YAML is an error with its line", "[config][yaml]") {
   CHECK(error_of("a: !!python/object:os.system x").find("not supported") != std::string::npos);
   CHECK(error_of("a: &x {b: 1}\nc:\n  <<: *x\n").find("x.yaml:3: merge keys") == 0);
   CHECK(error_of("a:\n  - b\n c: d\n").find("x.yaml:") == 0);
-  for (const char* text :
-       {"[1, 2", "{a: 1", "a: b: c", "\"open", "'open", "a: *missing", "a: &x [*x]", "? [a]\n: b", "? {a: b}\n: c", "{[a]: b}",
-        "&a a: b\n*a : c", "%YAML 9.9\n---\na", "\t- a\n\t- b", "a: \"\\xzz\"", "- a\nb: c", "!<tag:evil> {a: 1}", "a: !custom [1]",
-        "\xff\xfe", "a: \xc0\xaf", "a: \x01", "]", "}", "a: @b", "a: `b"}) {
+  for (const char* text : {"[1, 2",
+                           "{a: 1",
+                           "a: b: c",
+                           "\"open",
+                           "'open",
+                           "a: *missing",
+                           "a: &x [*x]",
+                           "? [a]\n: b",
+                           "? {a: b}\n: c",
+                           "{[a]: b}",
+                           "&a a: b\n*a : c",
+                           "%YAML 9.9\n---\na",
+                           "\t- a\n\t- b",
+                           "a: \"\\xzz\"",
+                           "- a\nb: c",
+                           "!<tag:evil> {a: 1}",
+                           "a: !custom [1]",
+                           "\xff\xfe",
+                           "a: \xc0\xaf",
+                           "a: \x01",
+                           "]",
+                           "}",
+                           "a: @b",
+                           "a: `b"}) {
     INFO(text);
     CHECK_THROWS_AS(read_yaml(text), ConfigError);
   }

@@ -62,7 +62,8 @@ class YamlWriter {
   // Writes a collection whose first line begins where `out_` ends, already indented.
   void write_block(const Tree& tree, int indent, int depth) {
     if (depth >= detail::kDeepestWrite)
-      throw ConfigError("nested deeper than " + std::to_string(detail::kDeepestWrite) + " levels, so it cannot be written");
+      throw ConfigError("nested deeper than " + std::to_string(detail::kDeepestWrite) +
+                        " levels, so it cannot be written");
     bool first = true;
     auto begin_line = [&] {
       if (!std::exchange(first, false)) out_.append(indent, ' ');
@@ -83,8 +84,10 @@ class YamlWriter {
 
  private:
   void write_item(const Tree& item, int indent, int depth) {
-    if (std::string line = on_one_line(item); !line.empty()) out_ += line + "\n";
-    else write_block(item, indent, depth + 1);
+    if (std::string line = on_one_line(item); !line.empty())
+      out_ += line + "\n";
+    else
+      write_block(item, indent, depth + 1);
   }
   void write_entry(const std::string& key, const Tree& item, int indent, int depth) {
     if (key.size() > kLongestKey) {
