@@ -33,7 +33,8 @@ LaunchPlan::LaunchPlan(const Launcher::Config& config, const EnvReader& env) : c
   check(config);
   if (config.main_address == Launcher::Config().main_address)
     config_.main_address = env.get_or("MASTER_ADDR", config.main_address);
-  if (config.main_port == 0) config_.main_port = env.get_int("MASTER_PORT", 1, 65535).value_or(0);
+  for (const char* name : {"MASTER_PORT", "STANDALONE_PORT"})
+    if (config_.main_port == 0) config_.main_port = env.get_int(name, 1, 65535).value_or(0);
   threads_ = env.get_or("OMP_NUM_THREADS", std::to_string(std::max(allowed_cpus() / config.num_processes, 1)));
   if (config_.main_port == 0) {
     if (config.num_nodes > 1)
@@ -75,7 +76,6 @@ std::map<std::string, std::string> LaunchPlan::variables(int local_rank) const {
           {"GROUP_WORLD_SIZE", std::to_string(info.num_nodes)},
           {"MASTER_ADDR", info.main_address},
           {"MASTER_PORT", std::to_string(info.main_port)},
-          {"OMP_NUM_THREADS", threads_},
           {kLaunchedVariable, "1"}};
 }
 

@@ -19,6 +19,9 @@ class LaunchPlan {
   RankInfo rank(int local_rank) const;
   /// The variables that tell a rank its place.
   std::map<std::string, std::string> variables(int local_rank) const;
+  /// OMP_NUM_THREADS for a program that is yet to start: the processors of this process divided by the ranks, at least
+  /// 1, unless the user has set it. A running process has read the variable already and must be told in another way.
+  const std::string& threads() const { return threads_; }
 
  private:
   Launcher::Config config_;

@@ -25,10 +25,13 @@ TEST_CASE("ranks of a node are numbered behind those of the nodes before", "[pla
 TEST_CASE("variables give what the settings leave open", "[plan]") {
   MapEnv env({{"MASTER_ADDR", "10.0.0.1"}, {"MASTER_PORT", "4567"}, {"OMP_NUM_THREADS", "3"}});
   LaunchPlan plan({.num_processes = 2, .num_nodes = 2, .node_rank = 1}, env);
+  CHECK(plan.variables(0).count("OMP_NUM_THREADS") == 0);
+  MapEnv standalone({{"STANDALONE_PORT", "4568"}});
+  CHECK(LaunchPlan({}, standalone).rank(0).main_port == 4568);
   CHECK(plan.rank(0).main_address == "10.0.0.1");
   CHECK(plan.rank(0).main_port == 4567);
-  CHECK(plan.variables(0).at("OMP_NUM_THREADS") == "3");
-  CHECK(LaunchPlan({.num_processes = 1000}, MapEnv()).variables(0).at("OMP_NUM_THREADS") == "1");
+  CHECK(plan.threads() == "3");
+  CHECK(LaunchPlan({.num_processes = 1000}, MapEnv()).threads() == "1");
 }
 
 TEST_CASE("settings that cannot be are errors", "[plan]") {

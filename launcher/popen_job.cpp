@@ -85,6 +85,7 @@ void PopenJob::start_children(Supervisor& supervisor, sigset_t mask) {
   auto command = own_command();
   ChildOptions options{.mask = mask, .kept = {}};
   auto outcomes = CallHistory::of_this_process().hand_over(command, options, -1);
+  command.variables["OMP_NUM_THREADS"] = plan_.threads();
   for (int local_rank = 1; local_rank < config_.num_processes; ++local_rank) {
     for (const auto& [name, value] : plan_.variables(local_rank)) command.variables[name] = value;
     supervisor.add(plan_.rank(local_rank), start_program(command, options));

@@ -12,6 +12,7 @@ class SpawnLauncher : public FunctionLauncher {
   Child start(const LaunchPlan& plan, int local_rank, const Function&) override {
     auto command = own_command();
     for (const auto& [name, value] : plan.variables(local_rank)) command.variables[name] = value;
+    command.variables["OMP_NUM_THREADS"] = plan.threads();
     ChildOptions options{.mask = mask_, .kept = {}};
     auto result = make_pipe();
     auto outcomes = CallHistory::of_this_process().hand_over(command, options, result.write.get());
