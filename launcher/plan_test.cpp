@@ -26,7 +26,8 @@ TEST_CASE("variables give what the settings leave open", "[plan]") {
   MapEnv env({{"MASTER_ADDR", "10.0.0.1"}, {"MASTER_PORT", "4567"}, {"OMP_NUM_THREADS", "3"}});
   LaunchPlan plan({.num_processes = 2, .num_nodes = 2, .node_rank = 1}, env);
   CHECK(plan.variables(0).count("OMP_NUM_THREADS") == 0);
-  MapEnv standalone({{"STANDALONE_PORT", "4568"}});
+  MapEnv standalone;
+  standalone.set("STANDALONE_PORT", "4568");
   CHECK(LaunchPlan({}, standalone).rank(0).main_port == 4568);
   CHECK(plan.rank(0).main_address == "10.0.0.1");
   CHECK(plan.rank(0).main_port == 4567);
