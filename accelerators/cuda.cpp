@@ -65,6 +65,8 @@ Accelerator::MemoryStats CudaAccelerator::memory_stats(c10::Device device) const
   return runtime().memory_stats(index_of(device));
 }
 
+std::string CudaAccelerator::device_name(c10::Device device) const { return runtime().device_name(index_of(device)); }
+
 void CudaAccelerator::reset_peak_memory(c10::Device device) { runtime().reset_peak_memory(index_of(device)); }
 
 void CudaAccelerator::empty_cache() {

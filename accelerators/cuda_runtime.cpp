@@ -45,6 +45,7 @@ class LibTorchCuda : public CudaRuntime {
             .peak_allocated_bytes = stats.allocated_bytes[kAll].peak,
             .total_bytes = static_cast<std::int64_t>(at::cuda::getDeviceProperties(to_index(device))->totalGlobalMem)};
   }
+  std::string device_name(int device) override { return at::cuda::getDeviceProperties(to_index(device))->name; }
   void reset_peak_memory(int device) override { allocator::resetPeakStats(to_index(device)); }
   void empty_cache() override { allocator::emptyCache(); }
 

@@ -12,6 +12,7 @@ class CudaRuntime {
   virtual void set_device(int device) = 0;
   virtual void synchronize(int device) = 0;
   virtual Accelerator::MemoryStats memory_stats(int device) = 0;
+  virtual std::string device_name(int device) = 0;
   virtual void reset_peak_memory(int device) = 0;
   virtual void empty_cache() = 0;
   virtual void manual_seed(std::uint64_t seed) = 0;

@@ -14,6 +14,7 @@ class FakeRuntime : public fabric::CudaRuntime {
   void set_device(int device) override { current = device; }
   void synchronize(int device) override { synchronized = device; }
   fabric::Accelerator::MemoryStats memory_stats(int device) override { return {.allocated_bytes = 100 + device}; }
+  std::string device_name(int device) override { return "GPU " + std::to_string(device); }
   void reset_peak_memory(int) override {}
   void empty_cache() override { ++emptied; }
   void manual_seed(std::uint64_t value) override { seed = value; }
@@ -50,6 +51,7 @@ TEST_CASE("the CUDA accelerator hands devices to the runtime, which it loads whe
   cuda.synchronize(gpu(0));
   CHECK(fake.synchronized == 0);
   CHECK(cuda.memory_stats(gpu(1)).allocated_bytes == 101);
+  CHECK(cuda.device_name(gpu(1)) == "GPU 1");
   CHECK(cuda.can_access_peer(gpu(0), gpu(1)));
   CHECK_FALSE(cuda.can_access_peer(gpu(1), gpu(0)));
   {

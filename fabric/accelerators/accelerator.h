@@ -69,6 +69,8 @@ class FABRIC_API Accelerator {
   /// Waits until all work queued on `device` is done.
   virtual void synchronize(c10::Device device) = 0;
   virtual MemoryStats memory_stats(c10::Device device) const = 0;
+  /// The maker's name of the device ("NVIDIA H200"); empty where there is none.
+  virtual std::string device_name(c10::Device) const { return ""; }
   virtual void reset_peak_memory(c10::Device) {}
   virtual void empty_cache() {}
   /// Seeds the random numbers that are drawn on devices of this kind.

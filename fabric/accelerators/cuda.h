@@ -35,6 +35,7 @@ class FABRIC_API CudaAccelerator : public Accelerator {
   void synchronize(c10::Device device) override;
   /// In bytes, of LibTorch's caching allocator; total is the device's memory.
   MemoryStats memory_stats(c10::Device device) const override;
+  std::string device_name(c10::Device device) const override;
   void reset_peak_memory(c10::Device device) override;
   void empty_cache() override;
   /// Before a device is set up the seed is kept, and used when one is.

@@ -66,6 +66,9 @@ namespace detail {
 
 template <class Range>
 std::optional<std::size_t> size_of(const Range& range) {
+  if constexpr (requires { range.has_size(); }) {  // a loader over a stream has none
+    if (!range.has_size()) return std::nullopt;
+  }
   if constexpr (requires { std::optional<std::size_t>(range.size()); }) return range.size();
   else if constexpr (std::is_array_v<Range>) return std::extent_v<Range>;
   else return std::nullopt;

@@ -1,0 +1,116 @@
+#include <fabric/utilities/spike_detection.h>
+
+#include <unistd.h>
+
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <numeric>
+
+#include <fabric/fabric.h>
+#include <fabric/tree_io.h>
+
+namespace fabric {
+namespace {
+
+double number_of(const Value& value) {
+  if (value.is_number()) return value.as_double();
+  const auto& tensor = value.as<at::Tensor>();
+  if (tensor.numel() != 1) throw MisuseError("SpikeDetection: the loss must have one element, given " + to_string(value));
+  return tensor.item<double>();
+}
+
+}  // namespace
+
+TrainingSpike::TrainingSpike(std::int64_t batch, double loss, double mean)
+    : Error("the loss jumped at batch " + std::to_string(batch) + ": " + std::to_string(loss) +
+            " on this rank, where the mean before was " + std::to_string(mean) +
+            ". The batch and the one before it were noted as batches to skip; go on from the last checkpoint without them"),
+      batch_(batch) {}
+
+void SpikeDetection::Config::validate() const {
+  if (mode != "min" && mode != "max") throw ConfigError("mode must be 'min' or 'max', given '" + mode + "'");
+  if (window < 1) throw ConfigError("window must be 1 or more, given " + std::to_string(window));
+  if (warmup < 0) throw ConfigError("warmup must be 0 or more, given " + std::to_string(warmup));
+  if (!atol && !rtol && !finite_only) throw ConfigError("without atol, rtol and finite_only nothing is ever a spike");
+}
+
+SpikeDetection::SpikeDetection(Config config) : config_(std::move(config)) {
+  config_.validate();
+  on("on_train_batch_end", [this](Fabric& fabric, const Value::Map& arguments) {
+    check(fabric, number_of(arguments.at("loss")), arguments.at("batch_idx").as_int());
+  });
+}
+
+double SpikeDetection::mean() const {
+  return window_.empty() ? std::nan("")
+                         : std::accumulate(window_.begin(), window_.end(), 0.0) / static_cast<double>(window_.size());
+}
+
+bool SpikeDetection::is_spike(double loss) {
+  bool warm = seen_++ >= config_.warmup;
+  if (config_.finite_only && !std::isfinite(loss)) {
+    // Taken into the mean it would spoil it for good, so during the warm-up it is passed over.
+    return warm;
+  }
+  bool spike = false;
+  bool worse = !last_ || (config_.mode == "min" ? loss > *last_ : loss < *last_);
+  if (warm && worse && !window_.empty() && (config_.atol || config_.rtol)) {
+    double distance = std::abs(loss - mean());
+    spike = (!config_.atol || distance >= std::abs(*config_.atol)) &&
+            (!config_.rtol || distance >= std::abs(*config_.rtol * mean()));
+  }
+  if (spike) return true;
+  last_ = loss;
+  window_.push_back(loss);
+  if (window_.size() > static_cast<std::size_t>(config_.window)) window_.pop_front();
+  return false;
+}
+
+void SpikeDetection::check(Fabric& fabric, double loss, std::int64_t batch) {
+  double before = mean();
+  if (!fabric.strategy()->reduce_boolean_decision(is_spike(loss), false)) return;
+  if (fabric.is_global_zero()) note(batch);
+  throw TrainingSpike(batch, loss, before);
+}
+
+void SpikeDetection::note(std::int64_t batch) const {
+  const auto& path = config_.exclude_batches_path;
+  Tree::List list;
+  for (auto known : batches_to_skip(path)) list.push_back(known);
+  for (auto index : {batch - 1, batch})
+    if (index >= 0 && std::find(list.begin(), list.end(), Tree(index)) == list.end()) list.push_back(index);
+  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
+  auto temporary = path;
+  temporary += ".tmp" + std::to_string(getpid());
+  std::ofstream out(temporary);
+  out << write_json(Tree(list)) << "\n";
+  out.close();
+  if (!out) throw Error("cannot write " + temporary.string());
+  std::filesystem::rename(temporary, path);
+}
+
+std::vector<std::int64_t> batches_to_skip(const std::filesystem::path& path) {
+  std::vector<std::int64_t> batches;
+  if (!std::filesystem::exists(path)) return batches;
+  for (const auto& item : read_tree_file(path.string()).as_list()) batches.push_back(item.as_int());
+  return batches;
+}
+
+Value SpikeDetection::state_dict() const {
+  Value::List values;
+  for (double value : window_) values.push_back(value);
+  return Value::Map{{"window", values}, {"last", last_ ? Value(*last_) : Value()}, {"seen", seen_}};
+}
+
+void SpikeDetection::load_state_dict(const Value& state) {
+  std::deque<double> window;
+  for (const auto& value : state.at("window").as_list()) window.push_back(value.as_double());
+  while (window.size() > static_cast<std::size_t>(config_.window)) window.pop_front();
+  const auto& last = state.at("last");
+  seen_ = state.at("seen").as_int();
+  last_ = last.is_null() ? std::nullopt : std::optional(last.as_double());
+  window_ = std::move(window);
+}
+
+}  // namespace fabric
