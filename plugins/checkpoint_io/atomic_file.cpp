@@ -38,6 +38,8 @@ AtomicFile::AtomicFile(std::filesystem::path path) : path_(through_links(std::mo
   std::error_code error;
   if (std::filesystem::is_directory(path_, error))
     throw CheckpointError("cannot save to '" + path_.string() + "': it is a folder; give the name of a file in it");
+  if (std::filesystem::exists(path_, error) && !std::filesystem::is_regular_file(path_, error))  // /dev/null, say
+    throw CheckpointError("cannot save to '" + path_.string() + "': it exists and is no regular file");
   std::filesystem::create_directories(folder_of(path_), error);
   if (error) fail("cannot make its folder", error.value());
 

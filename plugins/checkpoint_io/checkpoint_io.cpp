@@ -8,6 +8,8 @@
 
 #include "plugins/checkpoint_io/mapped_file.h"
 #include "plugins/checkpoint_io/safetensors.h"
+#include "plugins/checkpoint_io/torch_reader.h"
+#include "plugins/checkpoint_io/torch_writer.h"
 
 namespace fabric {
 namespace {
@@ -18,6 +20,7 @@ using checkpoint::MappedFile;
 Value read_any(const std::shared_ptr<MappedFile>& file) {
   if (file->size() == 0) throw CheckpointCorrupt("it is empty");
   if (checkpoint::looks_like_safetensors(*file)) return checkpoint::read_safetensors(file);
+  if (checkpoint::looks_like_torch(*file)) return checkpoint::read_torch(file);
   throw CheckpointCorrupt("it is neither a safetensors file nor one that PyTorch's torch.save wrote");
 }
 
@@ -44,6 +47,13 @@ class SafetensorsIO : public CheckpointIO {
   Value load(const std::filesystem::path& path) override { return load_file(path); }
 };
 
+class TorchIO : public CheckpointIO {
+ public:
+  std::string name() const override { return "torch"; }
+  void save(const Value& value, const std::filesystem::path& path) override { checkpoint::write_torch(value, path); }
+  Value load(const std::filesystem::path& path) override { return load_file(path); }
+};
+
 }  // namespace
 
 void CheckpointIO::remove(const std::filesystem::path& path) {
@@ -56,7 +66,8 @@ void CheckpointIO::remove(const std::filesystem::path& path) {
 
 std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name) {
   if (name == "safetensors") return std::make_shared<SafetensorsIO>();
-  throw ConfigError("there is no checkpoint format '" + name + "'" + did_you_mean(name, {"safetensors"}));
+  if (name == "torch") return std::make_shared<TorchIO>();
+  throw ConfigError("there is no checkpoint format '" + name + "'" + did_you_mean(name, {"safetensors", "torch"}));
 }
 
 }  // namespace fabric

@@ -13,7 +13,7 @@ constexpr std::size_t kMaxDimensions = 64;  // LibTorch's own limit
 constexpr std::uint64_t kAlignment = 64;
 
 [[noreturn]] void wrong(const std::string& name, const std::string& why) {
-  throw CheckpointCorrupt("the entry '" + name + "' of the header " + why);
+  throw CheckpointCorrupt("the entry '" + name.substr(0, 200) + "' of the header " + why);
 }
 
 const Tree& field(const std::string& name, const Tree& entry, const char* key) {

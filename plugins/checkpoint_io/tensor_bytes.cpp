@@ -32,13 +32,6 @@ constexpr std::array kTypes{
 };
 constexpr std::int64_t kPieceBytes = std::int64_t{64} << 20;
 
-// Any other byte is undefined behaviour for the code that reads the tensor.
-void require_bools(const unsigned char* bytes, std::uint64_t count) {
-  unsigned char all = 0;
-  for (std::uint64_t i = 0; i < count; ++i) all |= bytes[i];
-  if (all > 1) throw CheckpointCorrupt("a tensor of booleans holds bytes other than 0 and 1");
-}
-
 }  // namespace
 
 std::optional<std::string_view> safetensors_name(c10::ScalarType type) {
@@ -91,6 +84,12 @@ void for_each_piece(const at::Tensor& tensor, const std::function<void(const voi
     at::Tensor piece = flat.narrow(0, start, std::min(step, flat.numel() - start)).cpu();
     use(piece.const_data_ptr(), piece.nbytes());
   }
+}
+
+void require_bools(const unsigned char* bytes, std::uint64_t count) {
+  unsigned char all = 0;
+  for (std::uint64_t i = 0; i < count; ++i) all |= bytes[i];
+  if (all > 1) throw CheckpointCorrupt("a tensor of booleans holds bytes other than 0 and 1");
 }
 
 at::Tensor tensor_at(void* data, std::uint64_t bytes, const std::vector<std::int64_t>& shape, c10::ScalarType type,

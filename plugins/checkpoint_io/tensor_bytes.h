@@ -34,8 +34,10 @@ std::optional<std::uint64_t> checked_bytes(const std::vector<std::int64_t>& shap
 /// pieces of limited size where it must come from a device.
 void for_each_piece(const at::Tensor& tensor, const std::function<void(const void*, std::size_t)>& use);
 
+/// Throws CheckpointCorrupt for a byte other than 0 and 1, which a tensor of booleans must not hold.
+void require_bools(const unsigned char* bytes, std::uint64_t count);
+
 /// A tensor over `bytes` bytes at `data`, which `owner` keeps alive; a copy where the address does not suit the type.
-/// Throws CheckpointCorrupt for booleans that are neither 0 nor 1.
 at::Tensor tensor_at(void* data, std::uint64_t bytes, const std::vector<std::int64_t>& shape, c10::ScalarType type,
                      const std::shared_ptr<void>& owner);
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <ATen/ops/equal.h>
+#include <ATen/core/Tensor.h>
 
 #include <fabric/value.h>
 
@@ -39,6 +39,9 @@ class Folder {
  private:
   std::filesystem::path path_;
 };
+
+/// A file that Python wrote (tests/parity/make_checkpoints.py).
+inline std::filesystem::path fixture(const std::string& name) { return std::filesystem::path(FABRIC_CHECKPOINT_FIXTURES) / name; }
 
 inline std::string read_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);

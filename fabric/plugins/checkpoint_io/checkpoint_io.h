@@ -24,7 +24,9 @@ class FABRIC_API CheckpointIO {
   virtual void teardown() {}
 };
 
-/// "safetensors" (default).
+/// "safetensors" (the default) or "torch" (a file for Python's torch.load). Either loads files of both formats, recognised
+/// by their content: also what Python wrote with torch.save, as long as it holds plain values and tensors; no code in it is
+/// ever run. Throws ConfigError for another name.
 FABRIC_API std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name = "safetensors");
 
 }  // namespace fabric

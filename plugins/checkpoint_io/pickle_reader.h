@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace fabric::checkpoint {
+
+/// What a pickle asks for besides plain data: classes to call and objects stored elsewhere.
+class PickleReader;
+class PickleHost {
+ public:
+  using Id = std::uint32_t;
+  virtual ~PickleHost() = default;
+  /// Throws unless "module.name" is on the closed list of what may appear.
+  virtual void require_allowed(const std::string& name) = 0;
+  /// The value of name(*arguments), a tuple. Nothing of Python is ever run.
+  virtual Id call(PickleReader& pickle, const std::string& name, Id arguments) = 0;
+  virtual Id persistent(PickleReader& pickle, Id id) = 0;
+};
+
+/// Runs the stack machine of Python's pickle format (protocols 2 to 5, the operations that plain data need) into an arena of
+/// nodes. Throws CheckpointCorrupt for damaged bytes.
+class PickleReader {
+ public:
+  using Id = PickleHost::Id;
+  enum class Kind : std::uint8_t { none, boolean, integer, real, text, bytes, list, tuple, dict, global, object };
+  struct Node {
+    Kind kind = Kind::none;
+    std::int64_t integer = 0;  // booleans too; for objects the host's own number
+    double real = 0;
+    std::string_view text;   // for globals "module.name"
+    std::vector<Id> items;   // dicts: keys and values in turn
+  };
+
+  PickleReader(std::string_view bytes, PickleHost& host);
+  /// Reads to the end and returns the result.
+  Id read();
+
+  const Node& operator[](Id id) const { return nodes_[id]; }
+  Id add(Node node);
+  Id add_object(std::int64_t number);
+  std::string_view keep(std::string text);
+
+ private:
+  class Machine;
+  void spend(std::size_t amount);
+  std::string_view bytes_;
+  PickleHost& host_;
+  std::vector<Node> nodes_;
+  std::deque<std::string> kept_;
+  std::size_t budget_;  // what nodes may hold in all, so that copies of copies cannot grow without bound
+};
+
+}  // namespace fabric::checkpoint

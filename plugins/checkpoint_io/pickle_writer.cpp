@@ -1,0 +1,56 @@
+#include "plugins/checkpoint_io/pickle_writer.h"
+
+#include <bit>
+
+namespace fabric::checkpoint {
+
+void PickleWriter::integer(std::int64_t value) {
+  if (value >= INT32_MIN && value <= INT32_MAX) {
+    out_ += 'J';
+    raw(static_cast<std::int32_t>(value));
+  } else {
+    out_ += "\x8a\x08";
+    raw(value);
+  }
+}
+
+void PickleWriter::real(double value) {
+  out_ += 'G';
+  auto bits = std::bit_cast<std::uint64_t>(value);
+  for (int shift = 56; shift >= 0; shift -= 8) out_ += static_cast<char>(bits >> shift & 0xFF);
+}
+
+void PickleWriter::text(std::string_view value) {
+  out_ += 'X';
+  raw(static_cast<std::uint32_t>(value.size()));
+  out_ += value;
+}
+
+// Protocol 2 has no bytes: they are text of the same code points, encoded back by a function that PyTorch allows.
+void PickleWriter::bytes(std::string_view value) {
+  std::string encoded;
+  for (unsigned char c : value) {
+    if (c < 0x80) {
+      encoded += static_cast<char>(c);
+    } else {
+      encoded += static_cast<char>(0xC0 | c >> 6);
+      encoded += static_cast<char>(0x80 | (c & 0x3F));
+    }
+  }
+  global("_codecs", "encode");
+  mark();
+  text(encoded);
+  text("latin1");
+  tuple();
+  call();
+}
+
+void PickleWriter::global(std::string_view module, std::string_view name) {
+  out_ += 'c';
+  out_ += module;
+  out_ += '\n';
+  out_ += name;
+  out_ += '\n';
+}
+
+}  // namespace fabric::checkpoint
