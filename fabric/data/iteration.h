@@ -99,7 +99,7 @@ class Iteration {
     core_->end(*id_, true);
   }
 
-  /// Makes batch `number` in the calling thread; nothing at the end of a stream.
+  /// Makes batch `number` in whatever thread calls; nothing at the end of a stream.
   static std::optional<Batch> make(BatchSource<Batch>& source, const LoaderCore& core, int worker, std::size_t number,
                                    Indices indices, const std::atomic<bool>* stop, const SeedBase& seeds) {
     const auto& options = core.options();

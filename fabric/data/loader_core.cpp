@@ -11,7 +11,7 @@
 #include <fabric/log.h>
 #include <fabric/seed.h>
 
-namespace fabric::detail {
+namespace fabric {
 namespace {
 
 void require(bool holds, const std::string& otherwise) {
@@ -32,27 +32,28 @@ std::string text_of(const std::exception_ptr& error) {
 
 }  // namespace
 
-LoaderCore::LoaderCore(DataLoaderOptions options, bool is_stream, std::optional<std::size_t> dataset_size)
-    : options_(std::move(options)), is_stream_(is_stream), dataset_size_(dataset_size) {
-  check_options();
-  choose_samplers();
-}
-
-void LoaderCore::check_options() const {
-  const auto& o = options_;
-  require(o.batch_size > 0, "batch_size is 0: write the number of samples per batch, at least 1");
-  require(o.workers >= 0, "workers is " + std::to_string(o.workers) + ": write 0 for none, or how many threads read samples");
-  require(o.prefetch >= 1, "prefetch is " + std::to_string(o.prefetch) + ": each worker makes at least 1 batch ahead");
-  require(o.timeout >= 0, "timeout is negative: write seconds, or 0 for no limit");
-  require(!(o.shuffle && o.sampler.given()), "shuffle and sampler exclude each other: the sampler chooses the order");
-  require(!(o.batch_sampler.given() && o.sampler.given() && !o.batch_sampler.make()),
+void DataLoaderOptions::validate() const {
+  require(batch_size > 0, "batch_size is 0: write the number of samples per batch, at least 1");
+  require(workers >= 0, "workers is " + std::to_string(workers) + ": write 0 for none, or how many threads read samples");
+  require(prefetch >= 1, "prefetch is " + std::to_string(prefetch) + ": each worker makes at least 1 batch ahead");
+  require(timeout >= 0, "timeout is negative: write seconds, or 0 for no limit");
+  require(!(shuffle && sampler.given()), "shuffle and sampler exclude each other: the sampler chooses the order");
+  require(!(batch_sampler.sampler() && sampler.given()),
           "batch_sampler and sampler exclude each other: the batch sampler chooses the samples");
-  require(!(o.batch_sampler.sampler() && (o.batch_size != 1 || o.shuffle || o.drop_last)),
+  require(!(batch_sampler.sampler() && (batch_size != 1 || shuffle || drop_last)),
           "a ready-made batch_sampler excludes batch_size, shuffle and drop_last: it chooses whole batches. Set them "
           "there, or pass a function (sampler, batch_size, drop_last) that makes one");
+}
+
+namespace detail {
+
+LoaderCore::LoaderCore(DataLoaderOptions options, bool is_stream, std::optional<std::size_t> dataset_size)
+    : options_(std::move(options)), is_stream_(is_stream), dataset_size_(dataset_size) {
+  options_.validate();
   if (is_stream_)
-    require(!o.shuffle && !o.sampler.given() && !o.batch_sampler.given(),
+    require(!options_.shuffle && !options_.sampler.given() && !options_.batch_sampler.given(),
             "this dataset is a stream, whose order is its own: shuffle, sampler and batch_sampler cannot change it");
+  choose_samplers();
 }
 
 std::shared_ptr<IndexSampler> LoaderCore::shard_sampler(const std::shared_ptr<IndexSampler>& given) {
@@ -346,4 +347,5 @@ void throw_worker_timeout(std::size_t batch, int worker, int rank, double second
 
 at::Tensor pin(const at::Tensor& tensor) { return tensor.is_cpu() ? tensor.pin_memory() : tensor; }
 
-}  // namespace fabric::detail
+}  // namespace detail
+}  // namespace fabric

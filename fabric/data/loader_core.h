@@ -27,7 +27,7 @@ struct DataLoaderOptions {
   bool shuffle = false;
   /// Excludes `shuffle`.
   SamplerOption sampler = {};
-  /// Excludes `sampler`; a ready-made one also excludes `batch_size`, `shuffle` and `drop_last`.
+  /// A ready-made one excludes `sampler`, `batch_size`, `shuffle` and `drop_last`.
   BatchSamplerOption batch_sampler = {};
   /// Leaves out a last batch that is not full.
   bool drop_last = false;
@@ -48,6 +48,8 @@ struct DataLoaderOptions {
   double timeout = 1800;
   FABRIC_FIELDS(DataLoaderOptions, batch_size, shuffle, drop_last, workers, prefetch, in_order, pin_memory,
                 use_distributed_sampler, move_to_device, seed, timeout)
+  /// Throws ConfigError for numbers out of range and options that exclude each other.
+  FABRIC_API void validate() const;
 };
 
 /// What a loader has to know about its place; Fabric fills it in.
@@ -128,7 +130,6 @@ class FABRIC_API LoaderCore : public Stateful {
   void load_state_dict(const Value& state) override;
 
  private:
-  void check_options() const;
   void choose_samplers();
   std::shared_ptr<IndexSampler> shard_sampler(const std::shared_ptr<IndexSampler>& given);
   void begin_samplers(bool resuming);

@@ -4,6 +4,7 @@
 #include <set>
 #include <thread>
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/tensor.h>
 
 #include <fabric/dataloader.h>
@@ -49,16 +50,13 @@ struct Who {
   }
   std::size_t size() const { return 12; }
 };
-/// Copies may not be used by two threads at once.
-struct NotThreadSafe {
-  std::size_t last = 0;
-  std::thread::id user;
-  std::int64_t get(std::size_t index) {
-    if (user == std::thread::id()) user = std::this_thread::get_id();
-    if (user != std::this_thread::get_id()) throw std::logic_error("another thread");
-    return static_cast<std::int64_t>(index);
-  }
+struct Identity {
+  std::vector<const void*> get_batch(c10::ArrayRef<std::size_t>) { return {this}; }
   std::size_t size() const { return 20; }
+};
+struct Threads {
+  Numbers get_batch(c10::ArrayRef<std::size_t>) { return {at::get_num_threads()}; }
+  std::size_t size() const { return 4; }
 };
 
 void append(Numbers& all, const at::Tensor& batch) {
@@ -192,6 +190,23 @@ TEST_CASE("a dataset knows which worker it runs in", "[data][workers]") {
 }
 
 TEST_CASE("each worker has its own copy of the dataset, a shared one is shared", "[data][workers]") {
-  CHECK(read(make_dataloader(NotThreadSafe(), {.workers = 4})).size() == 20);
-  CHECK_THROWS_AS(read(make_dataloader(std::make_shared<NotThreadSafe>(), {.workers = 4})), fabric::DataError);
+  auto identities = [](const auto& loader) {
+    std::set<const void*> all;
+    for (auto& batch : loader) all.insert(batch.begin(), batch.end());
+    return all;
+  };
+  CHECK(identities(make_dataloader(Identity(), {.workers = 4})).size() == 4);
+  auto shared = std::make_shared<Identity>();
+  CHECK(identities(make_dataloader(shared, {.workers = 4})) == std::set<const void*>{shared.get()});
+}
+
+TEST_CASE("a worker uses one thread per operator, other threads as many as before", "[data][workers]") {
+  int before = at::get_num_threads();
+  at::set_num_threads(3);
+  for (auto& threads : make_dataloader(Threads(), {.workers = 2})) CHECK(threads == Numbers{1});
+  CHECK(at::get_num_threads() == 3);
+  int elsewhere = 0;
+  std::thread([&] { elsewhere = at::get_num_threads(); }).join();
+  CHECK(elsewhere == 3);
+  at::set_num_threads(before);
 }

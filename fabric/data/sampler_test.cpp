@@ -25,13 +25,13 @@ Indices drain(fabric::IndexSampler& sampler) {
 /// Counts down, and remembers what it was told.
 class Backwards : public fabric::IndexSampler {
  public:
-  explicit Backwards(std::size_t count, bool sized = true) : count_(count), sized_(sized) {}
+  explicit Backwards(std::size_t count, bool sized = true) : claimed(count), count_(count), sized_(sized) {}
   void reset() override { next_ = count_; }
   std::optional<std::size_t> next() override { return next_ > 0 ? std::optional(--next_) : std::nullopt; }
   std::optional<std::size_t> size() const override { return sized_ ? std::optional(claimed) : std::nullopt; }
   void set_epoch(std::int64_t epoch) override { epochs.push_back(epoch); }
+  std::size_t claimed;
   std::vector<std::int64_t> epochs;
-  std::size_t claimed = count_;
 
  private:
   std::size_t count_;
@@ -63,7 +63,7 @@ TEST_CASE("all ranks get the same number of samples and together every one", "[d
           all.insert(mine.begin(), mine.end());
         }
         CHECK(std::set<std::size_t>(all.begin(), all.end()).size() == n);
-        std::size_t least = n, most = 0;
+        std::size_t least = all.size(), most = 0;
         for (std::size_t i = 0; i < n; ++i) least = std::min(least, all.count(i)), most = std::max(most, all.count(i));
         if (n > 0) CHECK(most - least <= 1);
       }

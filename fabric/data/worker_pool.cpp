@@ -1,14 +1,26 @@
 #include <fabric/data/worker_pool.h>
 
-#include <algorithm>
+#include <dlfcn.h>
+
 #include <condition_variable>
 #include <mutex>
 #include <string>
 #include <thread>
 
+#include <ATen/Parallel.h>
 #include <c10/util/thread_name.h>
 
 namespace fabric::detail {
+namespace {
+
+/// Several workers with a team of threads each would fight for the cores. at::set_num_threads is no way to prevent that:
+/// it also sets the number for all threads that start later, autograd's among them.
+void use_one_thread_per_operator() {
+  at::get_num_threads();  // sets the thread's number up; later it would undo what follows
+  if (auto* symbol = dlsym(RTLD_DEFAULT, "omp_set_num_threads")) reinterpret_cast<void (*)(int)>(symbol)(1);
+}
+
+}  // namespace
 
 struct WorkerPool::State {
   enum class Status { free, queued, ready };
@@ -36,6 +48,7 @@ struct WorkerPool::State {
 
   void run(std::size_t worker) {
     c10::setThreadName("fabric_data_" + std::to_string(worker));
+    use_one_thread_per_operator();
     std::unique_lock<std::mutex> lock(mutex);
     while (true) {
       Slot* slot = nullptr;

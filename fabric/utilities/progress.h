@@ -13,8 +13,8 @@
 namespace fabric {
 
 struct ProgressOptions {
-  /// What is shown: a bar that is redrawn in place, one line every `line_seconds`, or nothing. `automatic` is a bar on a
-  /// terminal and nothing elsewhere, so that log files stay clean.
+  /// What is shown: a bar that is redrawn in place, one line every `line_seconds`, or nothing. `automatic` is a bar on
+  /// a terminal and nothing elsewhere, so that log files stay clean.
   enum class Mode { automatic, bar, lines, off };
   Mode mode = Mode::automatic;
   double redraw_seconds = 0.1;
@@ -23,8 +23,8 @@ struct ProgressOptions {
   int fd = 2;
 };
 
-/// How far a loop has come: done, total, rate and time left. While nothing is due, `advance` costs one read of the clock;
-/// switched off it costs one comparison. Not thread-safe.
+/// How far a loop has come: done, total, rate and time left. While nothing is due, `advance` costs one read of the
+/// clock; switched off it costs one comparison. Not thread-safe.
 class FABRIC_API Progress {
  public:
   /// Without a total the share and the time left are not shown. `enabled` is false on ranks that show nothing.
@@ -69,9 +69,12 @@ std::optional<std::size_t> size_of(const Range& range) {
   if constexpr (requires { range.has_size(); }) {  // a loader over a stream has none
     if (!range.has_size()) return std::nullopt;
   }
-  if constexpr (requires { std::optional<std::size_t>(range.size()); }) return range.size();
-  else if constexpr (std::is_array_v<Range>) return std::extent_v<Range>;
-  else return std::nullopt;
+  if constexpr (requires { std::optional<std::size_t>(range.size()); })
+    return range.size();
+  else if constexpr (std::is_array_v<Range>)
+    return std::extent_v<Range>;
+  else
+    return std::nullopt;
 }
 
 }  // namespace detail
@@ -123,7 +126,8 @@ class ProgressRange {
 
 /// for (auto& batch : fabric::progress(loader, "epoch 3")): any range; a temporary is kept alive by the loop.
 template <class Range>
-ProgressRange<Range> progress(Range&& range, std::string label = "", bool enabled = true, ProgressOptions options = {}) {
+ProgressRange<Range> progress(Range&& range, std::string label = "", bool enabled = true,
+                              ProgressOptions options = {}) {
   return ProgressRange<Range>(std::forward<Range>(range), std::move(label), enabled, std::move(options));
 }
 
