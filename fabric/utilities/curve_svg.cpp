@@ -14,10 +14,14 @@ constexpr double kWidth = 720, kLeft = 70, kRight = 20, kPanel = 190, kGap = 60,
 std::string escaped(const std::string& text) {
   std::string out;
   for (char c : text) {
-    if (c == '&') out += "&amp;";
-    else if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (static_cast<unsigned char>(c) >= ' ') out += c;
+    if (c == '&')
+      out += "&amp;";
+    else if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (static_cast<unsigned char>(c) >= ' ')
+      out += c;
   }
   return out;
 }
@@ -28,7 +32,8 @@ std::string fixed(double value) {
   return text;
 }
 
-std::string label(double x, double y, const std::string& anchor, const std::string& text, const std::string& style = "") {
+std::string label(double x, double y, const std::string& anchor, const std::string& text,
+                  const std::string& style = "") {
   return "<text x=\"" + fixed(x) + "\" y=\"" + fixed(y) + "\" text-anchor=\"" + anchor + "\"" + style + ">" +
          escaped(text) + "</text>\n";
 }
@@ -68,14 +73,16 @@ std::string panel(const LearningCurve::Series& series, double top) {
     out += "<path d=\"M" + fixed(kLeft) + " " + fixed(y(tick)) + "H" + fixed(kWidth - kRight) + "\" class=\"grid\"/>\n";
     out += label(kLeft - 8, y(tick) + 4, "end", terminal::short_number(tick));
   }
-  for (double tick : ticks(x.low, x.high)) out += label(x(tick), top + kPanel + 18, "middle", terminal::short_number(tick));
+  for (double tick : ticks(x.low, x.high))
+    out += label(x(tick), top + kPanel + 18, "middle", terminal::short_number(tick));
   out += "<rect x=\"" + fixed(kLeft) + "\" y=\"" + fixed(top) + "\" width=\"" + fixed(kWidth - kLeft - kRight) +
          "\" height=\"" + fixed(kPanel) + "\" class=\"frame\"/>\n<polyline fill=\"none\" stroke=\"";
   out += std::string(line_colour) + "\" stroke-width=\"2\" stroke-linejoin=\"round\" points=\"";
   for (const auto& p : series.points) out += fixed(x(p.x)) + "," + fixed(y(p.y)) + " ";
   out += "\"/>\n";
   const auto& last = series.points.back();
-  out += "<circle cx=\"" + fixed(x(last.x)) + "\" cy=\"" + fixed(y(last.y)) + "\" r=\"3.5\" fill=\"" + line_colour + "\"/>\n";
+  out += "<circle cx=\"" + fixed(x(last.x)) + "\" cy=\"" + fixed(y(last.y)) + "\" r=\"3.5\" fill=\"" + line_colour +
+         "\"/>\n";
   return out + label(kWidth - kRight, top - 10, "end", "last " + terminal::short_number(last.y));
 }
 
@@ -83,13 +90,14 @@ std::string panel(const LearningCurve::Series& series, double top) {
 
 std::string curve_svg(const std::string& title, const std::vector<LearningCurve::Series>& series) {
   double height = kTop + static_cast<double>(series.size()) * (kPanel + kGap);
-  std::string out = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" + fixed(kWidth) + "\" height=\"" + fixed(height) +
-                    "\" viewBox=\"0 0 " + fixed(kWidth) + " " + fixed(height) +
+  std::string out = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" + fixed(kWidth) + "\" height=\"" +
+                    fixed(height) + "\" viewBox=\"0 0 " + fixed(kWidth) + " " + fixed(height) +
                     "\" font-family=\"sans-serif\" font-size=\"12\">\n"
                     "<style>.grid{stroke:#ddd}.frame{fill:none;stroke:#888}text{fill:#333}</style>\n"
                     "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n";
   if (!title.empty()) out += label(kWidth / 2, 22, "middle", title, " font-size=\"15\"");
-  for (std::size_t i = 0; i < series.size(); ++i) out += panel(series[i], kTop + static_cast<double>(i) * (kPanel + kGap));
+  for (std::size_t i = 0; i < series.size(); ++i)
+    out += panel(series[i], kTop + static_cast<double>(i) * (kPanel + kGap));
   return out + "</svg>\n";
 }
 

@@ -72,8 +72,10 @@ class Canvas {
         for (int x = 0; x < 2; ++x)
           if (dot(2 * column + x, 4 * row + y)) bits |= 1u << kBits[y][x];
       unsigned code = 0x2800 + bits;
-      if (bits == 0) text += ' ';
-      else text += {char(0xE0 | code >> 12), char(0x80 | (code >> 6 & 0x3F)), char(0x80 | (code & 0x3F))};
+      if (bits == 0)
+        text += ' ';
+      else
+        text += {char(0xE0 | code >> 12), char(0x80 | (code >> 6 & 0x3F)), char(0x80 | (code & 0x3F))};
     }
     while (!text.empty() && text.back() == ' ') text.pop_back();
     return text;

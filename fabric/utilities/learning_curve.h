@@ -11,8 +11,8 @@
 
 namespace fabric {
 
-/// Collects named series of numbers and draws them: as text for a terminal, as an SVG file for a page. Each series has a
-/// panel and a scale of its own. Points that are not finite are left out of the drawing.
+/// Collects named series of numbers and draws them: as text for a terminal, as an SVG file for a page. Each series has
+/// a panel and a scale of its own. Points that are not finite are left out of the drawing.
 class FABRIC_API LearningCurve {
  public:
   struct Point {

@@ -51,7 +51,8 @@ constexpr Gpu kGpus[] = {
 // "NVIDIA A100-SXM4-80GB" -> " nvidia a100 sxm4 80gb ": words are looked for, since "a10" is not "a100".
 std::string words(std::string_view name) {
   std::string out = " ";
-  for (char c : name) out += std::isalnum(static_cast<unsigned char>(c)) ? std::tolower(static_cast<unsigned char>(c)) : ' ';
+  for (char c : name)
+    out += std::isalnum(static_cast<unsigned char>(c)) ? std::tolower(static_cast<unsigned char>(c)) : ' ';
   return out + " ";
 }
 

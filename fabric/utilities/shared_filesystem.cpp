@@ -46,7 +46,8 @@ bool is_shared_filesystem(Strategy& strategy, const std::filesystem::path& path,
   bool shared = false;
   if (!name.empty()) shared = strategy.reduce_boolean_decision(appears(name, timeout), true);
   if (!marker.empty()) std::filesystem::remove(marker, error);
-  if (name.empty()) throw Error("rank 0 cannot write in " + folder.string() + ", so it cannot be tested for being shared");
+  if (name.empty())
+    throw Error("rank 0 cannot write in " + folder.string() + ", so it cannot be tested for being shared");
   return shared;
 }
 

@@ -16,7 +16,8 @@ namespace {
 double number_of(const Value& value) {
   if (value.is_number()) return value.as_double();
   const auto& tensor = value.as<at::Tensor>();
-  if (tensor.numel() != 1) throw MisuseError("SpikeDetection: the loss must have one element, given " + to_string(value));
+  if (tensor.numel() != 1)
+    throw MisuseError("SpikeDetection: the loss must have one element, given " + to_string(value));
   return tensor.item<double>();
 }
 
@@ -25,7 +26,8 @@ double number_of(const Value& value) {
 TrainingSpike::TrainingSpike(std::int64_t batch, double loss, double mean)
     : Error("the loss jumped at batch " + std::to_string(batch) + ": " + std::to_string(loss) +
             " on this rank, where the mean before was " + std::to_string(mean) +
-            ". The batch and the one before it were noted as batches to skip; go on from the last checkpoint without them"),
+            ". The batch and the one before it were noted as batches to skip; go on from the last checkpoint without "
+            "them"),
       batch_(batch) {}
 
 void SpikeDetection::Config::validate() const {

@@ -24,8 +24,8 @@ class FABRIC_API TrainingSpike : public Error {
   std::int64_t batch_;
 };
 
-/// Stops a training whose loss jumps, and notes the batches to leave out of the next run. Call `check` after each step, or
-/// add it to Fabric's callbacks and fire fabric.call("on_train_batch_end", {{"loss", loss}, {"batch_idx", index}}).
+/// Stops a training whose loss jumps, and notes the batches to leave out of the next run. Call `check` after each step,
+/// or add it to Fabric's callbacks and fire fabric.call("on_train_batch_end", {{"loss", loss}, {"batch_idx", index}}).
 class FABRIC_API SpikeDetection : public Callback, public Stateful {
  public:
   struct Config {
@@ -48,8 +48,8 @@ class FABRIC_API SpikeDetection : public Callback, public Stateful {
   SpikeDetection() : SpikeDetection(Config{}) {}
   SpikeDetection(const SpikeDetection&) = delete;
 
-  /// Every rank calls it. When any rank's loss jumps, rank 0 adds `batch` and the one before it to the file, a JSON list of
-  /// indices, and every rank throws TrainingSpike.
+  /// Every rank calls it. When any rank's loss jumps, rank 0 adds `batch` and the one before it to the file, a JSON
+  /// list of indices, and every rank throws TrainingSpike.
   void check(Fabric& fabric, double loss, std::int64_t batch);
   /// Whether `loss` jumps, on this rank alone; takes it into the mean when it does not.
   bool is_spike(double loss);

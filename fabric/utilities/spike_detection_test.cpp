@@ -43,7 +43,9 @@ struct Recorder : fabric::Logger {
   std::string version() const override { return ""; }
   std::string root_dir() const override { return ""; }
   std::string log_dir() const override { return ""; }
-  void log_metrics(const fabric::Metrics& metrics, std::optional<std::int64_t> at) override { last = metrics, step = at; }
+  void log_metrics(const fabric::Metrics& metrics, std::optional<std::int64_t> at) override {
+    last = metrics, step = at;
+  }
   void log_hyperparams(const fabric::Tree&) override {}
 };
 

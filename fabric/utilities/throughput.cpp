@@ -8,7 +8,8 @@ namespace fabric {
 
 Throughput::Throughput(Config config) : config_(std::move(config)) {
   auto positive = [](const char* name, double value) {
-    if (!(value > 0)) throw MisuseError(std::string("Throughput: ") + name + " must be above 0, given " + std::to_string(value));
+    if (!(value > 0))
+      throw MisuseError(std::string("Throughput: ") + name + " must be above 0, given " + std::to_string(value));
   };
   positive("world_size", config_.world_size);
   // One update has no duration.
@@ -17,9 +18,7 @@ Throughput::Throughput(Config config) : config_(std::move(config)) {
   window_.reserve(config_.window_size);
 }
 
-const Throughput::Update& Throughput::newest() const {
-  return window_[(next_ + window_.size() - 1) % window_.size()];
-}
+const Throughput::Update& Throughput::newest() const { return window_[(next_ + window_.size() - 1) % window_.size()]; }
 
 const Throughput::Update& Throughput::oldest() const {
   return window_[window_.size() < static_cast<std::size_t>(config_.window_size) ? 0 : next_ % window_.size()];
@@ -34,9 +33,11 @@ void Throughput::update(const Update& update) {
   };
   if (!std::isfinite(update.time)) fail("time must be finite");
   if (update.samples < update.batches)
-    fail("samples (" + std::to_string(update.samples) + ") must be at least batches (" + std::to_string(update.batches) + ")");
+    fail("samples (" + std::to_string(update.samples) + ") must be at least batches (" +
+         std::to_string(update.batches) + ")");
   if (update.lengths && *update.lengths < update.samples)
-    fail("lengths (" + std::to_string(*update.lengths) + ") must be at least samples (" + std::to_string(update.samples) + ")");
+    fail("lengths (" + std::to_string(*update.lengths) + ") must be at least samples (" +
+         std::to_string(update.samples) + ")");
   if (update.flops && !(*update.flops >= 0)) fail("flops must be 0 or more");
   if (!window_.empty()) {
     const Update& last = newest();

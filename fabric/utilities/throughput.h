@@ -10,8 +10,8 @@
 
 namespace fabric {
 
-/// Rates over a window of updates: batches, samples, items (tokens, say) and floating point operations per second, and the
-/// share of the device's peak that they reach (model FLOPs utilisation, "mfu").
+/// Rates over a window of updates: batches, samples, items (tokens, say) and floating point operations per second, and
+/// the share of the device's peak that they reach (model FLOPs utilisation, "mfu").
 class FABRIC_API Throughput {
  public:
   struct Config {
@@ -38,8 +38,8 @@ class FABRIC_API Throughput {
   /// given always or never; MisuseError otherwise, and nothing is taken in.
   void update(const Update& update);
   /// "time", "batches", "samples" and "lengths" always; once the window is full "device/batches_per_sec",
-  /// "device/samples_per_sec", "device/items_per_sec", "device/flops_per_sec" and "device/mfu", and without "device/" the
-  /// sums over all ranks where there are several. Throws MisuseError before the first update.
+  /// "device/samples_per_sec", "device/items_per_sec", "device/flops_per_sec" and "device/mfu", and without "device/"
+  /// the sums over all ranks where there are several. Throws MisuseError before the first update.
   Metrics compute() const;
   void reset();
 

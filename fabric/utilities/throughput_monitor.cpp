@@ -7,8 +7,10 @@ namespace {
 
 std::optional<double> peak_of(const Fabric& fabric) {
   auto precision = fabric.precision()->name();
-  const char* dtype = precision.rfind("bf16", 0) == 0 ? "bfloat16" : precision.rfind("16", 0) == 0 ? "float16"
-                      : precision.rfind("32", 0) == 0 ? "float32" : "";
+  const char* dtype = precision.rfind("bf16", 0) == 0 ? "bfloat16"
+                      : precision.rfind("16", 0) == 0 ? "float16"
+                      : precision.rfind("32", 0) == 0 ? "float32"
+                                                      : "";
   return peak_flops(fabric.accelerator()->device_name(fabric.device()), dtype);
 }
 

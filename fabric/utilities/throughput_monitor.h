@@ -8,8 +8,8 @@ namespace fabric {
 
 class Fabric;
 
-/// A Throughput for a loop over Fabric: knows the number of ranks and, on GPUs that peak_flops lists, the device's peak for
-/// the precision; sends its figures to Fabric's loggers. Does nothing but count on ranks other than 0.
+/// A Throughput for a loop over Fabric: knows the number of ranks and, on GPUs that peak_flops lists, the device's peak
+/// for the precision; sends its figures to Fabric's loggers. Does nothing but count on ranks other than 0.
 class FABRIC_API ThroughputMonitor {
  public:
   struct Config {

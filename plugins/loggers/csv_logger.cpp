@@ -21,7 +21,7 @@ std::string number_text(double value) {
 }  // namespace
 
 struct CsvLogger::Core {
-  explicit Core(Config given) : config(std::move(given)), folder(config.root_dir, config.name, config.version) {
+  explicit Core(Config given) : config(std::move(given)), folder(config.root_dir, config.run_name, config.version) {
     config.validate();
   }
   CsvTable& open() {
@@ -68,7 +68,8 @@ std::string CsvLogger::log_dir() const { return core_->folder.path().string(); }
 
 void CsvLogger::log_metrics(const Metrics& metrics, std::optional<std::int64_t> step) {
   if (metrics.contains("step") && core_->config.prefix.empty())
-    log::warn_once("CSV logger: a metric named 'step' is left out; the column holds the step number. Rename the metric");
+    log::warn_once(
+        "CSV logger: a metric named 'step' is left out; the column holds the step number. Rename the metric");
   // The file decides where counting goes on, so it is looked at before the first row.
   if (!step) core_->open();
   std::int64_t at = step.value_or(core_->last_step.value_or(-1) + 1);

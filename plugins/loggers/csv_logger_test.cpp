@@ -91,7 +91,7 @@ TEST_CASE("Steps that are not given go on from the last, also after a flush and 
 
 TEST_CASE("Half a row that a kill left is dropped", "[csv]") {
   TestFolder folder;
-  CsvLogger::Config config{.root_dir = folder.path, .name = "", .version = "v"};
+  CsvLogger::Config config{.root_dir = folder.path, .run_name = "", .version = "v"};
   { CsvLogger(config).log_metrics({{"a", 1}}, 0); }
   append(folder.path + "/v/metrics.csv", "2,");
   { CsvLogger(config).log_metrics({{"a", 3}}, std::nullopt); }
@@ -121,7 +121,7 @@ TEST_CASE("Versions count on from the highest; a given one is used as it is", "[
   second.save();
   CHECK(second.version() == "version_12");
   CHECK(CsvLogger({.root_dir = folder.path, .version = "x"}).log_dir() == folder.path + "/fabric_logs/x");
-  CHECK(CsvLogger({.root_dir = folder.path, .name = ""}).log_dir() == folder.path + "/version_0");
+  CHECK(CsvLogger({.root_dir = folder.path, .run_name = ""}).log_dir() == folder.path + "/version_0");
 }
 
 TEST_CASE("Hyperparameters are written as YAML", "[csv]") {
@@ -157,7 +157,8 @@ TEST_CASE("Settings are flattened to paths", "[csv]") {
 
 TEST_CASE("Loggers are made by name", "[csv]") {
   TestFolder folder;
-  auto logger = fabric::make_logger({"CSV", {{"root_dir", folder.path}, {"name", "n"}, {"flush_logs_every_n_steps", 1}}});
+  auto logger =
+      fabric::make_logger({"CSV", {{"root_dir", folder.path}, {"run_name", "n"}, {"flush_logs_every_n_steps", 1}}});
   logger->log_metrics({{"a", 1}}, 0);
   CHECK(read_file(folder.path + "/n/version_0/metrics.csv") == "a,step\n1,0\n");
   CHECK_THROWS_WITH(fabric::make_logger("tensorbord"), Catch::Contains("tensorboard"));

@@ -22,16 +22,19 @@ std::string cell(const std::string& text) {
   return quoted + "\"";
 }
 
-// The next record of a file, quoted cells with line ends included. False at the end; a last record without a line end, as
-// a kill in the middle of a write leaves, is dropped.
+// The next record of a file, quoted cells with line ends included. False at the end; a last record without a line end,
+// as a kill in the middle of a write leaves, is dropped.
 bool read_record(std::istream& in, std::vector<std::string>& cells) {
   cells.assign(1, "");
   bool quoted = false;
   for (int c; (c = in.get()) != EOF;) {
     if (quoted) {
-      if (c != '"') cells.back() += static_cast<char>(c);
-      else if (in.peek() == '"') cells.back() += static_cast<char>(in.get());
-      else quoted = false;
+      if (c != '"')
+        cells.back() += static_cast<char>(c);
+      else if (in.peek() == '"')
+        cells.back() += static_cast<char>(in.get());
+      else
+        quoted = false;
     } else if (c == '"') {
       quoted = true;
     } else if (c == ',') {

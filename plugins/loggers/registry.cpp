@@ -53,7 +53,8 @@ std::shared_ptr<Logger> make_logger(const Choice& choice) {
     std::lock_guard lock(registry().mutex);
     if (auto found = registry().all.find(lower(choice.name)); found != registry().all.end()) make = found->second;
   }
-  if (!make) throw ConfigError("unknown logger '" + choice.name + "'" + did_you_mean(lower(choice.name), available_loggers()));
+  if (!make)
+    throw ConfigError("unknown logger '" + choice.name + "'" + did_you_mean(lower(choice.name), available_loggers()));
   try {
     auto logger = make(choice.params);
     if (!logger) throw ConfigError("its function returned nothing");

@@ -37,7 +37,7 @@ std::string expanded(const std::string& path) {
 struct TensorBoardLogger::Core {
   explicit Core(Config given)
       : config(std::move(given)),
-        folder(expanded(config.root_dir), config.name, config.version),
+        folder(expanded(config.root_dir), config.run_name, config.version),
         sub_dir(expanded(config.sub_dir)) {
     config.validate();
   }

@@ -7,21 +7,22 @@
 
 namespace fabric {
 
-/// Writes `root_dir/name/version/metrics.csv`: one row per call, columns sorted, missing cells empty. A run that goes on
-/// with an existing version appends. Hyperparameters go to `hparams.yaml` beside it.
+/// Writes `root_dir/run_name/version/metrics.csv`: one row per call, columns sorted, missing cells empty. A run that
+/// goes on with an existing version appends. Hyperparameters go to `hparams.yaml` beside it.
 class FABRIC_API CsvLogger : public Logger {
  public:
   struct Config {
     std::string root_dir = ".";
-    /// May be empty: then the version lies in root_dir.
-    std::string name = "fabric_logs";
+    /// What `name()` returns; not called `name`, which in a file is the kind of logger. May be empty: then the version
+    /// lies in root_dir.
+    std::string run_name = "fabric_logs";
     /// Used as it is; empty: "version_N" with the first N that is free.
     std::string version;
     /// Goes before each metric's name, with a "-".
     std::string prefix;
     /// Rows are written when `step + 1` is a multiple of it, and when that many are waiting.
     int flush_logs_every_n_steps = 100;
-    FABRIC_FIELDS(Config, root_dir, name, version, prefix, flush_logs_every_n_steps)
+    FABRIC_FIELDS(Config, root_dir, run_name, version, prefix, flush_logs_every_n_steps)
     void validate() const;
   };
 

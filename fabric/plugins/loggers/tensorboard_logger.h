@@ -7,14 +7,15 @@
 
 namespace fabric {
 
-/// Writes an event file for TensorBoard into `root_dir/name/version[/sub_dir]`.
+/// Writes an event file for TensorBoard into `root_dir/run_name/version[/sub_dir]`.
 class FABRIC_API TensorBoardLogger : public Logger {
  public:
   struct Config {
     /// A leading ~ and $VARIABLES are expanded.
     std::string root_dir = ".";
-    /// May be empty: then the version lies in root_dir.
-    std::string name = "fabric_logs";
+    /// What `name()` returns; not called `name`, which in a file is the kind of logger. May be empty: then the version
+    /// lies in root_dir.
+    std::string run_name = "fabric_logs";
     /// Used as it is; empty: "version_N" with the first N that is free.
     std::string version;
     std::string sub_dir;
@@ -26,7 +27,7 @@ class FABRIC_API TensorBoardLogger : public Logger {
     /// Events are written when this many are waiting, or at the first one after `flush_secs`.
     int max_queue = 10;
     double flush_secs = 120;
-    FABRIC_FIELDS(Config, root_dir, name, version, sub_dir, prefix, default_hp_metric, max_queue, flush_secs)
+    FABRIC_FIELDS(Config, root_dir, run_name, version, sub_dir, prefix, default_hp_metric, max_queue, flush_secs)
     void validate() const;
   };
 

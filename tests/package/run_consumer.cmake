@@ -1,0 +1,48 @@
+# cmake -DMODE=find_package|add_subdirectory|pkg_config|wrong_torch -DWORK_DIR=… -DPREFIX=… -DSOURCE_DIR=… -DTORCH_ROOT=…
+#       -DCXX=… -DLAUNCHER=… -P run_consumer.cmake: builds the consumer in a folder outside of the tree and runs it.
+cmake_minimum_required(VERSION 3.25)
+set(consumer ${CMAKE_CURRENT_LIST_DIR}/consumer)
+set(build ${WORK_DIR}/${MODE})
+file(REMOVE_RECURSE ${build})
+file(MAKE_DIRECTORY ${build})
+# Neither the build's environment nor the user's may help the consumer.
+unset(ENV{LD_LIBRARY_PATH})
+set(configure ${CMAKE_COMMAND} -S ${consumer} -B ${build} -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=${CXX}
+  -DCMAKE_CXX_COMPILER_LAUNCHER=${LAUNCHER} -DCMAKE_C_COMPILER_LAUNCHER=${LAUNCHER})
+
+if(MODE STREQUAL "wrong_torch")
+  set(fake ${build}/fake/torch)
+  file(WRITE ${fake}/lib/libtorch_cpu.so "")
+  file(WRITE ${fake}/lib/libc10.so "")
+  file(WRITE ${fake}/include/torch/headeronly/version.h "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 99\n")
+  execute_process(COMMAND ${configure} -DCMAKE_PREFIX_PATH=${PREFIX} -DFABRIC_TORCH_ROOT=${fake}
+    RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(result EQUAL 0 OR NOT output MATCHES "was[ \n]+built[ \n]+with[ \n]+LibTorch")
+    message(FATAL_ERROR "a LibTorch of another minor was taken, or refused without a reason:\n${output}")
+  endif()
+  return()
+endif()
+
+if(MODE STREQUAL "pkg_config")
+  find_program(PKG_CONFIG NAMES pkg-config pkgconf REQUIRED)
+  file(GLOB_RECURSE pc ${PREFIX}/torchfabric.pc)
+  get_filename_component(folder "${pc}" DIRECTORY)
+  set(ENV{PKG_CONFIG_PATH} ${folder})
+  execute_process(COMMAND ${PKG_CONFIG} --cflags --libs torchfabric OUTPUT_VARIABLE flags COMMAND_ERROR_IS_FATAL ANY)
+  separate_arguments(flags UNIX_COMMAND "${flags}")
+  execute_process(COMMAND ${CXX} ${consumer}/main.cpp -o ${build}/consumer ${flags} COMMAND_ERROR_IS_FATAL ANY)
+else()
+  if(MODE STREQUAL "add_subdirectory")
+    set(where -DTORCHFABRIC_SOURCE_DIR=${SOURCE_DIR} -DFABRIC_TORCH_ROOT=${TORCH_ROOT})
+  else()
+    set(where -DCMAKE_PREFIX_PATH=${PREFIX})
+  endif()
+  execute_process(COMMAND ${configure} ${where} COMMAND_ERROR_IS_FATAL ANY OUTPUT_QUIET)
+  execute_process(COMMAND ${CMAKE_COMMAND} --build ${build} --target consumer -j 2 RESULT_VARIABLE result
+    OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(result)
+    message(FATAL_ERROR "the consumer does not build:\n${output}")
+  endif()
+endif()
+execute_process(COMMAND ${build}/consumer COMMAND_ERROR_IS_FATAL ANY)
+file(REMOVE_RECURSE ${build})
