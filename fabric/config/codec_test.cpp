@@ -3,7 +3,7 @@
 
 #include <fabric/tree_io.h>
 
-#include "fabric/config/test_config.h"
+#include "fabric/config/config_test_support.h"
 #include "tests/support/catch.h"
 
 using namespace fabric;
@@ -103,6 +103,7 @@ TEST_CASE("Type errors name path, given value and what is allowed", "[config]") 
   CHECK(yaml_error("color: 1") == "color: expected one of red|green|auto, given 1");
   CHECK(yaml_error("epochs:").find("given null") != std::string::npos);
   CHECK(yaml_error("size: 3by4") == "size: expected WIDTHxHEIGHT, given '3by4'");
+  CHECK(yaml_error("size: axb") == "size: cannot be read: stoi");
   CHECK(yaml_error("size: 3") == "size: expected a string, found an integer");
   CHECK(yaml_error("fabric: 3") == "fabric: expected a map of settings, given 3");
   CHECK(yaml_error("[1]") == "expected a map of settings, given a list");

@@ -80,7 +80,10 @@ class Words {
   void take(const std::string& name, std::optional<std::string> value) {
     ready.push_back("--" + name);
     if (!value && at_ + 1 < given_.size()) value = given_[++at_];
-    if (value) ready.push_back(*value);
+    if (!value) return;
+    if (find_invalid_utf8(name) != name.npos || find_invalid_utf8(*value) != value->npos)
+      throw ConfigError("--" + name + ": " + shown(*value) + " is not UTF-8");
+    ready.push_back(*value);
   }
 
   [[noreturn]] void fail_unknown(const std::string& word, const std::string& name) const {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include <fabric/config.h>
-#include <fabric/config/codec.h>
+#include <fabric/config/codec_composite.h>
 
 namespace fabric {
 

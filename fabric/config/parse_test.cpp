@@ -1,3 +1,5 @@
+#include <fcntl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -5,7 +7,7 @@
 
 #include <fabric/tree_io.h>
 
-#include "fabric/config/test_config.h"
+#include "fabric/config/config_test_support.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_trees.h"
 
@@ -180,6 +182,7 @@ TEST_CASE("Unknown flags name the nearest one", "[config][cli]") {
   CHECK(words_error({"--seed", "-1"}) == "--seed: expected an integer from 0 to 18446744073709551615, given -1");
   CHECK(words_error({"--anything", "{a: "}).find("--anything:1: ") == 0);
   CHECK(words_error({"--env.a b", "1"}).find("write the whole map: --env") != std::string::npos);
+  CHECK(words_error({"--name", "\xff"}) == "--name: '?' is not UTF-8");
   CHECK(words_error({"--epochs", "-1"}) == "epochs must not be negative; given -1");
 }
 
@@ -296,6 +299,37 @@ TEST_CASE("Odd command lines", "[config][cli]") {
   CHECK(parse_words<Empty>({}).config.x == 1);
 }
 
+// Exit code and both outputs of a program whose main is parse().
+static int run_main(std::vector<const char*> argv, std::string& printed) {
+  File out("", ".txt");
+  const pid_t child = fork();
+  if (child == 0) {
+    const int file = open(out.path.c_str(), O_WRONLY);
+    dup2(file, 1);
+    dup2(file, 2);
+    argv.insert(argv.begin(), "/usr/bin/train");
+    const Config config = parse<Config>(static_cast<int>(argv.size()), argv.data());
+    _exit(config.epochs);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  std::ifstream file(out.path);
+  printed.assign(std::istreambuf_iterator<char>(file), {});
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST_CASE("parse exits with 2 on bad input and with 0 after printing", "[config][cli]") {
+  std::string printed;
+  CHECK(run_main({"--epochs", "77"}, printed) == 77);
+  CHECK(printed.empty());
+  CHECK(run_main({"--epoch", "77"}, printed) == 2);
+  CHECK(printed.find("train: unknown flag --epoch; did you mean --epochs?") == 0);
+  CHECK(run_main({"--help"}, printed) == 0);
+  CHECK(printed.find("--epochs") != std::string::npos);
+  CHECK(run_main({"--epochs", "-3", "--print-config"}, printed) == 0);
+  CHECK(printed.find("epochs: -3 ") == 0);
+}
+
 // A flag for every entry of a tree of settings, written so that each value survives.
 static void add_words(const std::string& path, const Tree& value, std::vector<std::string>& words) {
   if (value.is_map() && path != "anything" && path != "env" && path != "groups" && path != "fabric.strategy" &&
@@ -352,4 +386,54 @@ TEST_CASE("Random settings survive the command line, YAML and JSON", "[config][c
     add_words("", tree, words);
     REQUIRE(config_equal(config_of(words), config));
   }
+}
+
+TEST_CASE("Random command lines give settings or a ConfigError", "[config][cli]") {
+  static const std::vector<std::string> kFlags = {"--epochs",
+                                                  "--lr",
+                                                  "--fabric",
+                                                  "--fabric.strategy",
+                                                  "--fabric.strategy.x",
+                                                  "--fabric.strategy.a.b",
+                                                  "--optimizer",
+                                                  "--optimizer.lr",
+                                                  "--optimizer.momentum",
+                                                  "--optimizer.name",
+                                                  "--env",
+                                                  "--env.a",
+                                                  "--xs",
+                                                  "--words",
+                                                  "--groups",
+                                                  "--groups.a",
+                                                  "--anything",
+                                                  "--anything.x",
+                                                  "--extra",
+                                                  "--extra.note",
+                                                  "--no-verbose",
+                                                  "--verbose",
+                                                  "--print-config",
+                                                  "--recipe",
+                                                  "--size",
+                                                  "--",
+                                                  "=",
+                                                  "{name: sgd, x: 1}"};
+  RandomTrees random(4);
+  int errors = 0;
+  for (int i = 0; i < 3000; ++i) {
+    std::vector<std::string> words;
+    for (auto n = 1 + random.below(6); n > 0; --n) {
+      std::string word = random.below(2) ? kFlags[random.below(kFlags.size())] : random.text();
+      if (random.below(6) == 0) word += "=" + random.text();
+      if (random.below(8) == 0) word = random.broken(word);
+      words.emplace_back(word.c_str());
+    }
+    try {
+      const auto parsed = parse_words(words, {.positionals = true});
+      REQUIRE(config_equal(from_tree<Config>(read_yaml(write_yaml(to_tree(parsed.config)))), parsed.config));
+    } catch (const ConfigError&) {
+      ++errors;
+    }
+  }
+  CHECK(errors > 100);
+  CHECK(errors < 2900);
 }
