@@ -10,7 +10,6 @@
 #include <zlib.h>
 
 #include <fabric/fabric.h>
-#include <fabric/parse.h>
 #include <fabric/utilities/learning_curve.h>
 
 struct Config {

@@ -10,7 +10,6 @@
 
 #include <fabric/fabric.h>
 #include <fabric/optim/fused.h>
-#include <fabric/parse.h>
 
 #include "transformer.h"
 

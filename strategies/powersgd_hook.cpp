@@ -212,4 +212,8 @@ void PowerSGDHook::load_state_dict(const Value& state) {
   }
 }
 
+std::shared_ptr<CommHook> make_powersgd(const ProcessGroup& group, const Tree& params) {
+  return std::make_shared<PowerSGDHook>(group, from_tree<PowerSGDConfig>(params));
+}
+
 }  // namespace fabric::ddp
