@@ -207,10 +207,11 @@ FabricOptimizer Fabric::wrap_optimizer(OptimizerPtr optimizer, bool with_module)
     if (core_->strategy->requires_joint_setup())
       throw MisuseError("strategy " + core_->strategy->name() +
                         " sets up optimizers together with their module: use fabric.setup(module, optimizer)");
-    for (const auto& parameter : optimizer->parameters())
-      if (parameter.is_meta())
-        throw MisuseError("the optimizer holds parameters on the meta device, which have no content yet. Set the module up "
-                          "first, then make the optimizer over its parameters");
+    for (const auto& group : optimizer->param_groups())
+      for (const auto& parameter : group.params())
+        if (parameter.is_meta())
+          throw MisuseError("the optimizer holds parameters on the meta device, which have no content yet. Set the module up "
+                            "first, then make the optimizer over its parameters");
     optimizer = core_->strategy->setup_optimizer(std::move(optimizer));
   }
   return FabricOptimizer(std::move(optimizer), core_->strategy, core_->callbacks);

@@ -79,7 +79,7 @@ TEST_CASE("setup keeps parameter identity and returns as many as it was given", 
   auto [model3, first_optimizer, second_optimizer] =
       fabric.setup(third, adam, [](auto parameters) { return torch::optim::SGD(parameters, 0.1); });
   CHECK(first_optimizer.optimizer() == adam);
-  CHECK(second_optimizer->parameters().size() == 2);
+  CHECK(second_optimizer.param_groups()[0].params().size() == 2);
   CHECK(fabric::is_wrapped(model3));
   CHECK_FALSE(fabric::is_wrapped(net));
 }

@@ -110,7 +110,7 @@ int main(int argc, char** argv) {
   }
   {
     TransformerConfig config;
-    Sides<Transformer, torch::optim::SGD, Text> sides(Transformer(config), Transformer(config), sgd);
+    Sides<Transformer, torch::optim::SGD, Text> sides(Transformer{config}, Transformer{config}, sgd);
     report("step through Fabric, transformer / raw loop", sides, 6, 8, 1.005);
   }
   {

@@ -6,7 +6,7 @@
 #include <sstream>
 
 #include <fabric/fabric.h>
-#include <fabric/json.h>
+#include <fabric/tree_io.h>
 
 #include "tests/support/ranks.h"
 
@@ -15,7 +15,7 @@ namespace {
 constexpr int kSteps = 12;
 
 struct Run {
-  std::string precision, strategy;
+  std::string optimizer, precision, strategy;
   int accumulate = 1;
   double clip = 0;
   std::vector<std::vector<double>> losses;  // by rank
@@ -29,7 +29,7 @@ std::vector<Run> recorded(const std::string& strategy) {
   std::vector<Run> runs;
   for (const auto& entry : tree.at("runs").as_list()) {
     if (entry.at("strategy").as_string() != strategy) continue;
-    Run run{entry.at("precision").as_string(), strategy, static_cast<int>(entry.at("accumulate").as_int()),
+    Run run{entry.at("optimizer").as_string(), entry.at("precision").as_string(), strategy, static_cast<int>(entry.at("accumulate").as_int()),
             entry.at("clip").as_double(), {}};
     for (const auto& rank : entry.at("losses").as_list()) {
       auto& losses = run.losses.emplace_back();
@@ -49,9 +49,14 @@ double train(const Run& run) {
                          .precision = run.precision});
   fabric.launch();
   torch::manual_seed(7);
-  torch::nn::Sequential net(torch::nn::Linear(32, 64), torch::nn::ReLU(), torch::nn::Linear(64, 10));
-  auto [model, optimizer] =
-      fabric.setup(net, torch::optim::AdamW(net->parameters(), torch::optim::AdamWOptions(1e-2)));
+  torch::nn::Sequential net;  // one layer after the other: the order of a constructor's arguments is the compiler's
+  net->push_back(torch::nn::Linear(32, 64));
+  net->push_back(torch::nn::ReLU());
+  net->push_back(torch::nn::Linear(64, 10));
+  auto [model, optimizer] = fabric.setup(net, [&](auto parameters) -> std::unique_ptr<torch::optim::Optimizer> {
+    if (run.optimizer == "adamw") return std::make_unique<torch::optim::AdamW>(parameters, 1e-2);
+    return std::make_unique<torch::optim::SGD>(parameters, torch::optim::SGDOptions(0.1).momentum(0.9));
+  });
   torch::manual_seed(100 + fabric.global_rank());
   double worst = 0;
   for (int step = 0; step < kSteps * run.accumulate; ++step) {
@@ -76,21 +81,21 @@ double train(const Run& run) {
 
 TEST_CASE("one process trains like Lightning Fabric", "[parity]") {
   auto runs = recorded("single");
-  REQUIRE(runs.size() == 12);
+  REQUIRE(runs.size() == 20);
   for (const auto& run : runs) {
-    INFO(run.precision << ", accumulate " << run.accumulate << ", clip " << run.clip);
+    INFO(run.optimizer << ' ' << run.precision << ", accumulate " << run.accumulate << ", clip " << run.clip);
     CHECK(train(run) <= 1e-6);
   }
 }
 
 RANKS_TEST("two ranks train like Lightning Fabric's ddp", "[parity]", 2) {
   auto runs = recorded("ddp");
-  RANK_CHECK(runs.size() == 12);
+  RANK_CHECK(runs.size() == 20);
   for (const auto& run : runs) {
     double worst = train(run);
     if (worst > 1e-6)
       ranks::fail(__FILE__, __LINE__,
-                  run.precision + ", accumulate " + std::to_string(run.accumulate) + ", clip " + std::to_string(run.clip) +
+                  run.optimizer + ' ' + run.precision + ", accumulate " + std::to_string(run.accumulate) + ", clip " + std::to_string(run.clip) +
                       ": off by " + std::to_string(worst));
   }
 }
