@@ -19,17 +19,20 @@ void detail::check_only_placement(const DataLoaderOptions& options) {
               options.seed == untouched.seed && options.timeout == untouched.timeout;
   if (!same)
     throw MisuseError(
-        "a loader that exists already takes only use_distributed_sampler and move_to_device here: give the other options "
+        "a loader that exists already takes only use_distributed_sampler and move_to_device here: give the other "
+        "options "
         "to make_dataloader");
 }
 
 int suggested_max_num_workers(int local_world_size) {
   if (local_world_size < 1)
-    throw ConfigError("local_world_size is " + std::to_string(local_world_size) + ": at least 1 process uses the cores");
+    throw ConfigError("local_world_size is " + std::to_string(local_world_size) +
+                      ": at least 1 process uses the cores");
   cpu_set_t allowed;
   CPU_ZERO(&allowed);
-  int cores = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed)
-                                                                   : static_cast<int>(std::thread::hardware_concurrency());
+  int cores = sched_getaffinity(0, sizeof allowed, &allowed) == 0
+                  ? CPU_COUNT(&allowed)
+                  : static_cast<int>(std::thread::hardware_concurrency());
   return std::max(1, cores / local_world_size - 1);
 }
 

@@ -77,9 +77,9 @@ class DataLoader {
 
   /// How far the loader got: batches that were handed out count, batches made ahead do not. The same on all ranks.
   Value state_dict() const { return core_->state_dict(); }
-  /// Goes on where the state was saved: the next iteration gives exactly the batches that were left, in the same order. With
-  /// another number of ranks or batch size the samples that are left are dealt out anew, each once. Throws MisuseError
-  /// when the dataset's size or `shuffle` changed in the middle of an epoch.
+  /// Goes on where the state was saved: the next iteration gives exactly the batches that were left, in the same order.
+  /// With another number of ranks or batch size the samples that are left are dealt out anew, each once. Throws
+  /// MisuseError when the dataset's size or `shuffle` changed in the middle of an epoch.
   void load_state_dict(const Value& state) const { core_->load_state_dict(state); }
   detail::TypedCore<Batch>& core() const { return *core_; }
 
@@ -138,8 +138,8 @@ auto make_dataloader(Dataset&& dataset, DataLoaderOptions options = {}) {
   }
 }
 
-/// The same, set up for a place in a job: this is what Fabric::setup_dataloader calls. `dataset` may also be a loader that
-/// is not set up yet; only `use_distributed_sampler` and `move_to_device` may then be given.
+/// The same, set up for a place in a job: this is what Fabric::setup_dataloader calls. `dataset` may also be a loader
+/// that is not set up yet; only `use_distributed_sampler` and `move_to_device` may then be given.
 template <class Dataset>
 auto make_dataloader(Dataset&& dataset, DataLoaderOptions options, LoaderContext context) {
   bool shards = options.use_distributed_sampler, moves = options.move_to_device;
@@ -151,14 +151,13 @@ auto make_dataloader(Dataset&& dataset, DataLoaderOptions options, LoaderContext
   return loader;
 }
 
-/// The most workers per process that make sense where `local_world_size` processes share this machine's cores: at least 1.
-/// Throws ConfigError below 1.
+/// The most workers per process that make sense where `local_world_size` processes share this machine's cores: at
+/// least 1. Throws ConfigError below 1.
 FABRIC_API int suggested_max_num_workers(int local_world_size);
 
 /// Every tensor of a nested object replaced by `move(tensor)`.
 template <class T, class Move>
-  requires std::is_invocable_r_v<at::Tensor, Move&, const at::Tensor&>
-T move_data_to_device(T object, Move&& move) {
+requires std::is_invocable_r_v<at::Tensor, Move&, const at::Tensor&> T move_data_to_device(T object, Move&& move) {
   for_each_tensor(object, [&](at::Tensor& tensor) { tensor = move(std::as_const(tensor)); });
   return object;
 }

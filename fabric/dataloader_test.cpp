@@ -94,6 +94,7 @@ struct FastDataset : TorchDataset {
   }
   std::shared_ptr<int> calls = std::make_shared<int>(0);
 };
+struct DerivedFast : FastDataset {};
 struct WholeBatches {
   std::vector<at::Tensor> get_batch(const std::vector<std::size_t>& indices) {
     return {at::full({1}, static_cast<double>(indices.size())), at::full({2}, 0.0)};
@@ -105,7 +106,8 @@ struct Stateful : torch::data::datasets::StatefulDataset<Stateful, std::vector<t
   int resets = 0;
   std::optional<std::vector<torch::data::Example<>>> get_batch(std::size_t count) override {
     std::vector<torch::data::Example<>> batch;
-    for (; batch.size() < count && next_ < 5; ++next_) batch.push_back({at::tensor(static_cast<float>(next_)), at::tensor(0)});
+    for (; batch.size() < count && next_ < 5; ++next_)
+      batch.push_back({at::tensor(static_cast<float>(next_)), at::tensor(0)});
     return batch.empty() ? std::nullopt : std::optional(batch);
   }
   std::optional<std::size_t> size() const override { return std::nullopt; }
@@ -174,8 +176,8 @@ TEST_CASE("the last batch is kept or dropped, and size() says so", "[data][loade
       for (std::size_t batch_size : {1, 2, 3, 8})
         for (bool drop_last : {false, true}) {
           INFO("n " << n << ", world " << world << ", batch size " << batch_size << ", drop_last " << drop_last);
-          auto loader =
-              make_dataloader(Counting{n}, {.batch_size = batch_size, .drop_last = drop_last}, rank_of(world - 1, world));
+          auto loader = make_dataloader(Counting{n}, {.batch_size = batch_size, .drop_last = drop_last},
+                                        rank_of(world - 1, world));
           std::size_t mine = (n + static_cast<std::size_t>(world) - 1) / static_cast<std::size_t>(world);
           std::size_t batches = 0;
           for (auto& batch : loader) {
@@ -231,8 +233,8 @@ TEST_CASE("set_epoch is passed through the wrapper of a custom sampler", "[data]
 TEST_CASE("a custom sampler without a size is an error unless it is left alone", "[data][loader]") {
   auto sampler = std::make_shared<Recorder>(5, false);
   CHECK_THROWS_AS(make_dataloader(Counting{5}, {.sampler = sampler}, rank_of(0, 2)), fabric::MisuseError);
-  auto alone =
-      make_dataloader(Counting{5}, {.batch_size = 2, .sampler = sampler, .use_distributed_sampler = false}, rank_of(0, 2));
+  auto alone = make_dataloader(Counting{5}, {.batch_size = 2, .sampler = sampler, .use_distributed_sampler = false},
+                               rank_of(0, 2));
   CHECK(flat(alone) == Numbers{0, 1, 2, 3, 4});
   CHECK_FALSE(alone.has_size());
   CHECK_THROWS_AS(alone.size(), fabric::MisuseError);
@@ -247,7 +249,8 @@ TEST_CASE("a sampler that is already one rank's is left alone", "[data][loader]"
 }
 
 TEST_CASE("a list of indices is a sampler, and wrong indices are an error", "[data][loader]") {
-  CHECK(flat(make_dataloader(Counting{9}, {.sampler = std::vector<std::size_t>{7, 1, 3}}, rank_of(0, 2))) == Numbers{7, 3});
+  CHECK(flat(make_dataloader(Counting{9}, {.sampler = std::vector<std::size_t>{7, 1, 3}}, rank_of(0, 2))) ==
+        Numbers{7, 3});
   CHECK_THROWS_AS(flat(make_dataloader(Counting{9}, {.sampler = std::vector<std::size_t>{9}})), fabric::MisuseError);
 }
 
@@ -282,13 +285,15 @@ TEST_CASE("streams are left alone", "[data][loader]") {
     CHECK_FALSE(stateful.has_size());
 
     std::vector<std::size_t> asked;
-    for (auto& batch : make_dataloader(Stream(), {.batch_size = 3, .workers = workers}, rank_of(0, 2))) asked.push_back(batch);
+    for (auto& batch : make_dataloader(Stream(), {.batch_size = 3, .workers = workers}, rank_of(0, 2)))
+      asked.push_back(batch);
     CHECK(asked == std::vector<std::size_t>{3, 3, 1});
 
     auto lines = make_dataloader(Lines(), {.batch_size = 2, .workers = workers}, rank_of(0, 2));
     CHECK(flat(lines) == Numbers{0, 1, 2, 3, 4});
     CHECK(flat(lines) == Numbers{0, 1, 2, 3, 4});
-    CHECK(flat(make_dataloader(Lines(), {.batch_size = 2, .drop_last = true, .workers = workers})) == Numbers{0, 1, 2, 3});
+    CHECK(flat(make_dataloader(Lines(), {.batch_size = 2, .drop_last = true, .workers = workers})) ==
+          Numbers{0, 1, 2, 3});
   }
   CHECK_THROWS_AS(make_dataloader(Lines(), {.shuffle = true}), fabric::ConfigError);
 }
@@ -304,12 +309,16 @@ TEST_CASE("LibTorch's datasets are collated, mapped ones come as they are mapped
 
   auto mapped = make_dataloader(TorchDataset().map(torch::data::transforms::Stack<>()), {.batch_size = 5});
   for (auto& batch : mapped) CHECK(batch.target[4].item<int>() == 4);
-  auto normalized = make_dataloader(TorchDataset().map(torch::data::transforms::Normalize<>(1.0, 2.0)), {.batch_size = 5});
+  auto normalized =
+      make_dataloader(TorchDataset().map(torch::data::transforms::Normalize<>(1.0, 2.0)), {.batch_size = 5});
   for (auto& batch : normalized) CHECK(batch.data.max().item<float>() == 1.5);
 
   FastDataset fast;
   for (auto& batch : make_dataloader(fast, {.batch_size = 2})) CHECK(batch.data.dim() == 2);
   CHECK(*fast.calls == 3);
+  DerivedFast derived;
+  for (auto& batch : make_dataloader(derived, {.batch_size = 5})) CHECK(batch.data.dim() == 2);
+  CHECK(*derived.calls == 1);
 }
 
 TEST_CASE("a dataset's own batches and its own collate are used as they are", "[data][loader]") {

@@ -50,9 +50,7 @@ void set_generator_state(at::Generator generator, const at::Tensor& state) {
   generator.set_state(state);
 }
 
-std::int64_t cuda_devices() {
-  return at::globalContext().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
-}
+std::int64_t cuda_devices() { return at::globalContext().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0; }
 
 at::Generator cuda_generator(std::int64_t index) {
   return at::globalContext().defaultGenerator(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
@@ -100,7 +98,8 @@ Value rng_state() {
 void set_rng_state(const Value& state) {
   const Value* cpu = state.find("cpu");
   if (!cpu || !cpu->is<at::Tensor>())
-    throw MisuseError("this is no state of random generators: it has no tensor named 'cpu'. Pass what rng_state() gave");
+    throw MisuseError(
+        "this is no state of random generators: it has no tensor named 'cpu'. Pass what rng_state() gave");
   const Value* cuda = state.find("cuda");
   set_generator_state(at::globalContext().defaultGenerator(c10::Device(c10::kCPU)), cpu->as<at::Tensor>().cpu());
   if (!cuda) return;

@@ -23,7 +23,8 @@ FABRIC_API std::optional<std::uint64_t> global_seed(const std::shared_ptr<EnvRea
 /// False after seed_everything(…, workers = false).
 FABRIC_API bool seeds_workers(const std::shared_ptr<EnvReader>& env = process_env());
 
-/// Three 64-bit numbers for one worker: the first seeds its generator, the others are free for generators of the user's.
+/// Three 64-bit numbers for one worker: the first seeds its generator, the others are free for generators of the
+/// user's.
 struct WorkerSeeds {
   std::uint64_t generator = 0;
   std::uint64_t second = 0;

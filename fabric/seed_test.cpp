@@ -21,7 +21,8 @@ double draw() { return at::rand({1}, at::kDouble).item<double>(); }
 
 TEST_CASE("a seed is taken from the argument, FABRIC_SEED, PL_GLOBAL_SEED, or is 0", "[seed]") {
   CHECK(fabric::seed_everything(7, true, false, env_with({{"FABRIC_SEED", "1"}})) == 7);
-  CHECK(fabric::seed_everything(std::nullopt, true, false, env_with({{"FABRIC_SEED", "1"}, {"PL_GLOBAL_SEED", "2"}})) == 1);
+  CHECK(fabric::seed_everything(std::nullopt, true, false, env_with({{"FABRIC_SEED", "1"}, {"PL_GLOBAL_SEED", "2"}})) ==
+        1);
   CHECK(fabric::seed_everything(std::nullopt, true, false, env_with({{"PL_GLOBAL_SEED", "2"}})) == 2);
   CHECK(fabric::seed_everything(std::nullopt, true, false, env_with({})) == 0);
 }

@@ -12,7 +12,8 @@ namespace {
 
 template <class T>
 at::Tensor copy_of(const std::vector<T>& numbers, at::ScalarType type) {
-  auto tensor = at::empty({static_cast<std::int64_t>(numbers.size())}, at::TensorOptions().dtype(type).device(at::kCPU));
+  auto tensor =
+      at::empty({static_cast<std::int64_t>(numbers.size())}, at::TensorOptions().dtype(type).device(at::kCPU));
   std::memcpy(tensor.mutable_data_ptr(), numbers.data(), numbers.size() * sizeof(T));
   return tensor;
 }

@@ -36,9 +36,13 @@ FABRIC_API Value collate_values(const std::vector<Value>& samples);
 [[noreturn]] FABRIC_API void throw_uneven_samples(const std::string& what);
 
 template <class T>
-concept CollatesItself = requires(std::vector<T> items) { T::collate(std::move(items)); };
+concept CollatesItself = requires(std::vector<T> items) {
+  T::collate(std::move(items));
+};
 template <class T>
-concept ListsTensors = requires(T& object, void (*visit)(at::Tensor&)) { object.fabric_tensors(visit); };
+concept ListsTensors = requires(T& object, void (*visit)(at::Tensor&)) {
+  object.fabric_tensors(visit);
+};
 
 template <class T, class At>
 std::vector<T> gather_samples(std::size_t n, At& at) {
@@ -134,7 +138,8 @@ struct Collate<std::tuple<T...>> {
   static auto run(std::size_t n, At&& at) {
     return [&]<std::size_t... I>(std::index_sequence<I...>) {
       return std::tuple{collate_parts<T>(n, [&](std::size_t i) -> T& { return std::get<I>(at(i)); })...};
-    }(std::index_sequence_for<T...>());
+    }
+    (std::index_sequence_for<T...>());
   }
 };
 template <class T, std::size_t N>
@@ -143,7 +148,8 @@ struct Collate<std::array<T, N>> {
   static auto run(std::size_t n, At&& at) {
     return [&]<std::size_t... I>(std::index_sequence<I...>) {
       return std::array{collate_parts<T>(n, [&](std::size_t i) -> T& { return at(i)[I]; })...};
-    }(std::make_index_sequence<N>());
+    }
+    (std::make_index_sequence<N>());
   }
 };
 template <class T, class A>
@@ -191,14 +197,17 @@ struct Collate<std::unordered_map<K, V, R...>> : CollateMap<std::unordered_map, 
 }  // namespace detail
 
 /// A batch out of samples. Tensors are stacked along a new first dimension; integers become an int64 tensor, floats,
-/// doubles and bools one of their kind; Examples, pairs, tuples, arrays, lists of equal length, maps with equal keys and
-/// Values are taken apart and put together again around such tensors; a struct with FABRIC_TENSORS keeps its type with
-/// its listed tensors stacked; a type with a static `collate(std::vector<T>)` decides itself. Anything else stays a
-/// std::vector of samples. `samples` must not be empty.
+/// doubles and bools one of their kind; Examples, pairs, tuples, arrays, lists of equal length, maps with equal keys
+/// and Values are taken apart and put together again around such tensors; a struct with FABRIC_TENSORS keeps its type
+/// with its listed tensors stacked; a type with a static `collate(std::vector<T>)` decides itself. Anything else stays
+/// a std::vector of samples. `samples` must not be empty.
 template <class T>
 auto collate(std::vector<T> samples) {
-  if constexpr (detail::CollatesItself<T>) return T::collate(std::move(samples));
-  else return detail::collate_parts<T>(samples.size(), [&](std::size_t i) -> typename std::vector<T>::reference { return samples[i]; });
+  if constexpr (detail::CollatesItself<T>)
+    return T::collate(std::move(samples));
+  else
+    return detail::collate_parts<T>(samples.size(),
+                                    [&](std::size_t i) -> typename std::vector<T>::reference { return samples[i]; });
 }
 
 }  // namespace fabric

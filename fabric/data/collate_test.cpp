@@ -80,7 +80,8 @@ TEST_CASE("examples, pairs, tuples, arrays, lists and maps keep their form", "[d
   CHECK(lists[1][0][0].item<float>() == 2);
 
   using Map = std::map<std::string, Tensor>;
-  auto map = fabric::collate(std::vector<Map>{{{"x", filled(1)}, {"y", filled(2)}}, {{"x", filled(3)}, {"y", filled(4)}}});
+  auto map =
+      fabric::collate(std::vector<Map>{{{"x", filled(1)}, {"y", filled(2)}}, {{"x", filled(3)}, {"y", filled(4)}}});
   CHECK(map.at("y")[1][0].item<float>() == 4);
 }
 

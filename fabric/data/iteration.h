@@ -84,8 +84,10 @@ class Iteration {
     id_ = core_->begin();
     next_batch_ = core_->first_batch();
     if (core_->is_stream()) core_->source().reset();
-    if (core_->options().workers > 0) start_workers();
-    else if (core_->is_stream()) read_past(core_->source(), core_->options(), next_batch_);
+    if (core_->options().workers > 0)
+      start_workers();
+    else if (core_->is_stream())
+      read_past(core_->source(), core_->options(), next_batch_);
   }
 
   static void read_past(BatchSource<Batch>& source, const DataLoaderOptions& options, std::size_t batches) {

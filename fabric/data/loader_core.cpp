@@ -34,7 +34,8 @@ std::string text_of(const std::exception_ptr& error) {
 
 void DataLoaderOptions::validate() const {
   require(batch_size > 0, "batch_size is 0: write the number of samples per batch, at least 1");
-  require(workers >= 0, "workers is " + std::to_string(workers) + ": write 0 for none, or how many threads read samples");
+  require(workers >= 0,
+          "workers is " + std::to_string(workers) + ": write 0 for none, or how many threads read samples");
   require(prefetch >= 1, "prefetch is " + std::to_string(prefetch) + ": each worker makes at least 1 batch ahead");
   require(timeout >= 0, "timeout is negative: write seconds, or 0 for no limit");
   require(!(shuffle && sampler.given()), "shuffle and sampler exclude each other: the sampler chooses the order");
@@ -94,7 +95,8 @@ void LoaderCore::choose_samplers() {
   if (!batch_sampler_->set_sampler(sampler_))
     throw MisuseError(
         "this batch sampler cannot be given a rank's share of the samples. Override its set_sampler, pass a function "
-        "(sampler, batch_size, drop_last) that makes it, or set .use_distributed_sampler = false and let it choose this "
+        "(sampler, batch_size, drop_last) that makes it, or set .use_distributed_sampler = false and let it choose "
+        "this "
         "rank's own batches");
 }
 
@@ -123,7 +125,8 @@ std::optional<std::size_t> LoaderCore::size() const {
   if (!sampler_) return std::nullopt;
   auto samples = sampler_->size();
   if (!samples) return std::nullopt;
-  return options_.drop_last ? *samples / options_.batch_size : (*samples + options_.batch_size - 1) / options_.batch_size;
+  return options_.drop_last ? *samples / options_.batch_size
+                            : (*samples + options_.batch_size - 1) / options_.batch_size;
 }
 
 void LoaderCore::move_to_epoch(std::int64_t epoch) {
@@ -138,33 +141,42 @@ void LoaderCore::move_to_epoch(std::int64_t epoch) {
 
 void LoaderCore::set_epoch(std::int64_t epoch) {
   require(epoch >= 0, "epoch " + std::to_string(epoch) + ": epochs count from 0");
-  if (iterating_) explicit_epoch_ = epoch;
-  else if (!(resuming_ && epoch == epoch_)) move_to_epoch(epoch);
+  if (iterating_)
+    explicit_epoch_ = epoch;
+  else if (!(resuming_ && epoch == epoch_))
+    move_to_epoch(epoch);
 }
 
 std::uint64_t LoaderCore::begin() {
   ++iteration_;
   bool resuming = std::exchange(resuming_, false);
   bool broken_off = !resuming && (consumed_ > 0 || !ahead_.empty());
-  if (auto wanted = std::exchange(explicit_epoch_, std::nullopt)) move_to_epoch(*wanted);
-  else if (broken_off) move_to_epoch(epoch_ + 1);
+  if (auto wanted = std::exchange(explicit_epoch_, std::nullopt))
+    move_to_epoch(*wanted);
+  else if (broken_off)
+    move_to_epoch(epoch_ + 1);
   iterating_ = true;
   begin_samplers(resuming);
   return iteration_;
 }
 
 void LoaderCore::begin_samplers(bool resuming) {
-  worker_base_ = seeds_workers_ ? seed_ + static_cast<std::uint64_t>(epoch_)
-                                : at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>()->random64() & 0xFFFFFFFF;
+  worker_base_ = seeds_workers_
+                     ? seed_ + static_cast<std::uint64_t>(epoch_)
+                     : at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>()->random64() & 0xFFFFFFFF;
   plan_ = nullptr;
   cursor_ = 0;
   if (is_stream_) return;
   auto start = [&](auto& chooser) {
-    if (resuming && !saved_sampler_state_.is_null()) chooser.load_state_dict(saved_sampler_state_);
-    else saved_sampler_state_ = chooser.state_dict();
+    if (resuming && !saved_sampler_state_.is_null())
+      chooser.load_state_dict(saved_sampler_state_);
+    else
+      saved_sampler_state_ = chooser.state_dict();
   };
-  if (batch_sampler_) start(*batch_sampler_);
-  else start(*sampler_);
+  if (batch_sampler_)
+    start(*batch_sampler_);
+  else
+    start(*sampler_);
   if (own_sampler_) own_sampler_->skip_front(skipped_samples_);
   if (sampler_) {
     sampler_->set_epoch(epoch_);
@@ -178,7 +190,8 @@ void LoaderCore::begin_samplers(bool resuming) {
   }
   std::vector<std::size_t> buffer;
   c10::ArrayRef<std::size_t> indices;
-  if (plan_) cursor_ = std::min(plan_->size(), consumed_ * options_.batch_size);
+  if (plan_)
+    cursor_ = std::min(plan_->size(), consumed_ * options_.batch_size);
   else
     for (std::size_t i = 0; i < consumed_ && next_indices(buffer, indices); ++i) continue;
 }
@@ -251,9 +264,10 @@ void LoaderCore::place(at::Tensor& tensor) const {
 }
 
 void LoaderCore::warn_opaque(const char* type_name) const {
-  log::warn_once("batches of type " + c10::demangle(type_name) +
-                 " have members that Fabric cannot look into, so tensors in them were not moved to the device: list them "
-                 "with FABRIC_TENSORS(Type, members…), or set .move_to_device = false");
+  log::warn_once(
+      "batches of type " + c10::demangle(type_name) +
+      " have members that Fabric cannot look into, so tensors in them were not moved to the device: list them "
+      "with FABRIC_TENSORS(Type, members…), or set .move_to_device = false");
 }
 
 Value LoaderCore::state_dict() const {
@@ -270,20 +284,26 @@ Value LoaderCore::state_dict() const {
   state["shuffle"] = own_sampler_ && own_sampler_->config().shuffle;
   state["seed"] = seed_;
   state["sampler"] = saved_sampler_state_;
-  if (saved_sampler_state_.is_null() && batch_sampler_) state["sampler"] = batch_sampler_->state_dict();
-  else if (saved_sampler_state_.is_null() && sampler_) state["sampler"] = sampler_->state_dict();
+  if (saved_sampler_state_.is_null() && batch_sampler_)
+    state["sampler"] = batch_sampler_->state_dict();
+  else if (saved_sampler_state_.is_null() && sampler_)
+    state["sampler"] = sampler_->state_dict();
   return state;
 }
 
 void LoaderCore::load_state_dict(const Value& state) {
-  for (const char* key : {"epoch", "batch", "ahead", "skipped", "samples", "batch_size", "num_replicas", "shuffle", "seed"})
+  for (const char* key :
+       {"epoch", "batch", "ahead", "skipped", "samples", "batch_size", "num_replicas", "shuffle", "seed"})
     if (!state.find(key)) throw MisuseError(std::string("this is no state of a loader: it has no '") + key + "'");
-  bool in_epoch = state.at("batch").as_int() > 0 || !state.at("ahead").as_list().empty() || state.at("skipped").as_int() > 0;
+  bool in_epoch =
+      state.at("batch").as_int() > 0 || !state.at("ahead").as_list().empty() || state.at("skipped").as_int() > 0;
   std::int64_t epoch = state.at("epoch").as_int();
   if (epoch < 0 || state.at("batch").as_int() < 0 || state.at("skipped").as_int() < 0)
     throw MisuseError("this is no state of a loader: it has negative numbers");
-  if (in_epoch) restore_position(state);
-  else move_to_epoch(epoch);
+  if (in_epoch)
+    restore_position(state);
+  else
+    move_to_epoch(epoch);
   resuming_ = true;
   iterating_ = false;
   explicit_epoch_.reset();
@@ -323,10 +343,11 @@ void LoaderCore::restore_position(const Value& state) {
   if (own_sampler_) own_sampler_->skip_front(skipped_samples_);
 }
 
-void throw_data_error(std::size_t batch, int worker, std::optional<std::size_t> index, c10::ArrayRef<std::size_t> indices,
-                      std::exception_ptr cause) {
+void throw_data_error(std::size_t batch, int worker, std::optional<std::size_t> index,
+                      c10::ArrayRef<std::size_t> indices, std::exception_ptr cause) {
   std::string text = index ? "sample " + std::to_string(*index) + " could not be read" : "the batch could not be made";
-  text += " (batch " + std::to_string(batch) + ", " + (worker < 0 ? "calling thread" : "worker " + std::to_string(worker));
+  text +=
+      " (batch " + std::to_string(batch) + ", " + (worker < 0 ? "calling thread" : "worker " + std::to_string(worker));
   if (!index && !indices.empty()) {
     constexpr std::size_t kShown = 8;
     text += ", samples";

@@ -21,7 +21,8 @@ struct Counting {
 /// A sample and a random number, as augmentation would draw it.
 struct Augmented {
   std::pair<std::int64_t, double> get(std::size_t index) {
-    return {static_cast<std::int64_t>(index), at::rand({1}, fabric::worker_info().generator(), at::kDouble).item<double>()};
+    return {static_cast<std::int64_t>(index),
+            at::rand({1}, fabric::worker_info().generator(), at::kDouble).item<double>()};
   }
   std::size_t size() const { return 23; }
 };

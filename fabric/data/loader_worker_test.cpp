@@ -82,7 +82,8 @@ TEST_CASE("the order of batches does not depend on workers", "[data][workers]") 
   for (int workers : {1, 2, 5})
     for (int prefetch : {1, 3}) {
       INFO("workers " << workers << ", prefetch " << prefetch);
-      auto loader = make_dataloader(Shuffling(), {.batch_size = 3, .shuffle = true, .workers = workers, .prefetch = prefetch});
+      auto loader =
+          make_dataloader(Shuffling(), {.batch_size = 3, .shuffle = true, .workers = workers, .prefetch = prefetch});
       CHECK(read(loader) == expected);
       CHECK(read(loader).size() == 37);
     }
@@ -173,12 +174,14 @@ TEST_CASE("a worker that hangs is an error in time, and does not block the end",
 
 TEST_CASE("a dataset knows which worker it runs in", "[data][workers]") {
   for (int workers : {0, 3}) {
-    auto loader = make_dataloader(Who(), {.workers = workers, .seed = 40}, {.shard = fabric::SamplerShard{2, 1}, .rank = 1});
+    auto loader =
+        make_dataloader(Who(), {.workers = workers, .seed = 40}, {.shard = fabric::SamplerShard{2, 1}, .rank = 1});
     for (int epoch = 0; epoch < 2; ++epoch) {
       std::int64_t batch = 0;
       for (auto& who : loader) {
         std::int64_t id = workers ? batch % workers : 0;
-        auto seed = fabric::worker_seed(static_cast<std::uint64_t>(40 + epoch), static_cast<std::uint64_t>(id), 1).generator;
+        auto seed =
+            fabric::worker_seed(static_cast<std::uint64_t>(40 + epoch), static_cast<std::uint64_t>(id), 1).generator;
         CHECK(who == Numbers{id, workers, 1, batch, static_cast<std::int64_t>(seed)});
         ++batch;
       }

@@ -72,7 +72,8 @@ const std::vector<std::size_t>* DistributedSampler::indices() {
     auto order = at::randperm(static_cast<std::int64_t>(dataset_size_), generator,
                               at::TensorOptions().dtype(at::kLong).device(at::kCPU));
     const std::int64_t* entries = order.const_data_ptr<std::int64_t>() + skipped_;
-    deal(indices_, num_samples_, left, world, rank, [&](std::size_t i) { return static_cast<std::size_t>(entries[i]); });
+    deal(indices_, num_samples_, left, world, rank,
+         [&](std::size_t i) { return static_cast<std::size_t>(entries[i]); });
   } else {
     deal(indices_, num_samples_, left, world, rank, [&](std::size_t i) { return skipped_ + i; });
   }
@@ -89,10 +90,10 @@ DistributedSamplerWrapper::DistributedSamplerWrapper(std::shared_ptr<IndexSample
     : sampler_(std::move(sampler)), shard_(shard) {
   check_shard(shard.num_replicas, shard.rank);
   if (!sampler_->size())
-    throw MisuseError(
-        "the sampler has no size, so its indices cannot be shared among " + std::to_string(shard.num_replicas) +
-        " ranks. Give it a size(), write .sampler = {sampler, size} for a LibTorch sampler, or set "
-        ".use_distributed_sampler = false and let the sampler choose this rank's own indices");
+    throw MisuseError("the sampler has no size, so its indices cannot be shared among " +
+                      std::to_string(shard.num_replicas) +
+                      " ranks. Give it a size(), write .sampler = {sampler, size} for a LibTorch sampler, or set "
+                      ".use_distributed_sampler = false and let the sampler choose this rank's own indices");
 }
 
 std::optional<std::size_t> DistributedSamplerWrapper::size() const {

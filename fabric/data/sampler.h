@@ -16,9 +16,9 @@ struct SamplerShard {
   int rank = 0;
 };
 
-/// Chooses the order of samples in an epoch. Derive from it, or hand over any LibTorch sampler. A loader calls it in the
-/// thread that iterates, never in its workers. With several ranks it must draw the same order on each of them: the ranks
-/// then share the samples out.
+/// Chooses the order of samples in an epoch. Derive from it, or hand over any LibTorch sampler. A loader calls it in
+/// the thread that iterates, never in its workers. With several ranks it must draw the same order on each of them: the
+/// ranks then share the samples out.
 class FABRIC_API IndexSampler {
  public:
   virtual ~IndexSampler() = default;
@@ -40,8 +40,8 @@ class FABRIC_API IndexSampler {
 };
 
 /// The order every rank agrees on without a word: with N samples and W ranks, total = ceil(N / W) * W; the order is a
-/// permutation drawn from a generator seeded with seed + epoch (PyTorch's `torch.randperm`), or 0 … N-1; it is padded by
-/// repeating it from the front, and rank r takes the entries r, r + W, r + 2W …
+/// permutation drawn from a generator seeded with seed + epoch (PyTorch's `torch.randperm`), or 0 … N-1; it is padded
+/// by repeating it from the front, and rank r takes the entries r, r + W, r + 2W …
 class FABRIC_API DistributedSampler : public IndexSampler {
  public:
   struct Config {

@@ -32,7 +32,8 @@ concept TorchSamplerLike = requires(S& sampler, std::optional<std::size_t> size)
 template <TorchSamplerLike S>
 class TorchSampler final : public IndexSampler {
  public:
-  TorchSampler(std::shared_ptr<S> sampler, std::optional<std::size_t> size) : sampler_(std::move(sampler)), size_(size) {}
+  TorchSampler(std::shared_ptr<S> sampler, std::optional<std::size_t> size)
+      : sampler_(std::move(sampler)), size_(size) {}
 
   void reset() override {
     sampler_->reset(std::nullopt);
@@ -50,13 +51,16 @@ class TorchSampler final : public IndexSampler {
   }
   std::optional<std::size_t> size() const override {
     if (size_) return size_;
-    if constexpr (requires { { sampler_->size() } -> std::convertible_to<std::optional<std::size_t>>; })
+    if constexpr (requires {
+                    { sampler_->size() } -> std::convertible_to<std::optional<std::size_t>>;
+                  })
       return sampler_->size();
     else
       return std::nullopt;
   }
   void set_epoch(std::int64_t epoch) override {
-    if constexpr (requires { sampler_->set_epoch(std::size_t{0}); }) sampler_->set_epoch(static_cast<std::size_t>(epoch));
+    if constexpr (requires { sampler_->set_epoch(std::size_t{0}); })
+      sampler_->set_epoch(static_cast<std::size_t>(epoch));
   }
   bool is_sharded() const override {
     return std::is_same_v<S, torch::data::samplers::DistributedRandomSampler> ||
@@ -104,9 +108,12 @@ class SamplerOption {
   /// `size`: how many indices an epoch has, for samplers without a `size()` of their own.
   template <detail::TorchSamplerLike S>
   SamplerOption(std::shared_ptr<S> sampler, std::optional<std::size_t> size = std::nullopt) {
-    if constexpr (std::is_same_v<S, torch::data::samplers::RandomSampler>) shuffle_ = true;
-    else if constexpr (std::is_same_v<S, torch::data::samplers::SequentialSampler>) shuffle_ = false;
-    else sampler_ = std::make_shared<detail::TorchSampler<S>>(std::move(sampler), size);
+    if constexpr (std::is_same_v<S, torch::data::samplers::RandomSampler>)
+      shuffle_ = true;
+    else if constexpr (std::is_same_v<S, torch::data::samplers::SequentialSampler>)
+      shuffle_ = false;
+    else
+      sampler_ = std::make_shared<detail::TorchSampler<S>>(std::move(sampler), size);
   }
   template <detail::TorchSamplerLike S>
   SamplerOption(S sampler, std::optional<std::size_t> size = std::nullopt)
@@ -122,8 +129,8 @@ class SamplerOption {
   std::optional<bool> shuffle_;
 };
 
-/// The `batch_sampler` of a loader: a BatchSampler, or a function that makes one over a sampler. The function is the way
-/// that works with several ranks whatever the class: it is given this rank's sampler.
+/// The `batch_sampler` of a loader: a BatchSampler, or a function that makes one over a sampler. The function is the
+/// way that works with several ranks whatever the class: it is given this rank's sampler.
 class BatchSamplerOption {
  public:
   using Make = std::function<std::shared_ptr<BatchSampler>(std::shared_ptr<IndexSampler> sampler,
@@ -135,8 +142,8 @@ class BatchSamplerOption {
   template <std::derived_from<BatchSampler> S>
   BatchSamplerOption(S sampler) : sampler_(std::make_shared<S>(std::move(sampler))) {}
   template <class Function>
-    requires std::is_invocable_r_v<std::shared_ptr<BatchSampler>, Function&, std::shared_ptr<IndexSampler>, std::size_t,
-                                   bool>
+  requires std::is_invocable_r_v<std::shared_ptr<BatchSampler>, Function&, std::shared_ptr<IndexSampler>, std::size_t,
+                                 bool>
   BatchSamplerOption(Function make) : make_(std::move(make)) {}
 
   bool given() const { return sampler_ != nullptr || make_ != nullptr; }

@@ -24,10 +24,10 @@ class FABRIC_API WorkerInfo {
   /// Number of the batch within the epoch.
   std::size_t batch = 0;
 
-  /// For random augmentation: a generator seeded anew for each batch, from the loader's seed, epoch, batch and rank. The
-  /// numbers do not depend on how many workers there are, and they are the same after a resume. LibTorch's default
-  /// generator is shared by all threads: numbers drawn from it in a worker come in no fixed order. Outside a loader this
-  /// is that default generator.
+  /// For random augmentation: a generator seeded anew for each batch, from the loader's seed, epoch, batch and rank.
+  /// The numbers do not depend on how many workers there are, and they are the same after a resume. LibTorch's default
+  /// generator is shared by all threads: numbers drawn from it in a worker come in no fixed order. Outside a loader
+  /// this is that default generator.
   at::Generator& generator();
 
  private:

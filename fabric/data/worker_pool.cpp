@@ -13,8 +13,8 @@
 namespace fabric::detail {
 namespace {
 
-/// Several workers with a team of threads each would fight for the cores. at::set_num_threads is no way to prevent that:
-/// it also sets the number for all threads that start later, autograd's among them.
+/// Several workers with a team of threads each would fight for the cores. at::set_num_threads is no way to prevent
+/// that: it also sets the number for all threads that start later, autograd's among them.
 void use_one_thread_per_operator() {
   at::get_num_threads();  // sets the thread's number up; later it would undo what follows
   if (auto* symbol = dlsym(RTLD_DEFAULT, "omp_set_num_threads")) reinterpret_cast<void (*)(int)>(symbol)(1);
@@ -83,8 +83,10 @@ struct WorkerPool::State {
         leave = !worker.done;
       }
       // The thread holds this state, so it may outlive the pool when it hangs in the user's code.
-      if (leave) worker.thread.detach();
-      else worker.thread.join();
+      if (leave)
+        worker.thread.detach();
+      else
+        worker.thread.join();
     }
   }
 
@@ -144,8 +146,10 @@ std::optional<WorkerPool::Job> WorkerPool::wait(std::optional<std::size_t> batch
     }
     return found != nullptr;
   };
-  if (timeout.count() <= 0) state_->batch_ready.wait(lock, ready);
-  else if (!state_->batch_ready.wait_for(lock, timeout, ready)) state_->timed_out = true;
+  if (timeout.count() <= 0)
+    state_->batch_ready.wait(lock, ready);
+  else if (!state_->batch_ready.wait_for(lock, timeout, ready))
+    state_->timed_out = true;
   return found ? std::optional(found->job) : std::nullopt;
 }
 

@@ -18,8 +18,8 @@ namespace fabric::detail {
 /// Thrown out of a job that notices that the pool stops.
 struct Stopped {};
 
-/// Threads that make batches ahead of the one that uses them. Batch b is made by worker b % workers in slot b % slots, so
-/// that who does what never depends on timing. One thread owns the pool and calls everything but the work itself.
+/// Threads that make batches ahead of the one that uses them. Batch b is made by worker b % workers in slot b % slots,
+/// so that who does what never depends on timing. One thread owns the pool and calls everything but the work itself.
 class FABRIC_API WorkerPool {
  public:
   struct Job {
@@ -42,7 +42,8 @@ class FABRIC_API WorkerPool {
   /// Room for the indices of `batch`, kept until its slot is free again.
   std::vector<std::size_t>& index_buffer(std::size_t batch);
   void submit(std::size_t batch, c10::ArrayRef<std::size_t> indices);
-  /// Waits until `batch`, or without one whichever comes first, is made. Nothing when `timeout` passed (zero: no limit).
+  /// Waits until `batch`, or without one whichever comes first, is made. Nothing when `timeout` passed (zero: no
+  /// limit).
   std::optional<Job> wait(std::optional<std::size_t> batch, std::chrono::duration<double> timeout);
   /// The exception that ended the job, if any.
   std::exception_ptr error(std::size_t slot) const;
