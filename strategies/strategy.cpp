@@ -56,7 +56,9 @@ void Strategy::zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none) {
 at::Tensor Strategy::clip_gradients_norm(torch::nn::Module&, torch::optim::Optimizer& optimizer, double max_norm,
                                          double norm_type, bool error_if_nonfinite) {
   precision_->unscale_gradients(optimizer);
-  return optim::clip_grad_norm(precision_->main_params(optimizer), max_norm, norm_type, error_if_nonfinite);
+  // Infinities that a loss scaler is about to deal with are no error.
+  bool complain = error_if_nonfinite && !precision_->will_skip_step(optimizer);
+  return optim::clip_grad_norm(precision_->main_params(optimizer), max_norm, norm_type, complain);
 }
 
 void Strategy::clip_gradients_value(torch::nn::Module&, torch::optim::Optimizer& optimizer, double clip_value) {

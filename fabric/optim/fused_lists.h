@@ -108,21 +108,27 @@ class Lists {
     return true;
   }
 
+  static bool all_have_fused_kernels(const Groups& groups) {
+    for (const auto& group : groups)
+      for (const auto& parameter : group.params())
+        if (gradient_of(parameter).defined() && !has_fused_kernel(parameter, gradient_of(parameter))) return false;
+    return true;
+  }
+
   bool rebuild(Groups& groups, States& states) {
     forget();
+    // Before any state is made: the plain step takes one without its tensors for damaged.
+    if (!all_have_fused_kernels(groups)) return false;
     for (std::size_t g = 0; g < groups.size(); ++g) {
       const Options& chosen = options(groups[g]);
       for (const auto& parameter : groups[g].params()) {
         const at::Tensor& gradient = gradient_of(parameter);
         if (!gradient.defined()) {
           entries_.push_back({parameter, g, kNone, 0});
-        } else if (has_fused_kernel(parameter, gradient)) {
-          add(g, parameter, chosen, states);
-          buckets_[entries_.back().bucket].gradients.push_back(laid_out_like(parameter, gradient));
-        } else {
-          forget();
-          return false;
+          continue;
         }
+        add(g, parameter, chosen, states);
+        buckets_[entries_.back().bucket].gradients.push_back(laid_out_like(parameter, gradient));
       }
     }
     return true;

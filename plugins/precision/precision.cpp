@@ -12,7 +12,6 @@ at::Tensor Precision::optimizer_step(torch::optim::Optimizer& optimizer, const C
 
 std::vector<at::Tensor> Precision::main_params(torch::optim::Optimizer& optimizer) {
   std::vector<at::Tensor> params;
-  params.reserve(optimizer.size());
   for (const auto& group : optimizer.param_groups())
     params.insert(params.end(), group.params().begin(), group.params().end());
   return params;
