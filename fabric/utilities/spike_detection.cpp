@@ -79,9 +79,9 @@ void SpikeDetection::check(Fabric& fabric, double loss, std::int64_t batch) {
 void SpikeDetection::note(std::int64_t batch) const {
   const auto& path = config_.exclude_batches_path;
   Tree::List list;
-  for (auto known : batches_to_skip(path)) list.push_back(known);
+  for (auto known : batches_to_skip(path)) list.emplace_back(known);
   for (auto index : {batch - 1, batch})
-    if (index >= 0 && std::find(list.begin(), list.end(), Tree(index)) == list.end()) list.push_back(index);
+    if (index >= 0 && std::find(list.begin(), list.end(), Tree(index)) == list.end()) list.emplace_back(index);
   if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
   auto temporary = path;
   temporary += ".tmp" + std::to_string(getpid());

@@ -16,7 +16,7 @@ int main() {
   fabric.launch();
   fabric.seed_everything(1, true, false);
   auto [model, optimizer] =
-      fabric.setup(torch::nn::Linear(2, 1), [](auto parameters) { return torch::optim::SGD(parameters, 0.1); });
+      fabric.setup(torch::nn::Linear(2, 1), [](auto parameters) { return torch::optim::SGD(parameters, 0.01); });
   auto x = torch::tensor({{1.0f, 2.0f}, {3.0f, 4.0f}});
   auto y = torch::tensor({{1.0f}, {2.0f}});
   double first = 0, loss_value = 0;
