@@ -95,7 +95,8 @@ void SpikeDetection::note(std::int64_t batch) const {
 std::vector<std::int64_t> batches_to_skip(const std::filesystem::path& path) {
   std::vector<std::int64_t> batches;
   if (!std::filesystem::exists(path)) return batches;
-  for (const auto& item : read_tree_file(path.string()).as_list()) batches.push_back(item.as_int());
+  const Tree file = read_tree_file(path.string());
+  for (const auto& item : file.as_list()) batches.push_back(item.as_int());
   return batches;
 }
 
