@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "plugins/collectives/mpi_backend.h"
+
 namespace fabric::collectives {
 namespace {
 
@@ -92,6 +94,15 @@ void verify(Group& group, const Call& call) {
   group.require_usable(call.operation);
   if (!group.config.check || group.size == 1) return;
   auto mine = fingerprint_of(call);
+  if (group.mpi) {
+    bool same = true;
+    group.run(call.operation, [&]() -> c10::intrusive_ptr<c10d::Work> {
+      same = group.mpi->agree(mine, call.operation);
+      return nullptr;
+    });
+    if (!same) throw_mismatch(group, call);
+    return;
+  }
   if (!group.fingerprint.defined()) group.fingerprint = at::empty({2}, at::kLong);
   auto* both = group.fingerprint.mutable_data_ptr<std::int64_t>();
   both[0] = mine;

@@ -6,6 +6,7 @@
 
 #include "plugins/collectives/gloo_backend.h"
 #include "plugins/collectives/job_store.h"
+#include "plugins/collectives/rank_list.h"
 
 namespace fabric::collectives {
 namespace {

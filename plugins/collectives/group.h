@@ -15,6 +15,8 @@
 
 namespace fabric::collectives {
 
+class MpiBackend;
+
 /// What the copies of a ProcessGroup share.
 struct Group {
   ProcessGroup::Config config;
@@ -30,7 +32,7 @@ struct Group {
   mutable c10::intrusive_ptr<c10d::ProcessGroup> torch_group;  // of a single(): made when asked for
   c10::intrusive_ptr<c10d::Backend> cpu;              // carries CPU tensors and the checks
   c10::intrusive_ptr<c10d::Backend> on_device;        // carries tensors on `device`; none: they go through the CPU
-  bool reduces_all_types = false;                     // `cpu` knows every type, and the mean
+  MpiBackend* mpi = nullptr;                          // `cpu`, where that is MPI: it knows every type, and the mean
 
   bool owned = true;  // else the backends belong to whoever made the LibTorch group
   bool closed = false;

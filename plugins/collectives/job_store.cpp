@@ -12,6 +12,8 @@
 
 #include <fabric/error.h>
 
+#include "plugins/collectives/rank_list.h"
+
 namespace fabric::collectives {
 namespace {
 
@@ -97,14 +99,6 @@ c10::intrusive_ptr<c10d::Store> open_private_store() { return c10::make_intrusiv
 
 c10::intrusive_ptr<c10d::Store> sub_store(const std::string& prefix, const c10::intrusive_ptr<c10d::Store>& store) {
   return c10::make_intrusive<c10d::PrefixStore>(prefix, store);
-}
-
-std::string list_of_ranks(const std::vector<int>& ranks) {
-  constexpr std::size_t kShown = 16;
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < ranks.size() && i < kShown; ++i) text += (i ? ", " : "") + std::to_string(ranks[i]);
-  if (ranks.size() > kShown) text += ", … (" + std::to_string(ranks.size()) + " in all)";
-  return text;
 }
 
 }  // namespace fabric::collectives

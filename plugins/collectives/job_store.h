@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <string>
-#include <vector>
 
 #include <c10/util/intrusive_ptr.h>
 
@@ -27,8 +26,5 @@ c10::intrusive_ptr<c10d::Store> open_private_store();
 
 /// The part of `store` whose keys begin with `prefix`.
 c10::intrusive_ptr<c10d::Store> sub_store(const std::string& prefix, const c10::intrusive_ptr<c10d::Store>& store);
-
-/// "rank 1" or "ranks 1, 3"; long lists end in "… (12 in all)".
-std::string list_of_ranks(const std::vector<int>& ranks);
 
 }  // namespace fabric::collectives

@@ -11,6 +11,7 @@
 #include "plugins/collectives/gloo_backend.h"
 #include "plugins/collectives/job_store.h"
 #include "plugins/collectives/mpi_backend.h"
+#include "plugins/collectives/rank_list.h"
 
 namespace fabric::collectives {
 namespace {
@@ -84,9 +85,17 @@ void require_same_job(const Group& group, const MpiBackend& mpi) {
                                         : ". Start the job with mpirun alone, or use the backend 'gloo'"));
 }
 
+MpiOptions mpi_options(const Group& group, const void* communicator) {
+  constexpr double kMebi = 1 << 20;
+  return {.communicator = communicator,
+          .timeout = group.timeout,
+          .rank = group.rank,
+          .overlap_bytes = static_cast<std::int64_t>(group.config.mpi_overlap_mb * kMebi)};
+}
+
 void take_mpi(Group& group, c10::intrusive_ptr<MpiBackend> mpi) {
   group.backend = "mpi";
-  group.reduces_all_types = true;
+  group.mpi = mpi.get();
   group.rank = mpi->getRank();
   group.size = mpi->getSize();
   group.cpu = std::move(mpi);
@@ -111,7 +120,7 @@ void join_job(Group& group) {
   if (group.backend == "single") return;
   if (group.backend == "mpi") {
     c10::intrusive_ptr<MpiBackend> mpi;
-    find_mpi()(nullptr, group.timeout, mpi);
+    find_mpi()(mpi_options(group, nullptr), mpi);
     require_same_job(group, *mpi);
     take_mpi(group, std::move(mpi));
     return;
@@ -123,7 +132,7 @@ void join_job(Group& group) {
 
 void join_communicator(Group& group, const void* mpi_comm) {
   c10::intrusive_ptr<MpiBackend> mpi;
-  find_mpi()(mpi_comm, group.timeout, mpi);
+  find_mpi()(mpi_options(group, mpi_comm), mpi);
   take_mpi(group, std::move(mpi));
 }
 
@@ -148,8 +157,8 @@ std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, cons
   group->rank = static_cast<int>(place - ranks.begin());
   group->size = static_cast<int>(ranks.size());
   if (parent.backend == "single") return group;
-  if (auto* mpi = dynamic_cast<MpiBackend*>(parent.cpu.get())) {
-    take_mpi(*group, mpi->subgroup(ranks, number));
+  if (parent.mpi) {
+    take_mpi(*group, parent.mpi->subgroup(ranks, number));
     return group;
   }
   if (!parent.store)

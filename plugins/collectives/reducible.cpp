@@ -66,7 +66,7 @@ Reducible make_reducible(const Group& group, const at::Tensor& tensor, ReduceOp 
       refuse(operation, tensor, "a minimum, maximum or product", "Sum and mean are there for complex types");
     made.buffer = at::view_as_real(made.buffer.resolve_conj());
   }
-  if (group.reduces_all_types && made.buffer.is_cpu()) {
+  if (group.mpi && made.buffer.is_cpu() && !at::isFloat8Type(made.buffer.scalar_type())) {
     made.op = native(op);
     return made;
   }

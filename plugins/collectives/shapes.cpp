@@ -13,7 +13,10 @@ namespace {
 constexpr std::int64_t kMostDimensions = 12;
 constexpr std::int64_t kRecord = kMostDimensions + 2;  // type, number of dimensions, sizes
 
-void write_record(std::int64_t* record, const at::Tensor& tensor) {
+void write_record(std::int64_t* record, const at::Tensor& tensor, const char* operation) {
+  if (tensor.dim() > kMostDimensions)
+    throw MisuseError(std::string(operation) + " takes tensors of at most " + std::to_string(kMostDimensions) +
+                      " dimensions here; this one has " + std::to_string(tensor.dim()) + ". Flatten it first");
   record[0] = static_cast<std::int64_t>(tensor.scalar_type());
   record[1] = tensor.dim();
   for (std::int64_t i = 0; i < tensor.dim(); ++i) record[2 + i] = tensor.size(i);
@@ -45,10 +48,7 @@ std::vector<std::vector<Shape>> exchange_shapes(Group& group, const char* operat
   auto mine = at::full({count * kRecord}, -1, at::kLong);
   auto all = at::empty({group.size * count * kRecord}, at::kLong);
   for (std::int64_t i = 0; i < count; ++i) {
-    if (tensors[i].dim() > kMostDimensions)
-      throw MisuseError(std::string(operation) + " takes tensors of at most " + std::to_string(kMostDimensions) +
-                        " dimensions when their sizes may differ; this one has " + std::to_string(tensors[i].dim()));
-    write_record(mine.mutable_data_ptr<std::int64_t>() + i * kRecord, tensors[i]);
+    write_record(mine.mutable_data_ptr<std::int64_t>() + i * kRecord, tensors[i], operation);
   }
   group.run(operation, [&] { return group.cpu->_allgather_base(all, mine); });
   const auto* records = all.const_data_ptr<std::int64_t>();
@@ -83,5 +83,26 @@ void require_one_per_rank(const Group& group, const char* operation, const std::
                         c10::toString(model.scalar_type()) + " " + c10::str(model.sizes()));
   }
 }
+
+at::Tensor shape_record(const char* operation, const at::Tensor& tensor) {
+  auto record = at::full({kRecord}, -1, at::kLong);
+  write_record(record.mutable_data_ptr<std::int64_t>(), tensor, operation);
+  return record;
+}
+
+bool same_record(const at::Tensor& record, const at::Tensor& tensor) {
+  const auto* theirs = record.const_data_ptr<std::int64_t>();
+  return theirs[0] == static_cast<std::int64_t>(tensor.scalar_type()) && theirs[1] == tensor.dim() &&
+         at::IntArrayRef(theirs + 2, theirs[1]) == tensor.sizes();
+}
+
+std::int64_t bytes_in_record(const at::Tensor& record) {
+  const auto* theirs = record.const_data_ptr<std::int64_t>();
+  auto bytes = static_cast<std::int64_t>(c10::elementSize(static_cast<at::ScalarType>(theirs[0])));
+  for (std::int64_t i = 0; i < theirs[1]; ++i) bytes *= theirs[2 + i];
+  return bytes;
+}
+
+std::string describe_record(const at::Tensor& record) { return text_of(record.const_data_ptr<std::int64_t>()); }
 
 }  // namespace fabric::collectives

@@ -21,4 +21,10 @@ std::vector<std::vector<Shape>> exchange_shapes(Group& group, const char* operat
 void require_one_per_rank(const Group& group, const char* operation, const std::vector<at::Tensor>& tensors,
                           const at::Tensor* like, bool any_shape = false);
 
+/// Type and shape of a tensor as int64 numbers, to be sent ahead of it. Throws MisuseError for more than 12 dimensions.
+at::Tensor shape_record(const char* operation, const at::Tensor& tensor);
+bool same_record(const at::Tensor& record, const at::Tensor& tensor);
+std::int64_t bytes_in_record(const at::Tensor& record);
+std::string describe_record(const at::Tensor& record);
+
 }  // namespace fabric::collectives

@@ -5,23 +5,54 @@
 
 #include <fabric/plugins/collectives/process_group.h>
 
+#include "tests/support/ranks.h"
+
 namespace ranks {
 
+/// The place of this process in the test's job, started by ranks::run or by mpirun.
 inline fabric::RankInfo rank_info_from_env() {
-  auto number = [](const char* name) { return std::stoi(std::getenv(name)); };
+  bool by_mpirun = std::getenv("OMPI_COMM_WORLD_RANK") != nullptr;
+  auto number = [&](const char* mpi, const char* plain) { return std::stoi(std::getenv(by_mpirun ? mpi : plain)); };
   fabric::RankInfo info;
-  info.rank = number("RANK");
-  info.world_size = number("WORLD_SIZE");
-  info.local_rank = number("LOCAL_RANK");
-  info.local_world_size = number("LOCAL_WORLD_SIZE");
-  info.main_address = std::getenv("MASTER_ADDR");
-  info.main_port = number("MASTER_PORT");
+  info.rank = number("OMPI_COMM_WORLD_RANK", "RANK");
+  info.world_size = number("OMPI_COMM_WORLD_SIZE", "WORLD_SIZE");
+  info.local_rank = number("OMPI_COMM_WORLD_LOCAL_RANK", "LOCAL_RANK");
+  info.local_world_size = number("OMPI_COMM_WORLD_LOCAL_SIZE", "LOCAL_WORLD_SIZE");
+  if (by_mpirun) {
+    info.source = "mpi";
+  } else {
+    info.main_address = std::getenv("MASTER_ADDR");
+    info.main_port = std::stoi(std::getenv("MASTER_PORT"));
+  }
   return info;
 }
 
-/// A group of the test's ranks over Gloo; short timeout, so that a defect ends the test.
+/// A group of the test's ranks: Gloo, or MPI under mpirun. A short timeout, so that a defect ends the test.
 inline fabric::ProcessGroup group_from_env(fabric::ProcessGroup::Config config = {.timeout_seconds = 30}) {
   return fabric::ProcessGroup::create(config, rank_info_from_env(), c10::kCPU);
 }
 
+inline bool has_mpirun() { return std::system("mpirun --version > /dev/null 2>&1") == 0; }
+
+/// Options that start `count` ranks with mpirun.
+inline Options mpirun(int count) {
+  Options options;
+  options.world_size = count;
+  options.env["OMP_NUM_THREADS"] = "1";
+  options.env["OMPI_ALLOW_RUN_AS_ROOT"] = options.env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1";
+  options.prefix = {"mpirun", "--oversubscribe", "--bind-to", "none", "-n", std::to_string(count)};
+  return options;
+}
+
 }  // namespace ranks
+
+/// RANKS_TEST for both backends that run without a GPU: as plain processes over Gloo and under mpirun over MPI.
+#define BOTH_BACKENDS_TEST(name, tags, count)                                                             \
+  TEST_CASE(name " (gloo)", tags) { ::ranks::run_and_require(name, {.world_size = count}); }              \
+  TEST_CASE(name " (mpi)", tags "[mpi]") {                                                                \
+    if (!::ranks::has_mpirun())                                                                           \
+      WARN("skipped: there is no mpirun");                                                                \
+    else                                                                                                  \
+      ::ranks::run_and_require(name, ::ranks::mpirun(count));                                             \
+  }                                                                                                       \
+  RANKS_BODY(name)

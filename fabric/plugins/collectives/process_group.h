@@ -43,7 +43,10 @@ class FABRIC_API ProcessGroup {
     /// Compares operation, shape and type across the ranks before each collective that Fabric makes. Costs one small
     /// all-reduce. Off: a mismatch ends in the backend's own error or in the timeout.
     bool check = true;
-    FABRIC_FIELDS(Config, backend, timeout_seconds, check)
+    /// Over MPI: all-reduces of at least this many MiB that nobody waits for (DDP's buckets) run in a thread beside
+    /// backward. Pays where each rank has a core to spare; 0: never.
+    double mpi_overlap_mb = 0;
+    FABRIC_FIELDS(Config, backend, timeout_seconds, check, mpi_overlap_mb)
   };
 
   /// An empty handle; operator bool is false.

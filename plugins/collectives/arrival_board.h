@@ -1,0 +1,44 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace fabric::collectives {
+
+/// Memory that the ranks of one machine share, in which each notes how many operations it has come to. A rank can wait
+/// there for the others, with a deadline and by name, before it enters a call of MPI that has neither. Costs 0.1 to
+/// 0.2 µs where all come at once.
+class ArrivalBoard {
+ public:
+  /// Of a new board: creates it under a name of its own. With `name` of another rank's board: opens that. Returns null
+  /// when the system refuses. Call unlink() once all have opened it, so that nothing outlives the processes.
+  static std::unique_ptr<ArrivalBoard> open(int rank, int size, const std::string& name = "");
+  ~ArrivalBoard();
+  ArrivalBoard(const ArrivalBoard&) = delete;
+  ArrivalBoard& operator=(const ArrivalBoard&) = delete;
+
+  const std::string& name() const { return name_; }
+  void unlink();
+
+  /// Notes that this rank came to its next operation and waits until the others did. Returns whether all of them came
+  /// with the same `mark`. Throws TimeoutError naming the missing ranks, CollectiveError when another rank gave up.
+  bool meet(std::int64_t mark, const char* operation, std::chrono::milliseconds timeout);
+
+ private:
+  struct Line;
+  ArrivalBoard() = default;
+  void give_up(const char* operation, std::chrono::milliseconds waited);
+  void require_nobody_gave_up(const char* operation) const;
+
+  std::string name_;
+  int rank_ = 0;
+  int size_ = 0;
+  std::uint64_t count_ = 0;
+  Line* lines_ = nullptr;
+};
+
+}  // namespace fabric::collectives

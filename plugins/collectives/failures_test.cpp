@@ -1,0 +1,219 @@
+// What happens when ranks disagree, are late, or are gone.
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <thread>
+
+#include <torch/torch.h>
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include <fabric/plugins/collectives/process_group.h>
+
+#include "tests/support/group_of_ranks.h"
+
+using at::Tensor;
+using fabric::ReduceOp;
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+
+namespace {
+
+template <class Error, class Action>
+std::string message_of(Action&& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  throw std::runtime_error("nothing of the expected kind was thrown");
+}
+
+bool holds(const std::string& text, const std::string& part) {
+  if (text.find(part) != std::string::npos) return true;
+  ranks::fail(__FILE__, __LINE__, "'" + part + "' is missing in: " + text);
+}
+
+double seconds_since(steady_clock::time_point begin) {
+  return std::chrono::duration<double>(steady_clock::now() - begin).count();
+}
+
+}  // namespace
+
+BOTH_BACKENDS_TEST("ranks that disagree get an error on every rank and go on", "[collectives][failures]", 2) {
+  auto group = ranks::group_from_env();
+  using fabric::MismatchError;
+  auto shape = message_of<MismatchError>([&] { group.all_reduce(torch::ones({2, rank + 1}), ReduceOp::sum); });
+  RANK_CHECK(holds(shape, "rank 0: all_reduce(sum) of Float [2, 1]") && holds(shape, "rank 1: all_reduce(sum) of Float [2, 2]"));
+  auto type = message_of<MismatchError>(
+      [&] { group.all_reduce(torch::ones({2}, rank == 0 ? torch::kFloat : torch::kDouble), ReduceOp::sum); });
+  RANK_CHECK(holds(type, "Float [2]") && holds(type, "Double [2]"));
+  auto op = message_of<MismatchError>(
+      [&] { group.all_reduce(torch::ones({2}), rank == 0 ? ReduceOp::min : ReduceOp::max); });
+  RANK_CHECK(holds(op, "all_reduce(min)") && holds(op, "all_reduce(max)"));
+  auto kind = message_of<MismatchError>([&] {
+    if (rank == 0)
+      group.barrier("save");
+    else
+      group.all_gather_value("x");
+  });
+  RANK_CHECK(holds(kind, "rank 0: barrier(\"save\")") && holds(kind, "rank 1: all_gather of a value"));
+  auto root = message_of<MismatchError>([&] { group.broadcast_value(1, rank); });
+  RANK_CHECK(holds(root, "root 0") && holds(root, "root 1"));
+  auto barrier = message_of<MismatchError>([&] { group.barrier(rank == 0 ? "a" : "b"); });
+  RANK_CHECK(holds(barrier, "barrier(\"a\")") && holds(barrier, "barrier(\"b\")"));
+  auto dims = message_of<MismatchError>([&] { group.all_gather(rank == 0 ? torch::ones({2}) : torch::ones({2, 2}), true); });
+  RANK_CHECK(holds(dims, "[2, 2]"));
+  if (rank == 0) {
+    group.send(torch::ones({3}), 1);
+    group.send(torch::ones({4}), 1);
+  } else {
+    auto three = torch::zeros({3, 1}), four = torch::zeros({4});
+    RANK_CHECK(holds(message_of<MismatchError>([&] { group.recv_(three, 0); }), "Float [3]"));
+    group.recv_(four, 0);
+    RANK_CHECK(four.sum().item<float>() == 4);
+  }
+  RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
+}
+
+// A group without the check still compares what it must know to allocate memory.
+BOTH_BACKENDS_TEST("unequal types are found without the check where shapes are exchanged", "[collectives][failures]", 2) {
+  auto group = ranks::group_from_env({.timeout_seconds = 30, .check = false});
+  RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
+  auto text = message_of<fabric::MismatchError>(
+      [&] { group.all_gather(torch::ones({rank + 1}, rank == 0 ? torch::kFloat : torch::kDouble), true); });
+  RANK_CHECK(holds(text, "rank 0: Float [1]") && holds(text, "rank 1: Double [2]"));
+  group.barrier();
+}
+
+BOTH_BACKENDS_TEST("a late rank is a timeout that names it", "[collectives][failures]", 3) {
+  auto group = ranks::group_from_env({.timeout_seconds = 2});
+  group.barrier();
+  if (rank == 1) {
+    std::this_thread::sleep_for(seconds(7));
+    _exit(0);
+  }
+  auto begin = steady_clock::now();
+  auto text = message_of<fabric::CollectiveError>([&] { group.all_reduce(torch::ones({2}), ReduceOp::sum); });
+  RANK_CHECK(seconds_since(begin) > 1.5 && seconds_since(begin) < 6);
+  RANK_CHECK(holds(text, "rank " + std::to_string(rank)) && holds(text, "all_reduce"));
+  if (text.find("gave up") == std::string::npos) RANK_CHECK(holds(text, "rank 1 did not come"));
+  RANK_CHECK(holds(message_of<fabric::CollectiveError>([&] { group.barrier(); }), "failed before"));
+  begin = steady_clock::now();
+  group.shutdown();
+  RANK_CHECK(seconds_since(begin) < 1);
+  _exit(0);
+}
+
+RANKS_TEST("a rank that dies is named within the timeout", "[collectives][failures]", 3) {
+  auto group = ranks::group_from_env({.timeout_seconds = 20});
+  group.barrier();
+  if (rank == 2) _exit(0);
+  auto begin = steady_clock::now();
+  auto text = message_of<fabric::CollectiveError>([&] {
+    for (int turn = 0; turn < 3; ++turn) group.all_reduce(torch::ones({200000}), ReduceOp::sum);
+  });
+  RANK_CHECK(seconds_since(begin) < 10);
+  RANK_CHECK(holds(text, "all_reduce") && holds(text, "rank 2 did not come"));
+}
+
+RANKS_TEST("the death of the rank that serves the store is an error too", "[collectives][failures]", 2) {
+  auto group = ranks::group_from_env({.timeout_seconds = 20});
+  group.barrier();
+  if (rank == 0) _exit(0);
+  auto begin = steady_clock::now();
+  auto text = message_of<fabric::CollectiveError>([&] { group.barrier("late"); });
+  RANK_CHECK(seconds_since(begin) < 10);
+  RANK_CHECK(holds(text, "barrier") && (text.find("Rank 0 is gone") != std::string::npos || holds(text, "rank 0 did not come")));
+}
+
+RANKS_BODY("stopped server") {
+  auto group = ranks::group_from_env({.timeout_seconds = 2});
+  group.barrier();
+  if (rank == 0) {
+    raise(SIGSTOP);
+    _exit(0);
+  }
+  auto begin = steady_clock::now();
+  auto text = message_of<fabric::CollectiveError>([&] { group.barrier("stuck"); });
+  std::cout << "failed after " << seconds_since(begin) << " s: " << text << std::endl;
+  RANK_CHECK(seconds_since(begin) < 8);
+  kill(getppid(), SIGCONT);  // harmless; the parent kills the stopped rank
+  _exit(3);
+}
+
+TEST_CASE("a stopped rank that serves the store does not hang the others", "[collectives][failures]") {
+  auto outcomes = ranks::run("stopped server", {.world_size = 2, .timeout_seconds = 15});
+  INFO(outcomes[1].output);
+  CHECK(outcomes[1].exit_code == 3);
+}
+
+RANKS_BODY("missing at the start") {
+  if (rank == 1) {
+    std::this_thread::sleep_for(seconds(5));
+    _exit(0);
+  }
+  auto begin = steady_clock::now();
+  auto text = message_of<fabric::TimeoutError>([&] { ranks::group_from_env({.timeout_seconds = 2}); });
+  RANK_CHECK(seconds_since(begin) < 5);
+  RANK_CHECK(holds(text, "joining the process group timed out") && holds(text, "Still missing: rank 1"));
+}
+
+TEST_CASE("a rank that never joins is named", "[collectives][failures]") {
+  ranks::run_and_require("missing at the start", {.world_size = 3});
+}
+
+RANKS_BODY("no rank 0") {
+  if (rank == 0) return;
+  auto begin = steady_clock::now();
+  auto text = message_of<fabric::CollectiveError>([&] { ranks::group_from_env({.timeout_seconds = 2}); });
+  RANK_CHECK(seconds_since(begin) < 6);
+  RANK_CHECK(holds(text, "rank 1: connecting to the job's store at 127.0.0.1:") && holds(text, "Rank 0 serves it"));
+}
+
+TEST_CASE("a rank 0 that never comes is named", "[collectives][failures]") {
+  ranks::run_and_require("no rank 0", {.world_size = 2});
+}
+
+RANKS_TEST("freeing a group with work in flight waits for nobody", "[collectives][failures]", 2) {
+  auto group = ranks::group_from_env({.timeout_seconds = 60});
+  group.barrier();
+  if (rank == 1) {
+    std::this_thread::sleep_for(seconds(4));
+    _exit(0);
+  }
+  std::vector<Tensor> tensors{torch::ones({8})};
+  auto work = group.c10d()->allreduce(tensors);
+  auto begin = steady_clock::now();
+  group.shutdown();
+  work.reset();
+  group = {};
+  RANK_CHECK(seconds_since(begin) < 2);
+}
+
+RANKS_BODY("mpi rank dies") {
+  auto group = ranks::group_from_env({.timeout_seconds = 60});
+  group.barrier();
+  if (rank == 1) _exit(7);
+  for (;;) group.barrier();
+}
+
+RANKS_BODY("mpi rank never joins") {
+  if (rank == 1) std::this_thread::sleep_for(seconds(30));
+  ranks::group_from_env({.timeout_seconds = 2});
+}
+
+TEST_CASE("mpirun ends a job whose rank dies, and the watchdog one whose rank never joins", "[collectives][failures][mpi]") {
+  if (!ranks::has_mpirun()) {
+    WARN("skipped: there is no mpirun");
+    return;
+  }
+  auto begin = steady_clock::now();
+  CHECK(ranks::run("mpi rank dies", ranks::mpirun(2))[0].exit_code == 7);
+  auto joined = ranks::run("mpi rank never joins", ranks::mpirun(2))[0];
+  INFO(joined.output);
+  CHECK(joined.exit_code == 86);
+  CHECK(joined.output.find("rank 0: joining the MPI group timed out after 2") != std::string::npos);
+  CHECK(seconds_since(begin) < 20);
+}

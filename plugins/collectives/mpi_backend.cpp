@@ -1,0 +1,361 @@
+// LibTorch's view of a group over MPI: tensors of any type and stride, in the operations that c10d knows.
+#include "plugins/collectives/mpi_backend.h"
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <numeric>
+#include <thread>
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/view_as_real.h>
+#include <c10/core/GradMode.h>
+
+#include <fabric/error.h>
+#include <fabric/log.h>
+#include <fabric/plugin_library.h>
+
+#include "plugins/collectives/mpi_lane.h"
+#include "plugins/collectives/mpi_work.h"
+
+FABRIC_DEFINE_PLUGIN_ABI()
+
+namespace fabric::collectives {
+namespace {
+
+using c10::intrusive_ptr;
+using c10d::OpType;
+using c10d::Work;
+using Tensors = std::vector<at::Tensor>;
+
+// All-reduces in a thread beside backward: over a communicator of their own, one after another. Which ones go there
+// depends on their size alone, so every rank sends the same ones, in the same order.
+class Overlap {
+ public:
+  explicit Overlap(std::unique_ptr<MpiLane> lane) : shared_(std::make_shared<Shared>()) {
+    shared_->lane = std::move(lane);
+    std::thread([shared = shared_] { shared->run(); }).detach();
+  }
+  // Detached, since a job may wait for a peer: the thread ends after it.
+  ~Overlap() {
+    std::lock_guard lock(shared_->mutex);
+    shared_->stop = true;
+    shared_->changed.notify_one();
+  }
+  using Job = std::function<void(MpiLane&)>;
+  void add(Job job) {
+    std::lock_guard lock(shared_->mutex);
+    shared_->jobs.push_back(std::move(job));
+    shared_->changed.notify_one();
+  }
+
+ private:
+  struct Shared {
+    std::unique_ptr<MpiLane> lane;
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<Job> jobs;
+    bool stop = false;
+
+    void run() {
+      std::unique_lock lock(mutex);
+      while (true) {
+        changed.wait(lock, [&] { return stop || !jobs.empty(); });
+        if (jobs.empty()) return;
+        auto job = std::move(jobs.front());
+        jobs.pop_front();
+        lock.unlock();
+        job(*lane);
+        lock.lock();
+      }
+    }
+  };
+  std::shared_ptr<Shared> shared_;
+};
+
+const at::Tensor& only(const Tensors& tensors, const char* operation) {
+  if (tensors.size() != 1)
+    throw MisuseError(std::string(operation) + " over MPI takes one tensor a call, got " + std::to_string(tensors.size()));
+  return tensors.front();
+}
+
+void require_cpu(const at::Tensor& tensor, const char* operation) {
+  if (!tensor.is_cpu() || tensor.layout() != at::kStrided)
+    throw MisuseError(std::string(operation) + " over MPI takes dense CPU tensors, not one on " + tensor.device().str());
+}
+
+// The tensor's memory in one piece; a copy that must be brought back where it is not.
+at::Tensor in_one_piece(const at::Tensor& tensor, const char* operation) {
+  require_cpu(tensor, operation);
+  return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg() ? tensor : tensor.resolve_conj().resolve_neg().contiguous();
+}
+
+void bring_back(const at::Tensor& piece, const at::Tensor& tensor) {
+  if (!piece.is_same(tensor)) tensor.copy_(piece);
+}
+
+void divide(at::Tensor& tensor, int size) {
+  if (tensor.is_floating_point() || tensor.is_complex())
+    tensor.div_(size);
+  else if (tensor.scalar_type() != at::kBool)
+    tensor.div_(size, "trunc");
+}
+
+// What MPI reduces: complex numbers as pairs of real ones.
+at::Tensor real_of(const at::Tensor& piece, MpiLane::Op op) {
+  if (!piece.is_complex()) return piece;
+  if (op != MpiLane::Op::SUM) throw MisuseError("complex tensors have a sum and a mean, but no other reduction");
+  return at::view_as_real(piece);
+}
+
+struct Operation {
+  MpiLane::Op op;
+  bool mean;
+};
+// A logical value's truncated mean is 1 where all are.
+Operation split_mean(c10d::ReduceOp op, at::ScalarType type) {
+  MpiLane::Op given = op;
+  if (given != MpiLane::Op::AVG) return {given, false};
+  return {type == at::kBool ? MpiLane::Op::MIN : MpiLane::Op::SUM, true};
+}
+
+class Backend : public MpiBackend {
+ public:
+  Backend(std::unique_ptr<MpiLane> lane, const MpiOptions& options)
+      : MpiBackend(lane->rank(), lane->size()),
+        lane_(std::move(lane)),
+        options_(options),
+        done_(c10::make_intrusive<DoneWork>(lane_->rank(), OpType::ALLREDUCE, Tensors{})) {
+    options_.communicator = nullptr;
+    if (options_.overlap_bytes <= 0) return;
+    if (lane_->allows_threads())
+      overlap_ = std::make_unique<Overlap>(lane_->duplicate());
+    else
+      log::rank_zero_warn("MPI was initialised without MPI_THREAD_MULTIPLE, so all-reduces do not overlap with backward");
+  }
+
+  const std::string getBackendName() const override { return "mpi"; }
+  void setTimeout(std::chrono::milliseconds timeout) override { lane_->set_timeout(timeout); }
+  bool agree(std::int64_t mark, const char* operation) override { return lane_->agree(mark, operation); }
+  intrusive_ptr<MpiBackend> subgroup(const std::vector<int>& ranks, int tag) override {
+    return c10::make_intrusive<Backend>(lane_->subset(ranks, tag), options_);
+  }
+
+  intrusive_ptr<Work> allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override {
+    const auto& tensor = only(tensors, "all_reduce");
+    require_cpu(tensor, "all_reduce");
+    auto op = options.reduceOp;
+    if (overlap_ && options.asyncOp && static_cast<std::int64_t>(tensor.nbytes()) >= options_.overlap_bytes)
+      return reduce_in_thread(tensor, op, tensors);
+    all_reduce(*lane_, tensor, op);
+    return options.asyncOp ? done(OpType::ALLREDUCE, tensors) : done_;
+  }
+  intrusive_ptr<Work> allreduce_coalesced(Tensors& tensors, const c10d::AllreduceCoalescedOptions& options) override {
+    for (const auto& tensor : tensors) all_reduce(*lane_, tensor, options.reduceOp);
+    return done(OpType::ALLREDUCE_COALESCED, tensors);
+  }
+  intrusive_ptr<Work> broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) override {
+    const auto& tensor = only(tensors, "broadcast");
+    auto piece = in_one_piece(tensor, "broadcast");
+    lane_->broadcast(piece.mutable_data_ptr(), bytes(piece), static_cast<int>(options.rootRank));
+    bring_back(piece, tensor);
+    return options.asyncOp ? done(OpType::BROADCAST, tensors) : done_;
+  }
+  intrusive_ptr<Work> reduce(Tensors& tensors, const c10d::ReduceOptions& options) override {
+    const auto& tensor = only(tensors, "reduce");
+    auto piece = in_one_piece(tensor, "reduce");
+    auto [op, mean] = split_mean(options.reduceOp, piece.scalar_type());
+    auto real = real_of(piece, op);
+    auto root = static_cast<int>(options.rootRank);
+    lane_->reduce(real.mutable_data_ptr(), real.numel(), real.scalar_type(), op, root);
+    if (mean && root == getRank()) divide(piece, getSize());
+    if (root == getRank()) bring_back(piece, tensor);
+    return done(OpType::REDUCE, tensors);
+  }
+  intrusive_ptr<Work> allgather(std::vector<Tensors>& outputs, Tensors& inputs, const c10d::AllgatherOptions&) override {
+    auto input = in_one_piece(only(inputs, "all_gather"), "all_gather");
+    auto flat = at::empty({getSize() * input.numel()}, input.options());
+    lane_->all_gather(input.const_data_ptr(), flat.mutable_data_ptr(), bytes(input));
+    spread(flat, outputs.at(0));
+    return done(OpType::ALLGATHER, outputs[0]);
+  }
+  // The old names of these two are what every supported LibTorch calls, directly or through the new ones.
+  intrusive_ptr<Work> _allgather_base(at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions&) override {
+    auto from = in_one_piece(input, "all_gather");
+    auto to = in_one_piece(output, "all_gather");
+    require_multiple(to, from, "all_gather");
+    lane_->all_gather(from.const_data_ptr(), to.mutable_data_ptr(), bytes(from));
+    bring_back(to, output);
+    return done(OpType::_ALLGATHER_BASE, {output});
+  }
+  intrusive_ptr<Work> _reduce_scatter_base(at::Tensor& output, at::Tensor& input,
+                                           const c10d::ReduceScatterOptions& options) override {
+    auto from = in_one_piece(input, "reduce_scatter");
+    auto to = in_one_piece(output, "reduce_scatter");
+    require_multiple(from, to, "reduce_scatter");
+    auto [op, mean] = split_mean(options.reduceOp, from.scalar_type());
+    auto real_from = real_of(from, op), real_to = real_of(to, op);
+    lane_->reduce_scatter(real_from.const_data_ptr(), real_to.mutable_data_ptr(), real_to.numel(), real_to.scalar_type(), op);
+    if (mean) divide(to, getSize());
+    bring_back(to, output);
+    return done(OpType::_REDUCE_SCATTER_BASE, {output});
+  }
+  intrusive_ptr<Work> allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
+                                                      const c10d::AllgatherOptions& options) override {
+    for (std::size_t i = 0; i < inputs.size(); ++i) _allgather_base(outputs.at(i), inputs[i], options);
+    return done(OpType::ALLGATHER_INTO_TENSOR_COALESCED, outputs);
+  }
+  intrusive_ptr<Work> reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
+                                                      const c10d::ReduceScatterOptions& options) override {
+    for (std::size_t i = 0; i < inputs.size(); ++i) _reduce_scatter_base(outputs.at(i), inputs[i], options);
+    return done(OpType::REDUCE_SCATTER_TENSOR_COALESCED, outputs);
+  }
+  intrusive_ptr<Work> reduce_scatter(Tensors& outputs, std::vector<Tensors>& inputs,
+                                     const c10d::ReduceScatterOptions& options) override {
+    auto flat = flattened(inputs.at(0), "reduce_scatter");
+    at::Tensor output = only(outputs, "reduce_scatter");
+    auto flat_output = at::empty({output.numel()}, output.options());
+    _reduce_scatter_base(flat_output, flat, options);
+    output.copy_(flat_output.view(output.sizes()));
+    return done(OpType::REDUCE_SCATTER, outputs);
+  }
+  intrusive_ptr<Work> gather(std::vector<Tensors>& outputs, Tensors& inputs, const c10d::GatherOptions& options) override {
+    auto input = in_one_piece(only(inputs, "gather"), "gather");
+    bool here = options.rootRank == getRank();
+    auto flat = here ? at::empty({getSize() * input.numel()}, input.options()) : at::Tensor();
+    lane_->gather(input.const_data_ptr(), here ? flat.mutable_data_ptr() : nullptr, bytes(input),
+                  static_cast<int>(options.rootRank));
+    if (here) spread(flat, outputs.at(0));
+    return done(OpType::GATHER, here ? outputs[0] : Tensors{});
+  }
+  intrusive_ptr<Work> scatter(Tensors& outputs, std::vector<Tensors>& inputs, const c10d::ScatterOptions& options) override {
+    const auto& output = only(outputs, "scatter");
+    auto piece = in_one_piece(output, "scatter");
+    bool here = options.rootRank == getRank();
+    auto flat = here ? flattened(inputs.at(0), "scatter") : at::Tensor();
+    lane_->scatter(here ? flat.const_data_ptr() : nullptr, piece.mutable_data_ptr(), bytes(piece),
+                   static_cast<int>(options.rootRank));
+    bring_back(piece, output);
+    return done(OpType::SCATTER, outputs);
+  }
+  intrusive_ptr<Work> alltoall_base(at::Tensor& output, at::Tensor& input, std::vector<std::int64_t>& output_sizes,
+                                    std::vector<std::int64_t>& input_sizes, const c10d::AllToAllOptions&) override {
+    auto from = in_one_piece(input, "all_to_all");
+    auto to = in_one_piece(output, "all_to_all");
+    lane_->all_to_all(from.const_data_ptr(), split_bytes(from, input_sizes), to.mutable_data_ptr(), split_bytes(to, output_sizes));
+    bring_back(to, output);
+    return done(OpType::ALLTOALL_BASE, {output});
+  }
+  intrusive_ptr<Work> alltoall(Tensors& outputs, Tensors& inputs, const c10d::AllToAllOptions&) override {
+    auto from = flattened(inputs, "all_to_all");
+    std::vector<std::int64_t> sent, received;
+    std::int64_t items = 0;
+    for (const auto& input : inputs) sent.push_back(bytes(input));
+    for (const auto& output : outputs) {
+      received.push_back(bytes(output));
+      items += output.numel();
+    }
+    auto to = at::empty({items}, from.options());
+    lane_->all_to_all(from.const_data_ptr(), sent, to.mutable_data_ptr(), received);
+    spread(to, outputs);
+    return done(OpType::ALLTOALL, outputs);
+  }
+  intrusive_ptr<Work> send(Tensors& tensors, int rank, int tag) override {
+    auto piece = in_one_piece(only(tensors, "send"), "send");
+    return c10::make_intrusive<PendingWork>(getRank(), OpType::SEND, lane_->send(piece, rank, tag), piece, at::Tensor());
+  }
+  intrusive_ptr<Work> recv(Tensors& tensors, int rank, int tag) override { return receive(tensors, rank, tag, OpType::RECV); }
+  intrusive_ptr<Work> recvAnysource(Tensors& tensors, int tag) override {
+    return receive(tensors, -1, tag, OpType::RECVANYSOURCE);
+  }
+  intrusive_ptr<Work> barrier(const c10d::BarrierOptions&) override {
+    lane_->barrier();
+    return done(OpType::BARRIER, {});
+  }
+
+ private:
+  static std::int64_t bytes(const at::Tensor& tensor) { return static_cast<std::int64_t>(tensor.nbytes()); }
+
+  intrusive_ptr<Work> done(OpType type, Tensors outputs) const {
+    return c10::make_intrusive<DoneWork>(getRank(), type, std::move(outputs));
+  }
+  void all_reduce(MpiLane& lane, const at::Tensor& tensor, const c10d::ReduceOp& given) const {
+    auto piece = in_one_piece(tensor, "all_reduce");
+    auto [op, mean] = split_mean(given, piece.scalar_type());
+    if (!piece.is_complex()) {
+      lane.all_reduce(piece.mutable_data_ptr(), piece.numel(), piece.scalar_type(), op);
+    } else {
+      auto real = real_of(piece, op);
+      lane.all_reduce(real.mutable_data_ptr(), real.numel(), real.scalar_type(), op);
+    }
+    if (mean) {
+      at::AutoGradMode no_grad(false);
+      divide(piece, getSize());
+    }
+    bring_back(piece, tensor);
+  }
+  intrusive_ptr<Work> reduce_in_thread(const at::Tensor& tensor, const c10d::ReduceOp& op, const Tensors& tensors) {
+    auto work = c10::make_intrusive<ThreadWork>(getRank(), OpType::ALLREDUCE, tensors);
+    auto self = intrusive_ptr<Backend>::reclaim_copy(this);
+    overlap_->add([self, work, tensor, op](MpiLane& lane) {
+      try {
+        self->all_reduce(lane, tensor, op);
+        work->succeed();
+      } catch (...) {
+        work->fail(std::current_exception());
+      }
+    });
+    return work;
+  }
+  intrusive_ptr<Work> receive(Tensors& tensors, int rank, int tag, OpType type) {
+    const auto& tensor = only(tensors, "recv");
+    auto piece = in_one_piece(tensor, "recv");
+    return c10::make_intrusive<PendingWork>(getRank(), type, lane_->receive(piece, rank, tag), piece, tensor);
+  }
+  void require_multiple(const at::Tensor& large, const at::Tensor& small, const char* operation) const {
+    if (large.numel() != small.numel() * getSize() || large.scalar_type() != small.scalar_type())
+      throw MisuseError(std::string(operation) + ": the larger tensor needs the smaller one's type and " +
+                        std::to_string(getSize()) + " times its items, one part for each rank; got " +
+                        std::to_string(large.numel()) + " and " + std::to_string(small.numel()));
+  }
+  Tensors::value_type flattened(const Tensors& tensors, const char* operation) const {
+    if (static_cast<int>(tensors.size()) != getSize())
+      throw MisuseError(std::string(operation) + " needs one tensor for each of the " + std::to_string(getSize()) + " ranks");
+    Tensors flat;
+    for (const auto& tensor : tensors) flat.push_back(in_one_piece(tensor, operation).view({-1}));
+    return at::cat(flat);
+  }
+  static void spread(const at::Tensor& flat, Tensors& outputs) {
+    std::int64_t begin = 0;
+    for (auto& output : outputs) {
+      output.copy_(flat.narrow(0, begin, output.numel()).view(output.sizes()));
+      begin += output.numel();
+    }
+  }
+  // Sizes count along the first dimension; none means equal parts.
+  std::vector<std::int64_t> split_bytes(const at::Tensor& tensor, const std::vector<std::int64_t>& sizes) const {
+    if (sizes.empty()) return std::vector<std::int64_t>(static_cast<std::size_t>(getSize()), bytes(tensor) / getSize());
+    auto rows = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+    if (static_cast<int>(sizes.size()) != getSize() || rows != (tensor.dim() > 0 ? tensor.size(0) : 1))
+      throw MisuseError("all_to_all: the split sizes have to be one for each rank and to add up to the first dimension");
+    auto each = rows > 0 ? bytes(tensor) / rows : 0;
+    std::vector<std::int64_t> result;
+    for (auto size : sizes) result.push_back(size * each);
+    return result;
+  }
+
+  std::unique_ptr<MpiLane> lane_;
+  MpiOptions options_;
+  intrusive_ptr<Work> done_;  // for callers that wait inside the call: nothing is allocated then
+  std::unique_ptr<Overlap> overlap_;
+};
+
+}  // namespace
+}  // namespace fabric::collectives
+
+extern "C" FABRIC_API void fabric_make_mpi_backend(const fabric::collectives::MpiOptions& options,
+                                                   c10::intrusive_ptr<fabric::collectives::MpiBackend>& made) {
+  using namespace fabric::collectives;
+  made = c10::make_intrusive<Backend>(MpiLane::open(options), options);
+}
