@@ -423,7 +423,7 @@ TEST_CASE("Random command lines give settings or a ConfigError", "[config][cli]"
     std::vector<std::string> words;
     for (auto n = 1 + random.below(6); n > 0; --n) {
       std::string word = random.below(2) ? kFlags[random.below(kFlags.size())] : random.text();
-      if (random.below(6) == 0) word += "=" + random.text();
+      if (random.below(6) == 0) word.append("=").append(random.text());
       if (random.below(8) == 0) word = random.broken(word);
       words.emplace_back(word.c_str());
     }

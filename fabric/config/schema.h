@@ -16,8 +16,8 @@ struct FABRIC_API Schema {
   /// Not a reference, so that a struct may hold a list of its own kind.
   using Ref = const Schema& (*)();
   struct Field {
-    std::string name;
-    std::string help;
+    std::string name = {};
+    std::string help = {};
     Ref schema = nullptr;
   };
 
@@ -25,11 +25,11 @@ struct FABRIC_API Schema {
   /// May be null: std::optional.
   bool nullable = false;
   /// Of `names` (an enum) and `variant`: what may be written.
-  std::vector<std::string> names;
+  std::vector<std::string> names = {};
   /// Of `structure`.
-  std::vector<Field> fields;
+  std::vector<Field> fields = {};
   /// Of `variant`: a structure for each of `names`.
-  std::vector<Ref> alternatives;
+  std::vector<Ref> alternatives = {};
   /// Of `list` and `map`.
   Ref element = nullptr;
 

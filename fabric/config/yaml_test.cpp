@@ -134,17 +134,17 @@ TEST_CASE("Bad YAML is an error with its line", "[config][yaml]") {
 TEST_CASE("Hostile YAML costs little", "[config][yaml]") {
   std::string laughs = "a0: &a0 lol\n";
   for (int i = 1; i < 40; ++i) {
-    laughs += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [";
+    laughs += std::string("a") + std::to_string(i) + ": &a" + std::to_string(i) + " [";
     for (int k = 0; k < 10; ++k) laughs += (k ? ",*a" : "*a") + std::to_string(i - 1);
     laughs += "]\n";
   }
   CHECK(error_of(laughs).find("aliases expand to too much") != std::string::npos);
-  std::string same = "s: &s \"" + std::string(100'000, 'x') + "\"\nxs: [";
+  std::string same = std::string("s: &s \"") + std::string(100'000, 'x') + "\"\nxs: [";
   for (int i = 0; i < 10'000; ++i) same += "*s,";
   CHECK(error_of(same + "]").find("aliases expand to too much") != std::string::npos);
   std::string tall = "a0: &a0 [1]\n";
   for (int i = 1; i < 100; ++i)
-    tall += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [*a" + std::to_string(i - 1) + "]\n";
+    tall += std::string("a") + std::to_string(i) + ": &a" + std::to_string(i) + " [*a" + std::to_string(i - 1) + "]\n";
   CHECK(error_of(tall).find("nested deeper") != std::string::npos);
   for (const char* unit : {"[", "{a: ", "- ", "? ", "&a ", "!a ", "a: {", "- - ", "[{"}) {
     std::string text;
