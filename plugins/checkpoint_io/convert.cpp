@@ -1,0 +1,155 @@
+// fabric-convert: checkpoints between safetensors and PyTorch's torch.save.
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <fabric/error.h>
+#include <fabric/nearest_name.h>
+#include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+
+namespace {
+
+using fabric::Value;
+
+constexpr std::string_view kHelp = R"(fabric-convert: checkpoints between safetensors and PyTorch's torch.save
+
+usage: fabric-convert IN OUT [--from FORMAT] [--to FORMAT] [--key KEY]
+
+  IN             a file of either format; what it is, is seen from its content
+  OUT            written as a whole or not at all; an existing file is replaced
+  --from FORMAT  fail unless IN is of this format
+  --to FORMAT    needed where OUT does not end in .safetensors, .pt, .pth, .ckpt or .bin
+  --key KEY      only this part of the checkpoint, for instance: --key model
+  --help         this text
+
+FORMAT is safetensors or torch. A torch file may hold tensors, numbers, strings, lists and dicts; no code in it is ever
+run, and one that holds other Python objects is refused. Python reads the results with safetensors.torch.load_file and
+with torch.load(..., weights_only=True).
+)";
+
+struct Arguments {
+  std::string in, out, key;
+  std::optional<std::string> from, to;
+  bool help = false;
+};
+
+/// The command line cannot be understood.
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+std::string checked_format(const std::string& flag, const std::string& name) {
+  const std::vector<std::string> formats{"safetensors", "torch"};
+  for (const auto& format : formats)
+    if (name == format) return name;
+  throw UsageError(flag + " does not know '" + name + "'" + fabric::did_you_mean(name, formats));
+}
+
+Arguments parse(const std::vector<std::string>& words) {
+  const std::vector<std::string> flags{"--from", "--to", "--key", "--help"};
+  Arguments out;
+  std::vector<std::string> files;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    std::string flag = words[i];
+    if (flag == "--help" || flag == "-h") {
+      out.help = true;
+      return out;
+    }
+    if (!flag.starts_with("--")) {
+      files.push_back(flag);
+      continue;
+    }
+    std::optional<std::string> value;
+    if (auto equals = flag.find('='); equals != flag.npos) {
+      value = flag.substr(equals + 1);
+      flag.resize(equals);
+    }
+    if (std::find(flags.begin(), flags.end(), flag) == flags.end())
+      throw UsageError("unknown flag '" + flag + "'" + fabric::did_you_mean(flag, flags));
+    if (!value && i + 1 < words.size()) value = words[++i];
+    if (!value) throw UsageError(flag + " needs a value");
+    if (flag == "--from") out.from = checked_format(flag, *value);
+    else if (flag == "--to") out.to = checked_format(flag, *value);
+    else out.key = *value;
+  }
+  if (files.size() != 2) throw UsageError("two files are needed, IN and OUT; " + std::to_string(files.size()) + " given");
+  out.in = files[0];
+  out.out = files[1];
+  return out;
+}
+
+std::string format_by_name(const std::string& path) {
+  const auto ending = std::filesystem::path(path).extension().string();
+  if (ending == ".safetensors") return "safetensors";
+  for (const char* torch : {".pt", ".pth", ".ckpt", ".bin"})
+    if (ending == torch) return "torch";
+  throw UsageError("'" + path + "' does not say which format is wanted; give --to safetensors or --to torch");
+}
+
+std::string format_by_content(const std::string& path) {
+  char start[2] = {};
+  std::ifstream(path, std::ios::binary).read(start, sizeof start);
+  return std::string_view(start, sizeof start) == "PK" ? "torch" : "safetensors";
+}
+
+/// Keys may hold dots, so the longest one that fits is taken first.
+const Value* find(const Value& value, std::string_view key) {
+  if (const Value* found = value.find(key)) return found;
+  for (auto dot = key.rfind('.'); dot != key.npos && dot > 0; dot = key.rfind('.', dot - 1))
+    if (const Value* inner = value.find(key.substr(0, dot)))
+      if (const Value* found = find(*inner, key.substr(dot + 1))) return found;
+  return nullptr;
+}
+
+Value part(const Value& whole, const std::string& key) {
+  if (key.empty()) return whole;
+  if (const Value* found = find(whole, key)) return *found;
+  std::vector<std::string> keys;
+  if (whole.is_map())
+    for (const auto& [name, item] : whole.as_map()) keys.push_back(name);
+  throw fabric::CheckpointKeyError("the checkpoint has no '" + key + "'" + fabric::did_you_mean(key, keys));
+}
+
+void convert(const Arguments& arguments) {
+  const std::string to = arguments.to ? *arguments.to : format_by_name(arguments.out);
+  auto reader = fabric::make_checkpoint_io();
+  Value value = part(reader->load(arguments.in), arguments.key);
+  const std::string from = format_by_content(arguments.in);
+  if (arguments.from && *arguments.from != from)
+    throw fabric::CheckpointError("'" + arguments.in + "' is a " + from + " file, not " + *arguments.from);
+  fabric::make_checkpoint_io(to)->save(value, arguments.out);
+  std::int64_t tensors = 0, bytes = 0;
+  fabric::for_each_leaf_tensor(value, [&](at::Tensor& tensor, const std::string&) {
+    ++tensors;
+    if (tensor.defined()) bytes += static_cast<std::int64_t>(tensor.nbytes());
+  });
+  std::cout << arguments.in << " (" << from << ") -> " << arguments.out << " (" << to << "): " << tensors << " tensors, "
+            << bytes << " bytes\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Arguments arguments = parse({argv + 1, argv + argc});
+    if (arguments.help) {
+      std::cout << kHelp;
+      return 0;
+    }
+    convert(arguments);
+    return 0;
+  } catch (const UsageError& error) {
+    std::cerr << "fabric-convert: " << error.what() << "\nTry: fabric-convert --help\n";
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "fabric-convert: " << error.what() << "\n";
+    return 1;
+  }
+}

@@ -1,0 +1,76 @@
+#include <sys/wait.h>
+
+#include <cstdio>
+
+#include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+
+#include "plugins/checkpoint_io/test_files.h"
+#include "tests/support/catch.h"
+
+using namespace fabric;
+using Catch::Matchers::Contains;
+using checkpoint_test::fixture;
+using checkpoint_test::Folder;
+using checkpoint_test::same;
+
+namespace {
+
+struct Result {
+  int code;
+  std::string output;
+};
+
+Result convert(const std::string& arguments) {
+  FILE* pipe = popen((std::string("'") + FABRIC_CONVERT + "' " + arguments + " 2>&1").c_str(), "r");
+  std::string output;
+  char buffer[512];
+  for (std::size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) output.append(buffer, n);
+  int status = pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128, output};
+}
+
+std::string quoted(const std::filesystem::path& path) { return "'" + path.string() + "'"; }
+
+}  // namespace
+
+TEST_CASE("fabric-convert changes the format and nothing else", "[convert]") {
+  Folder folder;
+  auto io = make_checkpoint_io();
+  auto there = convert(quoted(fixture("training.pt")) + " " + quoted(folder / "a.safetensors"));
+  INFO(there.output);
+  CHECK(there.code == 0);
+  CHECK_THAT(there.output, Contains("(torch) ->") && Contains("tensors"));
+  auto back = convert(quoted(folder / "a.safetensors") + " --from=safetensors --to torch " + quoted(folder / "b"));
+  INFO(back.output);
+  CHECK(back.code == 0);
+  Value original = io->load(fixture("training.pt"));
+  CHECK(same(io->load(folder / "a.safetensors"), original));
+  CHECK(same(io->load(folder / "b"), original));
+
+  CHECK(convert(quoted(fixture("training.pt")) + " " + quoted(folder / "m.safetensors") + " --key model").code == 0);
+  CHECK(same(io->load(folder / "m.safetensors"), original.at("model")));
+  CHECK(convert(quoted(fixture("training.pt")) + " " + quoted(folder / "w.pt") + " --key model.0.weight").code == 0);
+  CHECK(same(io->load(folder / "w.pt"), original.at("model").at("0.weight")));
+}
+
+TEST_CASE("fabric-convert says what is wrong", "[convert]") {
+  Folder folder;
+  const std::string good = quoted(fixture("training.pt")), out = quoted(folder / "o.pt");
+  auto fails = [](const std::string& arguments, int code, const std::string& text) {
+    auto result = convert(arguments);
+    INFO(arguments);
+    CHECK(result.code == code);
+    CHECK_THAT(result.output, Contains(text));
+  };
+  fails(good, 2, "two files are needed");
+  fails(good + " " + quoted(folder / "o"), 2, "--to");
+  fails(good + " " + out + " --form torch", 2, "did you mean '--from'");
+  fails(good + " " + out + " --to safetensor", 2, "did you mean 'safetensors'");
+  fails(good + " " + out + " --to", 2, "needs a value");
+  fails(good + " " + out + " --from safetensors", 1, "is a torch file");
+  fails(good + " " + out + " --key modle", 1, "did you mean 'model'");
+  fails(quoted(folder / "none") + " " + out, 1, "No such file");
+  fails(quoted(fixture("runs_code.pt")) + " " + out, 1, "system");
+  fails("--help", 0, "usage: fabric-convert");
+  CHECK(folder.names().empty());
+}
