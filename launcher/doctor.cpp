@@ -1,0 +1,228 @@
+#include "launcher/doctor.h"
+
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <optional>
+#include <sstream>
+
+#include <fabric/error.h>
+#include <fabric/plugins/environments/cluster_environment.h>
+#include <fabric/version.h>
+
+#include "launcher/descriptor.h"
+#include "launcher/ports.h"
+#include "launcher/run/containment.h"
+#include "launcher/run/machine.h"
+
+namespace fabric {
+namespace {
+
+class Doctor {
+ public:
+  explicit Doctor(std::shared_ptr<EnvReader> env) : env_(std::move(env)) {}
+
+  int examine() {
+    std::printf("fabric %s\n", FABRIC_VERSION);
+    examine_system();
+    examine_libraries();
+    examine_devices();
+    examine_network();
+    examine_tools();
+    examine_choice();
+    std::printf(healthy_ ? "\nA run would work here.\n" : "\nA run would NOT work here; see the lines marked !!\n");
+    return healthy_ ? 0 : 1;
+  }
+
+ private:
+  void title(const char* text) { std::printf("\n%s\n", text); }
+  void line(const char* what, const std::string& text) { std::printf("  %-22s %s\n", what, text.c_str()); }
+  void fault(const char* what, const std::string& text) {
+    std::printf("!!%-22s %s\n", what, text.c_str());
+    healthy_ = false;
+  }
+
+  void examine_system() {
+    title("System");
+    utsname system{};
+    uname(&system);
+    line("kernel", std::string(system.sysname) + " " + system.release + " " + system.machine);
+    Descriptor self(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
+    if (!self) fault("pidfd", "missing; the launcher needs Linux 5.3");
+    rlimit files{}, processes{};
+    getrlimit(RLIMIT_NOFILE, &files);
+    getrlimit(RLIMIT_NPROC, &processes);
+    auto number = [](rlim_t value) {
+      return value == RLIM_INFINITY ? std::string("unlimited") : std::to_string(value);
+    };
+    line("open files", number(files.rlim_cur) + ", at most " + number(files.rlim_max));
+    line("processes", number(processes.rlim_cur));
+    run::Cgroup group;
+    line("cgroup.kill", group ? "yes: workers cannot survive, whoever is killed"
+                              : "no: helpers in own sessions survive if launcher and guardian are killed at one blow; "
+                                "--pid-namespace prevents that");
+    const char* temporary = std::getenv("TMPDIR");
+    std::string folder = temporary && *temporary ? temporary : "/tmp";
+    if (access(folder.c_str(), W_OK) == 0)
+      line("temporary folder", folder);
+    else
+      line("temporary folder", folder + " cannot be written: workers get no error files");
+  }
+
+  // In a process of its own: loading LibTorch takes a while, may fail, and is not to be undone.
+  std::string load(const std::string& library) {
+    auto pipe = make_pipe();
+    std::fflush(nullptr);
+    pid_t pid = fork();
+    if (pid == 0) {
+      bool loaded = dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr;
+      const char* error = loaded ? nullptr : dlerror();
+      std::string text = loaded ? where_torch_is() : error ? error : "it cannot be loaded";
+      [[maybe_unused]] auto written = write(pipe.write.get(), text.data(), text.size());
+      _exit(loaded ? 0 : 1);
+    }
+    pipe.write.reset();
+    int status = 0;
+    waitpid(pid, &status, 0);
+    std::string text(4096, '\0');
+    ssize_t size = read(pipe.read.get(), text.data(), text.size());
+    text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
+    bool loaded = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    return (loaded ? "ok " : "no ") + text;
+  }
+
+  static std::string where_torch_is() {
+    std::ifstream maps("/proc/self/maps");
+    for (std::string entry; std::getline(maps, entry);)
+      if (entry.ends_with("/libtorch_cpu.so")) return entry.substr(entry.find('/'));
+    return "";
+  }
+
+  std::string find_library(const std::string& name) {
+    char path[4096];
+    ssize_t size = readlink("/proc/self/exe", path, sizeof path - 1);
+    std::string folder(path, size > 0 ? static_cast<std::size_t>(size) : 0);
+    folder = folder.substr(0, folder.rfind('/'));
+    for (const auto& place : {"/", "/../", "/../lib/", "/../lib64/", "/../lib/x86_64-linux-gnu/"})
+      if (access((folder + place + name).c_str(), R_OK) == 0) return folder + place + name;
+    return "";
+  }
+
+  void examine_libraries() {
+    title("Libraries");
+    auto library = find_library("libtorchfabric.so");
+    if (library.empty()) {
+      line("libtorchfabric.so", "not beside this program; other programs can be launched");
+      return;
+    }
+    auto answer = load(library);
+    if (answer.starts_with("ok")) {
+      line("libtorchfabric.so", library);
+      line("LibTorch", answer.substr(3));
+    } else {
+      fault("libtorchfabric.so", "does not load: " + answer.substr(3));
+    }
+    line("backend gloo", "yes, part of the library");
+    auto mpi = find_library("libtorchfabric_mpi.so"), cuda = find_library("libtorchfabric_cuda.so");
+    line("backend mpi", mpi.empty() ? "no libtorchfabric_mpi.so" : mpi);
+    line("backend nccl", cuda.empty() ? "no libtorchfabric_cuda.so" : cuda);
+  }
+
+  void examine_devices() {
+    title("Devices");
+    line("processors", std::to_string(run::usable_processors().size()) + " usable by this process");
+    line("memory", std::to_string(sysconf(_SC_PHYS_PAGES) / 1024 * (sysconf(_SC_PAGE_SIZE) / 1024) / 1024) + " GiB");
+    int gpus = run::count_gpus(*env_);
+    auto visible = env_->get("CUDA_VISIBLE_DEVICES");
+    line("NVIDIA GPUs", std::to_string(gpus) + (visible ? " (CUDA_VISIBLE_DEVICES=" + *visible + ")" : ""));
+  }
+
+  void examine_network() {
+    title("Network");
+    ifaddrs* all = nullptr;
+    if (getifaddrs(&all) == 0)
+      for (auto* at = all; at; at = at->ifa_next) {
+        if (!at->ifa_addr || !(at->ifa_flags & IFF_UP)) continue;
+        char text[INET6_ADDRSTRLEN] = "";
+        if (at->ifa_addr->sa_family == AF_INET)
+          inet_ntop(AF_INET, &reinterpret_cast<sockaddr_in*>(at->ifa_addr)->sin_addr, text, sizeof text);
+        else if (at->ifa_addr->sa_family == AF_INET6)
+          inet_ntop(AF_INET6, &reinterpret_cast<sockaddr_in6*>(at->ifa_addr)->sin6_addr, text, sizeof text);
+        if (*text) line(at->ifa_name, text);
+      }
+    if (all) freeifaddrs(all);
+    try {
+      line("free port", "yes, for instance " + std::to_string(PortReservation().port()));
+    } catch (const Error& error) {
+      fault("free port", error.what());
+    }
+  }
+
+  std::string on_path(const std::string& name) {
+    std::istringstream folders(env_->get_or("PATH", ""));
+    for (std::string folder; std::getline(folders, folder, ':');)
+      if (access((folder + "/" + name).c_str(), X_OK) == 0) return folder + "/" + name;
+    return "";
+  }
+
+  void examine_tools() {
+    title("Other launchers and tools");
+    for (const char* name : {"mpirun", "srun", "python3", "gdb", "eu-stack"}) {
+      auto path = on_path(name);
+      line(name, path.empty() ? "no" : path);
+    }
+    if (auto job = env_->get("SLURM_JOB_ID"))
+      line("SLURM job", *job + (env_->has("SLURM_STEP_ID") ? ", inside of a step" : ", outside of a step"));
+  }
+
+  void examine_choice() {
+    title("What a run would choose");
+    int workers = run::count_workers("auto", *env_);
+    int processors = static_cast<int>(run::usable_processors().size());
+    bool gpus = run::count_gpus(*env_) > 0;
+    line("--nproc-per-node auto",
+         std::to_string(workers) + (gpus ? ", one for each GPU" : ", one for each processor, since there is no GPU"));
+    auto threads = env_->get("OMP_NUM_THREADS");
+    line("OMP_NUM_THREADS",
+         threads ? *threads + ", set already"
+                 : std::to_string(std::max(1, processors / workers)) + ", processors divided by workers");
+    line("accelerator", gpus ? "cuda" : "cpu");
+    try {
+      auto environment = detect_environment(env_);
+      line("this very process", "environment " + environment->name() +
+                                    (environment->creates_processes_externally()
+                                         ? ", already a rank: " + environment->rank_info().to_string()
+                                         : ", no rank of anything"));
+    } catch (const Error& error) {
+      fault("this very process", error.what());
+    }
+  }
+
+  std::shared_ptr<EnvReader> env_;
+  bool healthy_ = true;
+};
+
+}  // namespace
+
+int doctor(const std::vector<std::string>& words) {
+  if (!words.empty() && words[0] != "--help" && words[0] != "-h")
+    throw ConfigError("fabric doctor takes no arguments, and was given '" + words[0] + "'");
+  if (!words.empty())
+    return std::puts(
+               "usage: fabric doctor\nPrints what is on this machine and what a run would choose. Ends with 0 when a "
+               "run would work, else with 1.") < 0;
+  return Doctor(process_env()).examine();
+}
+
+}  // namespace fabric

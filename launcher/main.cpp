@@ -1,0 +1,106 @@
+// The program `fabric`: `fabric run` and `fabric doctor` are in it, the sub-commands that need LibTorch are programs of
+// their own that it starts. Called by the name fabricrun, it is `fabric run`.
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include <fabric/nearest_name.h>
+#include <fabric/version.h>
+
+#include "launcher/completion.h"
+#include "launcher/doctor.h"
+#include "launcher/run/agent.h"
+#include "launcher/run/failure_report.h"
+#include "launcher/run/mpirun.h"
+
+namespace {
+
+using Words = std::vector<std::string>;
+
+constexpr const char* kUsageText =
+    R"(usage: fabric COMMAND [arguments]
+
+  run          start a program as several ranks (the same as fabricrun)
+  doctor       what is on this machine, and what a run would choose
+  consolidate  make one file out of a sharded checkpoint
+  convert      turn checkpoints of other formats into safetensors
+  completion   a script for bash, zsh or fish: fabric completion bash
+  help         this text; fabric run --help explains the flags of run
+)";
+
+int complain(const std::string& text, int code) {
+  std::fprintf(stderr, "fabric: %s\n", text.c_str());
+  return code;
+}
+
+int run(const Words& words) {
+  auto env = fabric::process_env();
+  auto parsed = fabric::run::parse_options(words, *env);
+  if (parsed.information) return std::fputs(parsed.information->text.c_str(), stdout) < 0;
+  auto options = parsed.options.mpi ? fabric::run::with_mpirun(parsed.options, *env) : parsed.options;
+  return fabric::run::run_job(options, *env);
+}
+
+std::string own_folder() {
+  char path[4096];
+  ssize_t size = readlink("/proc/self/exe", path, sizeof path - 1);
+  std::string text(path, size > 0 ? static_cast<std::size_t>(size) : 0);
+  return text.substr(0, text.rfind('/'));
+}
+
+// What needs LibTorch is beside this program, or where an installation puts programs that nobody types.
+int start_program(const std::string& name, const Words& words) {
+  auto file = "fabric-" + name;
+  Words places{own_folder() + "/" + file, own_folder() + "/../libexec/torchfabric/" + file};
+  std::vector<char*> arguments;
+  for (const auto& path : places) {
+    arguments.assign({const_cast<char*>(path.c_str())});
+    for (const auto& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+    arguments.push_back(nullptr);
+    execv(path.c_str(), arguments.data());
+    if (errno != ENOENT)
+      return complain("cannot run " + path + ": " + std::strerror(errno), fabric::run::kCannotExecute);
+  }
+  return complain("`fabric " + name + "` is the program " + file + ", which is neither in " + own_folder() +
+                      " nor in ../libexec/torchfabric; it is built and installed with TorchFabric's library",
+                  fabric::run::kNotFound);
+}
+
+int dispatch(const std::string& called, Words words) {
+  if (called == "fabricrun") return run(words);
+  std::string command = words.empty() ? "" : words.front();
+  if (!words.empty()) words.erase(words.begin());
+  if (command == "run") return run(words);
+  if (command == "doctor") return fabric::doctor(words);
+  if (command == "completion") return fabric::print_completion(words);
+  if (command == "consolidate" || command == "convert") return start_program(command, words);
+  if (command == "--version") return std::printf("fabric %s\n", FABRIC_VERSION) < 0;
+  bool asked = command == "help" || command == "--help" || command == "-h";
+  if (asked || command.empty()) {
+    std::fputs(kUsageText, asked ? stdout : stderr);
+    return asked ? 0 : fabric::run::kUsage;
+  }
+  return complain("there is no command '" + command + "'" +
+                      fabric::did_you_mean(command, {"run", "doctor", "consolidate", "convert", "completion", "help"}) +
+                      ". To start a program: fabric run -n N PROGRAM",
+                  fabric::run::kUsage);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    std::string called = argc > 0 ? argv[0] : "fabric";
+    called = called.substr(called.rfind('/') + 1);
+    return dispatch(called, Words(argv + (argc > 0), argv + argc));
+  } catch (const fabric::ConfigError& error) {
+    return complain(error.what(), fabric::run::kUsage);
+  } catch (const std::exception& error) {
+    return complain(error.what(), fabric::run::kLauncherFailed);
+  }
+}

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+namespace fabric::run {
+
+/// What a worker wrote about its own end, in torchrun's format.
+struct ErrorFile {
+  std::string message;    // "RuntimeError: no such file"
+  std::string backtrace;  // may be empty
+  std::string timestamp;  // seconds since 1970 by the worker's clock, as text; may be empty
+  /// Set when there is a file that cannot be understood: half written, binary, too big. The rest is then empty.
+  std::string problem;
+};
+
+/// Reads a worker's file; nothing when it wrote none. Never throws, whatever the file holds.
+std::optional<ErrorFile> read_error_file(const std::string& path);
+/// The same for text.
+ErrorFile parse_error_file(const std::string& text);
+/// Copies the file of the first failure to the launcher's own TORCHELASTIC_ERROR_FILE with the exit code added, by way
+/// of a new file and a rename. Does nothing when it cannot be read or written.
+void hand_up_error_file(const std::string& from, const std::string& to, int code);
+
+}  // namespace fabric::run

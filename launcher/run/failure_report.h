@@ -1,0 +1,73 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <fabric/tree.h>
+
+#include "launcher/run/error_file.h"
+#include "launcher/run/worker_environment.h"
+
+namespace fabric::run {
+
+/// The launcher's own exit codes. Every other code is the first failed worker's, or 128 + n for signal n.
+enum ExitCode : int {
+  kUsage = 2,
+  kDoNotRetry = 93,  // also what a worker ends with to ask for it
+  kHang = 94,
+  kRendezvous = 95,
+  kNoProgress = 96,
+  kRequireAll = 97,
+  kLauncherFailed = 125,
+  kCannotExecute = 126,
+  kNotFound = 127,
+};
+
+/// How one worker ended.
+struct WorkerEnd {
+  enum State { not_started, running, succeeded, failed, stopped };
+  int rank = 0, local_rank = 0;
+  pid_t pid = -1;
+  State state = not_started;
+  int code = 0;    // 128 + n when killed by signal n
+  int signal = 0;  // n, or 0
+  bool dumped_core = false;
+  long long nanoseconds = 0;  // when, by the monotonic clock of the node
+  bool out_of_memory = false;
+  std::string hang;    // why it counts as hung
+  std::string stacks;  // where its threads were then
+  long long step = -1;
+  std::optional<ErrorFile> error;
+  std::string error_path;
+  std::vector<std::string> last_lines;  // of its stderr
+};
+
+/// How one attempt ended.
+struct Attempt {
+  enum End { succeeded, failed, hung, signalled, cannot_start, guardian_lost, not_all_ended };
+  End end = succeeded;
+  int number = 0;
+  int code = 0;
+  int signal = 0;      // that stopped the job
+  std::string reason;  // for ends that no worker is the cause of
+  int first = -1;      // the worker that is the cause, by local rank
+  double seconds = 0;  // from start to end
+  bool forbids_retry = false;
+  std::vector<WorkerEnd> workers;
+};
+
+/// The first failure, in words, for the end of stderr.
+std::string report_text(const Job& job, const Attempt& attempt, const std::string& log_folder);
+/// All attempts.
+Tree report_tree(const Job& job, const std::vector<Attempt>& attempts, int code, const std::string& log_folder);
+/// Writes it as JSON, by way of a new file and a rename. Returns what went wrong, or nothing.
+std::string write_report(const std::string& path, const Tree& report);
+
+/// "was killed by signal 9 (SIGKILL)" or "ended with exit code 7".
+std::string end_in_words(const WorkerEnd& worker);
+
+}  // namespace fabric::run

@@ -1,0 +1,425 @@
+#include "launcher/run/round.h"
+
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include <fabric/error.h>
+
+#include "launcher/run/machine.h"
+#include "launcher/run/process_tree.h"
+#include "launcher/run/stack_dump.h"
+
+namespace fabric::run {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+/// How long a killed process may take to go before we stop waiting for the guardian, and for the last output.
+constexpr seconds kKillLimit{2}, kDrainLimit{1};
+constexpr milliseconds kStackLimit{8000};
+
+long long nanoseconds(std::chrono::steady_clock::time_point time) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
+}
+
+std::chrono::nanoseconds in_clock(double value) {
+  return std::chrono::nanoseconds(static_cast<long long>(std::min(value, 1e8) * 1e9));
+}
+
+bool contains(const std::vector<int>& numbers, int number) {
+  return std::find(numbers.begin(), numbers.end(), number) != numbers.end();
+}
+
+// A worker in a PID namespace has another number outside of it.
+pid_t outer_pid(pid_t guardian, pid_t inner) {
+  for (pid_t pid : descendants(guardian)) {
+    std::ifstream file("/proc/" + std::to_string(pid) + "/status");
+    for (std::string line; std::getline(file, line);)
+      if (line.starts_with("NSpid:") && line.ends_with("\t" + std::to_string(inner))) return pid;
+  }
+  return inner;
+}
+
+std::string start_problem(const Event& event, const RoundContext& context) {
+  std::string rank = "cannot start local rank " + std::to_string(event.worker) + ": ";
+  std::string error = std::strerror(event.status);
+  if (event.stage == Event::exec)
+    return "cannot run " + context.program.path + ": " + exec_problem(context.program.path, event.status);
+  if (event.stage == Event::folder) return "cannot enter --workdir " + context.options.workdir + ": " + error;
+  if (event.stage == Event::fork && event.status == EAGAIN)
+    return rank + error + ". The limit of processes is reached; see ulimit -u and pids.max of the cgroup";
+  return rank + error;
+}
+
+}  // namespace
+
+int descriptors_needed(int local_size) { return 3 + 6 * local_size + 24; }
+
+Round::Round(const RoundContext& context, int number) : context_(context), start_(Clock::now()) {
+  attempt_.number = number;
+  epoll_ = above_stdio(epoll_create1(EPOLL_CLOEXEC), "epoll");
+  oom_ = count_oom_kills();
+}
+
+Round::~Round() = default;
+
+void Round::watch(int fd, Source source, std::size_t index) {
+  epoll_event event{.events = source == Source::console ? EPOLLOUT : EPOLLIN,
+                    .data = {.u64 = (static_cast<std::uint64_t>(source) << 32) | index}};
+  epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+}
+
+std::vector<WorkerStart> Round::prepare(std::vector<Descriptor>& kept) {
+  std::vector<WorkerStart> starts;
+  const auto& options = context_.options;
+  auto shown = parse_ranks(options.local_ranks_filter, "--local-ranks-filter");
+  auto keep = [&](Descriptor&& descriptor) {
+    kept.push_back(std::move(descriptor));
+    return kept.back().get();
+  };
+  for (int i = 0; i < context_.job.local_size; ++i) {
+    auto folder = context_.folders.of_worker(attempt_.number, i);
+    WorkerEnd end{.rank = context_.job.first_rank + i, .local_rank = i};
+    if (!folder.empty()) end.error_path = folder + "/error.json";
+    bool is_mpirun = options.mpi_ranks > 0;
+    auto prefix = is_mpirun ? std::string() : line_prefix(options, context_.job, i, context_.prefix_template);
+    int redirects = streams_of(options.redirects, i, "--redirects"), tee = streams_of(options.tee, i, "--tee");
+    bool is_shown = shown.empty() || contains(shown, i);
+    WorkerStart start;
+    Worker worker{.heartbeats =
+                      Heartbeats({options.heartbeat_timeout, options.heartbeat_warmup, options.progress_timeout})};
+    for (int stream = 0; stream < 2; ++stream) {
+      auto pipe = make_pipe();
+      int bit = 1 << stream;
+      auto& sink = stream == 0 ? context_.console.out() : context_.console.error();
+      bool to_console = is_shown && (!(redirects & bit) || (tee & bit));
+      auto made = std::make_unique<WorkerStream>(std::move(pipe.read), to_console ? &sink : nullptr, prefix);
+      if (((redirects | tee) & bit) && !folder.empty())
+        made->write_to(folder + (stream == 0 ? "/stdout.log" : "/stderr.log"), context_.console);
+      watch(made->fd(), stream == 0 ? Source::output : Source::error, static_cast<std::size_t>(i));
+      (stream == 0 ? worker.output : worker.error) = std::move(made);
+      (stream == 0 ? start.output : start.error) = keep(std::move(pipe.write));
+    }
+    int ends[2] = {-1, -1};
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) above_stdio(-1, "heartbeats");
+    start.heartbeat = keep(above_stdio(ends[1], "heartbeats"));
+    worker.heartbeat_socket = above_stdio(ends[0], "heartbeats");
+    watch(worker.heartbeat_socket.get(), Source::heartbeat, static_cast<std::size_t>(i));
+
+    auto variables = context_.variables;
+    if (is_mpirun) {
+      variables["TORCHELASTIC_RESTART_COUNT"] = std::to_string(attempt_.number);
+    } else {
+      add_place(variables, context_.job, options, i, attempt_.number, end.error_path);
+      variables["FABRIC_HEARTBEAT_FD"] = std::to_string(start.heartbeat);
+    }
+    for (const auto& [name, value] : variables) start.variables.push_back(name + "=" + value);
+    start.path = context_.program.path;
+    start.arguments = substitute_local_rank(context_.program.arguments, i);
+    start.workdir = options.workdir;
+    start.processors = processors_for(options.bind_to, i, context_.job.local_size);
+    starts.push_back(std::move(start));
+    workers_.push_back(std::move(worker));
+    attempt_.workers.push_back(std::move(end));
+  }
+  return starts;
+}
+
+Attempt Round::run() {
+  {
+    std::vector<Descriptor> kept;
+    auto starts = prepare(kept);
+    guardian_.emplace(starts, context_.guardian);
+  }
+  watch(guardian_->events(), Source::guardian);
+  watch(guardian_->process(), Source::guardian_end);
+  watch(context_.signals, Source::signals);
+  while (!is_over()) {
+    wait();
+    check_deadlines();
+    context_.console.out().write_some();
+    context_.console.error().write_some();
+    hold_back_or_go_on();
+    watch_console();
+  }
+  conclude();
+  return std::move(attempt_);
+}
+
+void Round::wait() {
+  epoll_event events[64];
+  int count = epoll_wait(epoll_.get(), events, 64, milliseconds_to_wait());
+  for (int i = 0; i < count; ++i)
+    take(static_cast<Source>(events[i].data.u64 >> 32), static_cast<std::uint32_t>(events[i].data.u64));
+}
+
+int Round::milliseconds_to_wait() const {
+  std::optional<Clock::time_point> first;
+  auto consider = [&](std::optional<Clock::time_point> time) {
+    if (time && (!first || *time < *first)) first = time;
+  };
+  for (const auto& time : {kill_at_, give_up_at_, drain_until_, require_all_at_}) consider(time);
+  if (!stopping_)
+    for (std::size_t i = 0; i < workers_.size(); ++i)
+      if (attempt_.workers[i].state == WorkerEnd::running) consider(workers_[i].heartbeats.deadline());
+  if (!first) return -1;
+  auto left = std::chrono::ceil<milliseconds>(*first - Clock::now()).count();
+  return static_cast<int>(std::clamp<long long>(left, 0, INT_MAX));
+}
+
+void Round::take(Source source, std::size_t index) {
+  switch (source) {
+    case Source::output:
+    case Source::error: {
+      auto& stream = source == Source::output ? *workers_[index].output : *workers_[index].error;
+      bool moved = stream.is_open() && !stream.must_wait() && stream.read_some(context_.console) > 0;
+      if (moved && drain_until_) drain_until_ = Clock::now() + kDrainLimit;
+      return;
+    }
+    case Source::heartbeat:
+      return read_heartbeat(index);
+    case Source::guardian:
+      while (auto event = guardian_->next()) take_event(*event);
+      return;
+    case Source::guardian_end: {
+      while (auto event = guardian_->next()) take_event(*event);
+      auto status = guardian_->try_reap();
+      if (!status || drain_until_) return;
+      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guardian_->process(), nullptr);
+      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guardian_->events(), nullptr);
+      if (!all_gone_) lose_guardian(*status);
+      drain_until_ = Clock::now() + kDrainLimit;
+      return;
+    }
+    case Source::signals:
+      return take_signals();
+    case Source::console:
+      return;
+  }
+}
+
+void Round::take_event(const Event& event) {
+  switch (event.kind) {
+    case Event::started:
+      return note_start(event);
+    case Event::exited:
+      return note_exit(event);
+    case Event::all_gone:
+      all_gone_ = true;
+      return;
+    case Event::signalled:
+      if (!stopping_) {
+        attempt_.signal = event.status;
+        attempt_.code = 128 + event.status;
+        attempt_.reason = "its guardian got " + signal_name(event.status);
+        stop(Attempt::signalled, event.status);
+      }
+      return;
+    case Event::start_failed:
+      attempt_.reason = start_problem(event, context_);
+      attempt_.code = event.stage == Event::exec ? kCannotExecute : kLauncherFailed;
+      attempt_.end = Attempt::cannot_start;
+      stopping_ = true;
+      return;
+  }
+}
+
+void Round::note_start(const Event& event) {
+  auto& worker = attempt_.workers[static_cast<std::size_t>(event.worker)];
+  worker.state = WorkerEnd::running;
+  worker.pid = context_.guardian.pid_namespace ? outer_pid(guardian_->pid(), event.pid) : event.pid;
+}
+
+void Round::note_exit(const Event& event) {
+  auto& worker = attempt_.workers[static_cast<std::size_t>(event.worker)];
+  worker.nanoseconds = event.nanoseconds;
+  worker.signal = WIFSIGNALED(event.status) ? WTERMSIG(event.status) : 0;
+  worker.dumped_core = WIFSIGNALED(event.status) && WCOREDUMP(event.status);
+  worker.code = worker.signal ? 128 + worker.signal : WEXITSTATUS(event.status);
+  // One that had ended before we asked is not one that we stopped, even if we hear of it later.
+  bool was_asked = stopping_ && event.nanoseconds >= asked_at_;
+  worker.state = was_asked ? WorkerEnd::stopped : worker.code == 0 ? WorkerEnd::succeeded : WorkerEnd::failed;
+  if (worker.signal == SIGKILL && !killed_) {
+    auto now = count_oom_kills();
+    worker.out_of_memory = now.own > oom_.own || now.machine > oom_.machine;
+  }
+  if (worker.state == WorkerEnd::failed && !stopping_) {
+    attempt_.first = event.worker;
+    attempt_.code = worker.code;
+    stop(Attempt::failed, SIGTERM);
+  }
+  if (worker.state == WorkerEnd::succeeded && worker.rank == 0 && context_.options.require_all_seconds > 0)
+    require_all_at_ = Clock::now() + in_clock(context_.options.require_all_seconds);
+}
+
+void Round::take_signals() {
+  signalfd_siginfo info;
+  while (read(context_.signals, &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
+    int number = static_cast<int>(info.ssi_signo);
+    if (contains(context_.options.forward, number)) {
+      guardian_->signal_workers(number, false);
+    } else if (!stopping_) {
+      attempt_.signal = number;
+      attempt_.code = 128 + number;
+      attempt_.reason = "the launcher got " + signal_name(number);
+      stop(Attempt::signalled, number);
+    } else {
+      // Whoever asks again wants no grace, but a scheduler may well send the same signal twice.
+      attempt_.signal = number;
+      if (number == SIGINT || number == SIGQUIT) kill_now();
+    }
+  }
+}
+
+void Round::read_heartbeat(std::size_t index) {
+  char buffer[4096];
+  auto& worker = workers_[index];
+  ssize_t size = recv(worker.heartbeat_socket.get(), buffer, sizeof buffer, MSG_DONTWAIT);
+  if (size > 0)
+    worker.heartbeats.feed({buffer, static_cast<std::size_t>(size)}, Clock::now());
+  else if (size == 0 || errno != EAGAIN)
+    worker.heartbeat_socket.reset();
+}
+
+void Round::stop(Attempt::End end, int signal) {
+  if (stopping_) return;
+  stopping_ = true;
+  attempt_.end = end;
+  require_all_at_.reset();
+  asked_at_ = nanoseconds(Clock::now());
+  kill_at_ = Clock::now() + in_clock(context_.options.grace_seconds);
+  guardian_->signal_workers(signal, true);
+}
+
+void Round::kill_now() {
+  if (killed_) return;
+  killed_ = true;
+  guardian_->kill_all();
+  give_up_at_ = Clock::now() + kKillLimit;
+}
+
+void Round::check_deadlines() {
+  auto now = Clock::now();
+  if (require_all_at_ && now >= *require_all_at_ && !stopping_) {
+    std::string running;
+    for (const auto& worker : attempt_.workers)
+      if (worker.state == WorkerEnd::running) running += (running.empty() ? "" : ", ") + std::to_string(worker.rank);
+    require_all_at_.reset();
+    attempt_.reason = "rank 0 ended well, but after --require-all " +
+                      std::to_string(static_cast<int>(context_.options.require_all_seconds)) +
+                      " s these ranks still ran: " + running;
+    attempt_.code = kRequireAll;
+    stop(Attempt::not_all_ended, SIGTERM);
+  }
+  if (!stopping_) check_hangs(now);
+  if (kill_at_ && now >= *kill_at_ && !drain_until_) kill_now();
+  if (kill_at_ && now >= *kill_at_) kill_at_ = now + std::chrono::hours(24);
+  if (give_up_at_ && now >= *give_up_at_) {
+    // The guardian does not answer: somebody may have stopped it.
+    give_up_at_.reset();
+    if (!drain_until_) kill(guardian_->pid(), SIGKILL);
+  }
+}
+
+void Round::check_hangs(Clock::time_point now) {
+  for (std::size_t i = 0; i < workers_.size(); ++i) {
+    auto& worker = attempt_.workers[i];
+    if (worker.state != WorkerEnd::running) continue;
+    auto hang = workers_[i].heartbeats.hang(now);
+    if (!hang) continue;
+    worker.hang = *hang;
+    worker.stacks = dump_stacks(worker.pid, kStackLimit);
+    if (attempt_.first < 0) attempt_.first = static_cast<int>(i);
+  }
+  if (attempt_.first < 0) return;
+  attempt_.code = kHang;
+  stop(Attempt::hung, SIGTERM);
+}
+
+void Round::lose_guardian(int status) {
+  int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+  kill_descendants(kKillLimit);
+  for (auto& worker : attempt_.workers)
+    if (worker.state == WorkerEnd::running) {
+      worker.state = WorkerEnd::stopped;
+      worker.code = 128 + SIGKILL;
+      worker.signal = SIGKILL;
+    }
+  // Its end was our doing when we had to give up on it.
+  if (killed_ || attempt_.end == Attempt::cannot_start) return;
+  attempt_.end = Attempt::guardian_lost;
+  attempt_.first = -1;
+  attempt_.code = signal ? 128 + signal : WEXITSTATUS(status) ? WEXITSTATUS(status) : 128 + SIGKILL;
+  attempt_.reason = "the guardian of the workers (pid " + std::to_string(guardian_->pid()) + ") " +
+                    (signal ? "was killed by " + signal_name(signal) : "ended") + ", so all of them were killed";
+}
+
+void Round::hold_back_or_go_on() {
+  for (std::size_t i = 0; i < workers_.size(); ++i)
+    for (int stream = 0; stream < 2; ++stream) {
+      auto& from = stream == 0 ? *workers_[i].output : *workers_[i].error;
+      bool& hears = workers_[i].hears[stream];
+      bool should = !from.must_wait();
+      if (!from.is_open() || hears == should) continue;
+      hears = should;
+      if (should)
+        watch(from.fd(), stream == 0 ? Source::output : Source::error, i);
+      else
+        epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, from.fd(), nullptr);
+    }
+}
+
+void Round::watch_console() {
+  Sink* sinks[] = {&context_.console.out(), &context_.console.error()};
+  for (int i = 0; i < 2; ++i) {
+    bool should = !sinks[i]->is_empty() && sinks[i]->can_poll() && (i == 0 || sinks[1] != sinks[0]);
+    if (should == waits_for_console_[i]) continue;
+    waits_for_console_[i] = should;
+    if (should)
+      watch(sinks[i]->fd(), Source::console);
+    else
+      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, sinks[i]->fd(), nullptr);
+    // A reader that takes what it was given shows that it lives.
+    if (drain_until_ && attempt_.signal == 0) drain_until_ = Clock::now() + kDrainLimit;
+  }
+}
+
+bool Round::is_over() const {
+  if (!drain_until_) return false;
+  bool open = std::any_of(workers_.begin(), workers_.end(),
+                          [](const Worker& worker) { return worker.output->is_open() || worker.error->is_open(); });
+  if (!open) return true;
+  bool reader_is_slow = std::any_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
+    return worker.output->must_wait() || worker.error->must_wait();
+  });
+  return Clock::now() >= *drain_until_ && !(reader_is_slow && attempt_.signal == 0);
+}
+
+void Round::conclude() {
+  attempt_.seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  for (std::size_t i = 0; i < workers_.size(); ++i) {
+    auto& end = attempt_.workers[i];
+    workers_[i].output->finish();
+    workers_[i].error->finish();
+    const auto& lines = workers_[i].error->last_lines();
+    end.last_lines.assign(lines.begin(), lines.end());
+    end.step = workers_[i].heartbeats.step();
+    end.error = read_error_file(end.error_path);
+    attempt_.forbids_retry |= workers_[i].heartbeats.forbids_retry();
+  }
+  attempt_.forbids_retry |= attempt_.code == kDoNotRetry;
+}
+
+}  // namespace fabric::run

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "launcher/run/console.h"
+#include "launcher/run/containment.h"
+#include "launcher/run/failure_report.h"
+#include "launcher/run/guardian.h"
+#include "launcher/run/heartbeats.h"
+#include "launcher/run/program.h"
+#include "launcher/run/worker_logs.h"
+
+namespace fabric::run {
+
+/// What all attempts share. The signal descriptor delivers what is in --stop-on and --forward.
+struct RoundContext {
+  const Options& options;
+  const Job& job;
+  const Program& program;
+  const Variables& variables;
+  const LogFolders& folders;
+  Console& console;
+  GuardianOptions guardian;
+  std::string prefix_template;
+  int signals = -1;
+};
+
+/// One attempt: starts all workers of this node, passes on what they write, watches them, and ends them together. One
+/// epoll loop; nothing else waits.
+class Round {
+ public:
+  Round(const RoundContext& context, int number);
+  ~Round();
+  /// Returns when no process of the attempt is left, and all that they wrote has been read.
+  Attempt run();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Worker {
+    std::unique_ptr<WorkerStream> output, error;
+    Descriptor heartbeat_socket;
+    Heartbeats heartbeats;
+    bool hears[2] = {true, true};  // stdout and stderr; false while held back
+  };
+  enum class Source : std::uint32_t { output, error, heartbeat, guardian, guardian_end, signals, console };
+
+  std::vector<WorkerStart> prepare(std::vector<Descriptor>& kept);
+  void watch(int fd, Source source, std::size_t index = 0);
+  void wait();
+  int milliseconds_to_wait() const;
+  void take(Source source, std::size_t index);
+  void take_event(const Event& event);
+  void note_start(const Event& event);
+  void note_exit(const Event& event);
+  void take_signals();
+  void read_heartbeat(std::size_t index);
+  void check_deadlines();
+  void check_hangs(Clock::time_point now);
+  void lose_guardian(int status);
+  void hold_back_or_go_on();
+  void watch_console();
+
+  /// Asks all workers to end, and kills them after the grace time. The first call counts.
+  void stop(Attempt::End end, int signal);
+  void kill_now();
+  bool is_over() const;
+  void conclude();
+
+  RoundContext context_;
+  Attempt attempt_;
+  std::vector<Worker> workers_;
+  std::optional<Guardian> guardian_;
+  Descriptor epoll_;
+  OomCount oom_;
+  Clock::time_point start_;
+  bool stopping_ = false, killed_ = false, all_gone_ = false;
+  long long asked_at_ = 0;  // nanoseconds of the monotonic clock
+  bool waits_for_console_[2] = {false, false};
+  std::optional<Clock::time_point> kill_at_, give_up_at_, drain_until_, require_all_at_;
+};
+
+/// A socket and pipes for each worker, and what the launcher itself needs.
+int descriptors_needed(int local_size);
+
+}  // namespace fabric::run

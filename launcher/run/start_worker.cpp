@@ -1,0 +1,84 @@
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "launcher/run/guardian_process.h"
+
+namespace fabric::run {
+namespace {
+
+struct Prepared {
+  const WorkerStart& worker;
+  const GuardianOptions& options;
+  std::vector<char*> arguments, variables;
+  int input = -1;
+  pid_t parent = -1;
+};
+
+struct Failure {
+  int error = 0;
+  Event::Stage stage = Event::none;
+};
+
+std::vector<char*> pointers(const std::vector<std::string>& words) {
+  std::vector<char*> all;
+  for (const auto& word : words) all.push_back(const_cast<char*>(word.c_str()));
+  all.push_back(nullptr);
+  return all;
+}
+
+// Between vfork and exec: system calls only. False leaves the reason in errno.
+bool settle_in(const Prepared& prepared) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != prepared.parent) return false;
+  setsid();
+  if (prepared.worker.processors) sched_setaffinity(0, sizeof(cpu_set_t), &*prepared.worker.processors);
+  if (dup2(prepared.input, 0) < 0 || dup2(prepared.worker.output, 1) < 0 || dup2(prepared.worker.error, 2) < 0)
+    return false;
+  if (prepared.worker.heartbeat >= 0 && fcntl(prepared.worker.heartbeat, F_SETFD, 0) != 0) return false;
+  setrlimit(RLIMIT_NOFILE, &prepared.options.files);
+  signal(SIGPIPE, SIG_DFL);
+  sigprocmask(SIG_SETMASK, &prepared.options.mask, nullptr);
+  return true;
+}
+
+[[gnu::noinline]] pid_t vfork_and_exec(const Prepared& prepared, volatile Failure& failure) {
+  pid_t pid = vfork();
+  if (pid != 0) return pid;
+  const char* folder = prepared.worker.workdir.c_str();
+  if (!settle_in(prepared)) {
+    failure.stage = Event::settle;
+  } else if (*folder && chdir(folder) != 0) {
+    failure.stage = Event::folder;
+  } else {
+    execve(prepared.worker.path.c_str(), prepared.arguments.data(), prepared.variables.data());
+    failure.stage = Event::exec;
+  }
+  failure.error = errno;
+  _exit(127);
+}
+
+}  // namespace
+
+pid_t start_worker(const WorkerStart& worker, const GuardianOptions& options, int& error, Event::Stage& stage) {
+  Prepared prepared{worker, options, pointers(worker.arguments), pointers(worker.variables)};
+  prepared.input = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  prepared.parent = getpid();
+  volatile Failure failure;
+  sigset_t all, before;
+  sigfillset(&all);
+  sigprocmask(SIG_SETMASK, &all, &before);
+  pid_t pid = vfork_and_exec(prepared, failure);
+  int fork_error = errno;
+  sigprocmask(SIG_SETMASK, &before, nullptr);
+  close(prepared.input);
+  if (pid > 0 && failure.stage == Event::none) return pid;
+  error = pid < 0 ? fork_error : failure.error;
+  stage = pid < 0 ? Event::fork : failure.stage;
+  return -1;
+}
+
+}  // namespace fabric::run
