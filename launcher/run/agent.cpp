@@ -1,5 +1,6 @@
 #include "launcher/run/agent.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -32,6 +33,15 @@ rlimit make_room_for_descriptors(int needed) {
     throw LaunchError("the limit of open files is " + std::to_string(before.rlim_max) + ", and these workers need " +
                       std::to_string(needed) + "; raise it with ulimit -n " + std::to_string(needed));
   return before;
+}
+
+/// One digit, which is all that some shells take, and none that the workers inherit from whoever started us.
+int free_number() {
+  for (int number = 3; number < 10; ++number) {
+    int flags = fcntl(number, F_GETFD);
+    if (flags < 0 || (flags & FD_CLOEXEC)) return number;
+  }
+  return 10;
 }
 
 class Agent {
@@ -81,7 +91,8 @@ class Agent {
                              .mask = mask_,
                              .files = files_,
                              .stop_on = options_.stop_on};
-    return {options_, job(), program_, variables_, folders_, console_, guardian, prefix_template_, signals_.get()};
+    return {options_, job(),    program_,         variables_,     folders_,
+            console_, guardian, prefix_template_, signals_.get(), heartbeat_number_};
   }
 
   void take_signals() {
@@ -170,6 +181,7 @@ class Agent {
   std::vector<Attempt> attempts_;
   long long best_step_ = -1;
   int stale_ = 0;
+  int heartbeat_number_ = free_number();
 };
 
 int complain(const std::string& text, int code) {

@@ -260,7 +260,13 @@ void check_torchrun(const Typed& typed) {
 
 [[noreturn]] void fail_unknown(const std::string& word) {
   auto name = word.substr(0, word.find('='));
-  auto near = nearest_name(name, flag_names());
+  auto names = flag_names();
+  auto near = nearest_name(name, names);
+  // `--nproc` and `--nprocs` are meant for --nproc-per-node, which is far from both by letters.
+  for (const auto& other : names)
+    if (near.empty() && name.size() > 5 &&
+        (other.starts_with(name) || other.starts_with(name.substr(0, name.size() - 1))))
+      near = other;
   throw ConfigError("unknown flag " + name + (near.empty() ? "" : "; did you mean " + near + "?") +
                     " `fabric run --help` lists all. Flags of the program stand behind its name");
 }

@@ -18,7 +18,8 @@ struct WorkerStart {
   std::vector<std::string> variables;  // NAME=VALUE
   std::string workdir;                 // empty: the current one
   int output = -1, error = -1;
-  int heartbeat = -1;  // kept open under its number; -1: none
+  int heartbeat = -1;        // -1: none
+  int heartbeat_number = 3;  // under which the worker has it
   std::optional<cpu_set_t> processors;
 };
 

@@ -42,10 +42,10 @@ std::string search(const std::string& name, const std::string& search_path) {
   throw ProgramError(127, "there is no program '" + name + "'" + hint);
 }
 
-void check(const std::string& path) {
+void check(const std::string& path, const std::string& name) {
   struct stat info;
   if (stat(path.c_str(), &info) != 0) {
-    if (errno == ENOENT || errno == ENOTDIR) fail_missing(path);
+    if (errno == ENOENT || errno == ENOTDIR) fail_missing(name);
     throw ProgramError(126, "cannot run " + path + ": " + std::strerror(errno));
   }
   if (S_ISDIR(info.st_mode)) throw ProgramError(126, "cannot run " + path + ": it is a folder");
@@ -58,7 +58,7 @@ std::string find_file(const std::string& name, const std::string& search_path) {
   if (name.find('/') == std::string::npos) path = search(name, search_path);
   if (path.empty()) fail_missing(name);
   path = absolute(path);
-  check(path);
+  check(path, name);
   return path;
 }
 

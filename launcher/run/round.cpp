@@ -116,6 +116,7 @@ std::vector<WorkerStart> Round::prepare(std::vector<Descriptor>& kept) {
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) above_stdio(-1, "heartbeats");
     start.heartbeat = keep(above_stdio(ends[1], "heartbeats"));
     worker.heartbeat_socket = above_stdio(ends[0], "heartbeats");
+    start.heartbeat_number = context_.heartbeat_number;
     watch(worker.heartbeat_socket.get(), Source::heartbeat, static_cast<std::size_t>(i));
 
     auto variables = context_.variables;
@@ -123,7 +124,7 @@ std::vector<WorkerStart> Round::prepare(std::vector<Descriptor>& kept) {
       variables["TORCHELASTIC_RESTART_COUNT"] = std::to_string(attempt_.number);
     } else {
       add_place(variables, context_.job, options, i, attempt_.number, end.error_path);
-      variables["FABRIC_HEARTBEAT_FD"] = std::to_string(start.heartbeat);
+      variables["FABRIC_HEARTBEAT_FD"] = std::to_string(start.heartbeat_number);
     }
     for (const auto& [name, value] : variables) start.variables.push_back(name + "=" + value);
     start.path = context_.program.path;

@@ -25,6 +25,7 @@ struct RoundContext {
   GuardianOptions guardian;
   std::string prefix_template;
   int signals = -1;
+  int heartbeat_number = 3;
 };
 
 /// One attempt: starts all workers of this node, passes on what they write, watches them, and ends them together. One

@@ -38,7 +38,9 @@ bool settle_in(const Prepared& prepared) {
   if (prepared.worker.processors) sched_setaffinity(0, sizeof(cpu_set_t), &*prepared.worker.processors);
   if (dup2(prepared.input, 0) < 0 || dup2(prepared.worker.output, 1) < 0 || dup2(prepared.worker.error, 2) < 0)
     return false;
-  if (prepared.worker.heartbeat >= 0 && fcntl(prepared.worker.heartbeat, F_SETFD, 0) != 0) return false;
+  // Last: the number may be one of those that were needed until here.
+  int from = prepared.worker.heartbeat, to = prepared.worker.heartbeat_number;
+  if (from >= 0 && (from == to ? fcntl(to, F_SETFD, 0) != 0 : dup2(from, to) < 0)) return false;
   setrlimit(RLIMIT_NOFILE, &prepared.options.files);
   signal(SIGPIPE, SIG_DFL);
   sigprocmask(SIG_SETMASK, &prepared.options.mask, nullptr);
