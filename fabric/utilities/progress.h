@@ -87,7 +87,7 @@ class ProgressRange {
  public:
   ProgressRange(Range&& range, std::string label, bool enabled, ProgressOptions options)
       : range_(std::forward<Range>(range)),
-        progress_(std::move(label), detail::size_of(range_), enabled, std::move(options)) {}
+        progress_(std::move(label), detail::size_of(range_), enabled, options) {}
 
   template <class Iterator>
   class Step {
@@ -128,7 +128,7 @@ class ProgressRange {
 template <class Range>
 ProgressRange<Range> progress(Range&& range, std::string label = "", bool enabled = true,
                               ProgressOptions options = {}) {
-  return ProgressRange<Range>(std::forward<Range>(range), std::move(label), enabled, std::move(options));
+  return ProgressRange<Range>(std::forward<Range>(range), std::move(label), enabled, options);
 }
 
 }  // namespace fabric
