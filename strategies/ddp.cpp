@@ -74,10 +74,21 @@ void DDPStrategy::backward(const at::Tensor& loss, StrategyModule* module) {
   try {
     ParallelStrategy::backward(loss, module);
   } catch (...) {
-    for (ddp::Engine* engine : modules_->engines) engine->mark_failed();
-    ddp::throw_collective_failure(process_group(), "all-reduce of gradients", begin);
+    fail_backward(begin);
   }
   for (ddp::Engine* engine : modules_->engines) engine->after_backward();
+}
+
+void DDPStrategy::fail_backward(std::chrono::steady_clock::time_point begin) {
+  for (ddp::Engine* engine : modules_->engines) engine->backward_failed();
+  try {
+    ddp::throw_collective_failure(process_group(), "all-reduce of gradients", begin);
+  } catch (const MismatchError&) {
+    throw;
+  } catch (const CollectiveError&) {
+    for (ddp::Engine* engine : modules_->engines) engine->mark_failed();
+    throw;
+  }
 }
 
 at::Tensor DDPStrategy::optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure) {

@@ -22,10 +22,11 @@ const std::vector<at::Tensor> kNoOutputs;
 // a gradient included, so that the reducer hears of each.
 struct Funnel : torch::autograd::Function<Funnel> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
-                                                torch::autograd::variable_list outputs) {
+                                                at::TensorList outputs) {
     context->set_materialize_grads(false);
-    for (auto& output : outputs) output = output.detach();
-    return outputs;
+    torch::autograd::variable_list same;
+    for (const auto& output : outputs) same.push_back(output.detach());
+    return same;
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
                                                  torch::autograd::variable_list gradients) {
@@ -105,6 +106,7 @@ void Engine::build(const BucketLayout& layout, const std::shared_ptr<CommHook>& 
   reducer_ = make_reducer(params_, names_, sparse_, group_.c10d(), options_, layout);
   if (static_graph_) reducer_->set_static_graph();
   if (hook) reducer_->register_comm_hook(std::make_unique<HookAdapter>(hook));
+  current_hook_ = hook;
   static_seen_ = static_queued_ = false;
   buffers_.reset();
   if (!broadcast_buffers_) return;
@@ -114,6 +116,12 @@ void Engine::build(const BucketLayout& layout, const std::shared_ptr<CommHook>& 
 
 bool Engine::moved() const {
   return torch::autograd::impl::try_get_grad_accumulator(params_.front()).get() != reducer_->first_accumulator();
+}
+
+void Engine::follow_move() {
+  if (join_index_ < 0) return build({}, hook_);
+  build(reducer_->bucket_layout(), current_hook_);
+  reducer_->keep_layout();
 }
 
 void Engine::forward(ForwardCall& call) {
@@ -135,9 +143,8 @@ void Engine::begin_forward() {
     throw MisuseError("this model is trained inside join but was not listed there; pass all models to join");
   if (reducer_->unfinished()) report_unfinished();
   // module->to(device) and the like give parameters new gradient accumulators, which the reducer does not hear.
-  if (moved()) build(reducer_->bucket_layout(), hook_);
-  // A static graph's first step may have several forward passes.
-  if (!(static_graph_ && !static_seen_ && reducer_->armed())) reducer_->prepare_for_forward();
+  if (moved()) follow_move();
+  reducer_->prepare_for_forward();
   if (!reducer_->should_rebuild_buckets()) return;
   auto begin = std::chrono::steady_clock::now();
   try {
@@ -172,7 +179,7 @@ void Engine::expect_backward(ForwardCall& call) {
         "FABRIC_TENSORS(Type, member, …) to the type, naming the members that hold tensors");
   reducer_->prepare_for_backward(outputs);
   if (outputs.empty()) return;
-  auto funnelled = Funnel::apply(std::move(outputs));
+  auto funnelled = Funnel::apply(at::TensorList(outputs));
   std::size_t next = 0;
   call.for_each_output([&](at::Tensor& tensor) {
     if (tensor.requires_grad()) tensor = funnelled[next++];
@@ -269,6 +276,7 @@ void Engine::enter_join(int index, std::shared_ptr<CommHook> hook) {
 
 void Engine::leave_join() {
   join_index_ = -1;
+  failed_ = false;  // the new reducer has a clean state
   build(reducer_->bucket_layout(), hook_);
 }
 

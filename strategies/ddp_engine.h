@@ -60,22 +60,22 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool gradients_missing() const { return !quiet() && (reducer_->took_unexpected_gradients() || reducer_->unfinished()); }
 
   Scope no_sync();
-  bool synced_forward_pending() const { return forwarded_; }
   /// Its parameters belong to another wrapper as well, so that gradients of unknown origin are no sign of misuse.
   void tolerate_foreign_gradients() { tolerant_ = true; }
   void mark_failed() { failed_ = true; }
+  /// A backward pass threw; its reduction may have stopped half-way.
+  void backward_failed() { failed_ |= reducer_ && reducer_->unfinished(); }
 
-  /// Replaces the way buckets are reduced, and forbids changes of their layout; `hook` null: back to normal.
+  /// Replaces the way buckets are reduced, and forbids changes of their layout, until `leave_join`.
   void enter_join(int index, std::shared_ptr<CommHook> hook);
   void leave_join();
-  /// The first step of a static graph is done.
-  bool is_static_graph() const { return static_graph_; }
 
  private:
   bool quiet() const { return !reducer_ || no_sync_depth_ > 0 || modules_->gradients_local || tolerant_; }
   void collect_parameters();
   void build(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook);
   bool moved() const;
+  void follow_move();
   void begin_forward();
   void share_buffers();
   void expect_backward(ForwardCall& call);
@@ -92,7 +92,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<at::Tensor> params_;
   std::vector<std::string> names_;
   std::vector<bool> sparse_;
-  std::shared_ptr<CommHook> hook_;
+  std::shared_ptr<CommHook> hook_;          // of the settings
+  std::shared_ptr<CommHook> current_hook_;  // what the reducer calls
   ReducerPtr reducer_;
   std::unique_ptr<BufferSync> buffers_;
   int no_sync_depth_ = 0;

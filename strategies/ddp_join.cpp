@@ -43,7 +43,13 @@ JoinSession::JoinSession(const ProcessGroup& group, std::vector<std::shared_ptr<
 }
 
 JoinSession::~JoinSession() {
-  for (auto& engine : engines_) engine->leave_join();
+  for (auto& engine : engines_) {
+    try {
+      engine->leave_join();
+    } catch (const std::exception&) {
+      engine->mark_failed();
+    }
+  }
 }
 
 double JoinSession::scale() const {

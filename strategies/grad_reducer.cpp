@@ -35,6 +35,15 @@ R* construct(const std::vector<at::Tensor>& params, const BucketLayout& layout,
 
 }  // namespace
 
+void GradReducer::forget_unexpected_gradients() {
+  if (!took_unexpected_gradients()) return;
+  first_autograd_hook_called_ = false;
+  if (!static_graph_ || num_bwd_calls_ != 1) return;
+  // A static graph learns from its first backward pass that is reduced, which this one was not.
+  num_bwd_calls_ = 0;
+  for (auto& [index, count] : numGradHooksTriggeredMap_) count = 0;
+}
+
 BucketLayout GradReducer::bucket_layout() const {
   BucketLayout layout;
   for (const auto& bucket : buckets_) layout.push_back(bucket.variable_indices);
@@ -62,7 +71,9 @@ ReducerPtr make_reducer(const std::vector<at::Tensor>& params, const std::vector
   }
   Names by_index;
   for (std::size_t i = 0; i < names.size(); ++i) by_index[i] = names[i];
-  return ReducerPtr(construct<GradReducer>(params, buckets, group, sparse, std::move(by_index), options));
+  ReducerPtr reducer(construct<GradReducer>(params, buckets, group, sparse, std::move(by_index), options));
+  if (options.find_unused_parameters) reducer->give_logger();
+  return reducer;
 }
 
 }  // namespace fabric::ddp

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include <torch/csrc/distributed/c10d/logger.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 namespace fabric::ddp {
@@ -21,9 +22,7 @@ class GradReducer : public c10d::Reducer {
   bool unfinished() const { return require_finalize_; }
   /// Gradients arrived that are not reduced.
   bool took_unexpected_gradients() const { return !expect_autograd_hooks_ && first_autograd_hook_called_; }
-  void forget_unexpected_gradients() {
-    if (!expect_autograd_hooks_) first_autograd_hook_called_ = false;
-  }
+  void forget_unexpected_gradients();
   /// Throws LibTorch's error about an unfinished reduction.
   void throw_if_unfinished() { ensure_prior_reduction_finished(); }
   /// The node that adds gradients to the first parameter; a parameter that is moved gets another.
@@ -31,6 +30,14 @@ class GradReducer : public c10d::Reducer {
   BucketLayout bucket_layout() const;
   bool has_final_layout() const { return has_rebuilt_bucket_; }
   void keep_layout() { has_rebuilt_bucket_ = true; }
+  /// The search for unused parameters reports to a logger without asking whether there is one.
+  void give_logger() {
+    keeps_logger_ = std::make_shared<c10d::Logger>(std::shared_ptr<c10d::Reducer>(std::shared_ptr<void>(), this));
+    set_logger(keeps_logger_);
+  }
+
+ private:
+  std::shared_ptr<c10d::Logger> keeps_logger_;
 };
 
 struct ReducerOptions {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -85,6 +86,7 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncContr
 
  private:
   ddp::Engine& engine_of(StrategyModule& module, const char* what) const;
+  [[noreturn]] void fail_backward(std::chrono::steady_clock::time_point begin);
 
   Config config_;
   std::shared_ptr<ddp::Modules> modules_;
