@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <thread>
 
 namespace fabric::collectives {
 namespace {
@@ -21,14 +22,13 @@ namespace {
 class ClosableGloo : public c10d::ProcessGroupGloo {
  public:
   using c10d::ProcessGroupGloo::ProcessGroupGloo;
-  // Its destructor waits until the queue is empty, which takes the whole timeout when a peer is gone.
-  void fail_pending() {
-    {
-      std::lock_guard lock(workMutex_);
-      bool busy = !workQueue_.empty();
-      for (const auto& work : workInProgress_) busy = busy || work;
-      if (!busy) return;
-    }
+  bool busy() {
+    std::lock_guard lock(workMutex_);
+    bool any = !workQueue_.empty();
+    for (const auto& work : workInProgress_) any = any || work;
+    return any;
+  }
+  void break_connections() {
     for (auto& context : contexts_) context->closeConnections();
   }
 };
@@ -100,11 +100,18 @@ c10::intrusive_ptr<c10d::Backend> make_gloo(const BackendRequest& request) {
   return c10::make_intrusive<ClosableGloo>(request.store, request.rank, request.size, options_for(request));
 }
 
-void release_without_waiting(c10d::Backend& backend) {
-  if (auto* gloo = dynamic_cast<ClosableGloo*>(&backend))
-    gloo->fail_pending();
-  else
-    backend.abort();
+void break_connections(c10d::Backend& backend) {
+  if (auto* gloo = dynamic_cast<ClosableGloo*>(&backend)) gloo->break_connections();
+}
+
+void release_without_waiting(c10::intrusive_ptr<c10d::Backend> backend) {
+  auto* gloo = dynamic_cast<ClosableGloo*>(backend.get());
+  if (!gloo) return backend->abort();
+  if (!gloo->busy()) return;
+  gloo->break_connections();
+  std::thread([backend = std::move(backend), gloo] {
+    while (gloo->busy()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }).detach();
 }
 
 }  // namespace fabric::collectives

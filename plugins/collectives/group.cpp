@@ -1,5 +1,6 @@
 #include "plugins/collectives/group.h"
 
+#include <future>
 #include <thread>
 
 #include <fabric/log.h>
@@ -18,31 +19,65 @@ bool says_timeout(std::string_view text) {
   return text.find("imed out") != std::string_view::npos || text.find("imeout") != std::string_view::npos;
 }
 
-// LibTorch appends a C++ backtrace to its messages; the user's eye wants the first line.
-std::string first_line(std::string_view text) {
-  auto end = text.find_first_of("\r\n");
-  return std::string(text.substr(0, end));
+// The heart of LibTorch's and Gloo's messages: without the backtrace after it, the source file before it and the good
+// advice behind it.
+std::string heart_of(std::string_view text) {
+  text = text.substr(0, text.find_first_of("\r\n"));
+  text = text.substr(0, text.find(". This is typically caused"));
+  if (auto end = text.find(".cc:"); text.starts_with('[') && end != std::string_view::npos)
+    if (auto bracket = text.find("] ", end); bracket != std::string_view::npos) text.remove_prefix(bracket + 2);
+  return std::string(text);
 }
 
-// A rank whose wait fails leaves a note in the store. The failure of one breaks its connections, so the others that wait
-// fail right after it: who leaves no note within a moment is not waiting.
-std::string who_is_missing(const Group& group) {
-  constexpr milliseconds kMoment{1000};
-  if (!group.store || group.size == 1) return "";
-  try {
-    group.store->set("failed/" + std::to_string(group.rank), std::vector<std::uint8_t>{1});
-    auto end = steady_clock::now() + std::min(kMoment, group.timeout);
+// A rank whose wait fails breaks its connections, so that the others that wait fail as well, and leaves a note in the
+// store. Who leaves none within a moment is not waiting.
+struct Notes {
+  c10::intrusive_ptr<c10d::Store> store;
+  int rank = 0;
+  int size = 1;
+  std::chrono::milliseconds moment{};
+
+  std::vector<int> missing() const {
+    store->set("failed/" + std::to_string(rank), std::vector<std::uint8_t>{1});
+    auto end = steady_clock::now() + moment;
     std::vector<int> missing;
     do {
       std::this_thread::sleep_for(milliseconds(20));
       missing.clear();
-      for (int rank = 0; rank < group.size; ++rank)
-        if (!group.store->check({"failed/" + std::to_string(rank)})) missing.push_back(rank);
+      for (int other = 0; other < size; ++other)
+        if (!store->check({"failed/" + std::to_string(other)})) missing.push_back(other);
     } while (!missing.empty() && steady_clock::now() < end);
-    if (missing.empty()) return "Every rank waited: the connections between them broke";
-    return list_of_ranks(missing) + " did not come: ended, stuck, or calling something else";
+    return missing;
+  }
+};
+
+std::string who_is_missing(const Group& group) {
+  constexpr milliseconds kMoment{1500}, kAnswer{1000};
+  if (!group.store || group.size == 1) return "";
+  if (group.owned) break_connections(*group.cpu);
+  Notes notes{group.store, group.rank, group.size, std::min(kMoment, group.timeout)};
+  // In a thread, since a store whose server is stopped answers never.
+  auto answer = std::make_shared<std::promise<std::vector<int>>>();
+  auto missing = answer->get_future();
+  std::thread([notes, answer] {
+    try {
+      answer->set_value(notes.missing());
+    } catch (...) {
+      answer->set_exception(std::current_exception());
+    }
+  }).detach();
+  std::string server = group.ranks.store_is_external ? "the launcher" : "rank 0";
+  if (missing.wait_for(notes.moment + kAnswer) != std::future_status::ready) {
+    forget_job_store(group.ranks);
+    return "The job's store does not answer: " + server + ", which serves it, is stuck.";
+  }
+  try {
+    auto ranks = missing.get();
+    if (ranks.empty()) return "Every rank waited: the connections between them broke.";
+    return list_of_ranks(ranks) + " did not come: ended, stuck, or calling something else.";
   } catch (const std::exception&) {
-    return group.ranks.store_is_external ? "The launcher's store is gone" : "Rank 0 is gone, which serves the job's store";
+    forget_job_store(group.ranks);
+    return "The job's store is gone: " + server + ", which served it, ended.";
   }
 }
 
@@ -65,7 +100,7 @@ void Group::fail(const char* operation, const std::exception& error, steady_cloc
   }
   if (dynamic_cast<const Error*>(&error)) throw;
   auto waited = std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin);
-  auto reason = first_line(error.what());
+  auto reason = heart_of(error.what());
   auto missing = who_is_missing(*this);
   if (says_timeout(reason) || waited >= timeout) {
     TimeoutError timed_out(rank, operation, waited, missing + (missing.empty() ? "" : " ") + "(" + reason + ")");
@@ -86,7 +121,7 @@ void Group::close() noexcept {
   closed = true;
   try {
     one.clear();
-    if (owned && cpu) release_without_waiting(*cpu);
+    if (owned && cpu) release_without_waiting(cpu);
     if (owned && on_device) on_device->abort();
     torch_group.reset();
     on_device.reset();

@@ -59,12 +59,25 @@ c10::intrusive_ptr<c10d::Store> connect(const RankInfo& ranks, milliseconds time
   }
 }
 
+Key key_of(const RankInfo& ranks) { return {getpid(), ranks.main_address, ranks.main_port}; }
+
+std::mutex& entries_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 }  // namespace
 
+void forget_job_store(const RankInfo& ranks) {
+  std::lock_guard lock(entries_mutex());
+  auto found = entries().find(key_of(ranks));
+  // Rank 0 keeps what it serves.
+  if (found != entries().end() && (ranks.rank != 0 || ranks.store_is_external)) found->second.store.reset();
+}
+
 c10::intrusive_ptr<c10d::Store> open_job_store(const RankInfo& ranks, milliseconds timeout) {
-  static std::mutex mutex;
-  std::lock_guard lock(mutex);
-  auto& entry = entries()[{getpid(), ranks.main_address, ranks.main_port}];
+  std::lock_guard lock(entries_mutex());
+  auto& entry = entries()[key_of(ranks)];
   if (!entry.store) entry.store = connect(ranks, timeout);
   // A launcher's store outlives restarts, and so would the keys of the ranks before.
   auto prefix = "fabric/" + std::to_string(ranks.restart_count) + "/" + std::to_string(entry.groups++);

@@ -18,6 +18,9 @@ namespace fabric::collectives {
 /// one another: the n-th call in one rank meets the n-th in the others. Throws TimeoutError, CollectiveError.
 c10::intrusive_ptr<c10d::Store> open_job_store(const RankInfo& ranks, std::chrono::milliseconds timeout);
 
+/// Lets the next group connect to the store anew, since this connection hangs or broke.
+void forget_job_store(const RankInfo& ranks);
+
 /// Waits until every rank has come to `place`, at most the timeout; the TimeoutError names those that did not.
 void meet(c10d::Store& store, const std::string& place, int rank, int size, std::chrono::milliseconds timeout);
 

@@ -95,10 +95,24 @@ void bring_back(const at::Tensor& piece, const at::Tensor& tensor) {
   if (!piece.is_same(tensor)) tensor.copy_(piece);
 }
 
+template <class Integer>
+void divide_each(at::Tensor& tensor, int size) {
+  auto* data = tensor.mutable_data_ptr<Integer>();
+  for (std::int64_t i = 0; i < tensor.numel(); ++i) data[i] /= static_cast<Integer>(size);
+}
+
 void divide(at::Tensor& tensor, int size) {
+  switch (tensor.scalar_type()) {
+    case at::kBool: return;
+    // LibTorch has no division of these.
+    case at::kUInt16: return divide_each<std::uint16_t>(tensor, size);
+    case at::kUInt32: return divide_each<std::uint32_t>(tensor, size);
+    case at::kUInt64: return divide_each<std::uint64_t>(tensor, size);
+    default: break;
+  }
   if (tensor.is_floating_point() || tensor.is_complex())
     tensor.div_(size);
-  else if (tensor.scalar_type() != at::kBool)
+  else
     tensor.div_(size, "trunc");
 }
 

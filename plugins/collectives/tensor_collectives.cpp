@@ -276,7 +276,8 @@ std::vector<at::Tensor> ProcessGroup::all_to_all(const std::vector<at::Tensor>& 
   }
   auto input = at::cat(bytes);
   auto output = buffer_like(input, total);
-  group.run("all_to_all", [&] { return group.carrier(input).alltoall_base(output, input, received, sent); });
+  auto splits = received;  // LibTorch may take the lists' contents
+  group.run("all_to_all", [&] { return group.carrier(input).alltoall_base(output, input, splits, sent); });
   std::vector<at::Tensor> parts;
   std::int64_t begin = 0;
   for (int rank = 0; rank < group.size; ++rank) {
