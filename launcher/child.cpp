@@ -153,4 +153,22 @@ Child start_function(const std::function<int(int result)>& body) {
   return child;
 }
 
+std::optional<Child> copy_process() {
+  Child child;
+  auto error_pipe = make_pipe();
+  auto input = open_dev_null();
+  pid_t parent = getpid();
+  std::fflush(nullptr);  // or both would write what is buffered
+  BlockSignals blocked;
+  child.pid = fork();
+  if (child.pid < 0) fail_to_start("fork", "this process", errno);
+  if (child.pid == 0) {
+    if (!settle_in(parent, input.get(), error_pipe.write.get())) _exit(127);
+    return std::nullopt;
+  }
+  child.process = open_process(child.pid);
+  child.error = std::move(error_pipe.read);
+  return child;
+}
+
 }  // namespace fabric

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "launcher/command.h"
@@ -31,6 +32,8 @@ struct ChildOptions {
 Child start_program(const Command& command, const ChildOptions& options);
 /// Forks, and runs `body` in the child, which is given the write end for its result and ends with the code returned.
 Child start_function(const std::function<int(int result)>& body);
+/// Forks this process, which must have one thread only; both go on from here. Empty in the child.
+std::optional<Child> copy_process();
 /// Signals of the calling thread.
 sigset_t current_mask();
 

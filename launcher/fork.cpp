@@ -1,25 +1,8 @@
-#include <filesystem>
-#include <fstream>
-
-#include <fabric/error.h>
-
 #include "launcher/function_launcher.h"
+#include "launcher/single_thread.h"
 
 namespace fabric {
 namespace {
-
-/// The names of all threads but one; a process that cannot be asked has none.
-std::vector<std::string> other_threads() {
-  std::vector<std::string> names;
-  std::error_code ignored;
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", ignored)) {
-    std::string name;
-    std::getline(std::ifstream(task.path() / "comm"), name);
-    names.push_back(name);
-  }
-  if (!names.empty()) names.erase(names.begin());
-  return names;
-}
 
 class ForkLauncher : public FunctionLauncher {
  public:
@@ -27,15 +10,7 @@ class ForkLauncher : public FunctionLauncher {
   std::string kind() const override { return "fork"; }
 
  protected:
-  void check() const override {
-    auto threads = other_threads();
-    if (threads.empty()) return;
-    std::string names;
-    for (const auto& name : threads) names += (names.empty() ? "" : ", ") + name;
-    throw MisuseError("cannot fork: " + std::to_string(threads.size()) + " more threads run in this process (" + names +
-                      "), and a forked child would lack them. Launch before anything starts threads, or use the start "
-                      "method 'spawn' or 'popen'");
-  }
+  void check() const override { require_single_thread("fork"); }
 
   Child start(const LaunchPlan& plan, int local_rank, const Function& function) override {
     return start_function([&](int result) {

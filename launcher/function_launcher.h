@@ -36,6 +36,7 @@ class FunctionLauncher : public Launcher {
 int run_as_rank(const Launcher::Function& function, const RankInfo& rank, int result);
 
 std::unique_ptr<Launcher> make_popen_launcher(const Launcher::Config& config, std::shared_ptr<EnvReader> env);
+std::unique_ptr<Launcher> make_copy_launcher(const Launcher::Config& config, std::shared_ptr<EnvReader> env);
 std::unique_ptr<Launcher> make_spawn_launcher(const Launcher::Config& config, std::shared_ptr<EnvReader> env);
 std::unique_ptr<Launcher> make_fork_launcher(const Launcher::Config& config, std::shared_ptr<EnvReader> env);
 

@@ -10,9 +10,10 @@ namespace fabric {
 std::unique_ptr<Launcher> make_launcher(const std::string& kind, const Launcher::Config& config,
                                         std::shared_ptr<EnvReader> env) {
   if (kind == "popen") return make_popen_launcher(config, std::move(env));
+  if (kind == "copy") return make_copy_launcher(config, std::move(env));
   if (kind == "spawn") return make_spawn_launcher(config, std::move(env));
   if (kind == "fork") return make_fork_launcher(config, std::move(env));
-  throw ConfigError("unknown start method '" + kind + "'; known are popen, spawn and fork");
+  throw ConfigError("unknown start method '" + kind + "'; known are popen, copy, spawn and fork");
 }
 
 int find_free_port() { return PortReservation().port(); }

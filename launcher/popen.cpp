@@ -9,6 +9,7 @@
 
 #include "launcher/function_launcher.h"
 #include "launcher/popen_job.h"
+#include "launcher/single_thread.h"
 
 namespace fabric {
 namespace {
@@ -53,16 +54,18 @@ void print_exception() {
   std::abort();
 }
 
-void start_job(const Launcher::Config& config, const EnvReader& env) {
-  job = new PopenJob(config, env);
+void start_job(const Launcher::Config& config, const EnvReader& env, PopenJob::Start start) {
+  job = new PopenJob(config, env, start);
+  if (job->local_rank() != 0) return;  // a copy owns no children
   on_exit(at_exit, nullptr);
   previous_terminate = std::set_terminate(at_terminate);
 }
 
 class PopenLauncher : public Launcher {
  public:
-  PopenLauncher(const Config& config, std::shared_ptr<EnvReader> env) : config_(config), env_(std::move(env)) {}
-  std::string kind() const override { return "popen"; }
+  PopenLauncher(const Config& config, std::shared_ptr<EnvReader> env, PopenJob::Start start)
+      : config_(config), env_(std::move(env)), start_(start) {}
+  std::string kind() const override { return start_ == PopenJob::Start::copy ? "copy" : "popen"; }
   bool needs_function() const override { return false; }
 
   void launch() override {
@@ -78,13 +81,14 @@ class PopenLauncher : public Launcher {
     }
     if (env_->has("LOCAL_RANK")) return check_running_rank();
     if (config_.num_processes == 1) return launch_alone();
-    start_job(config_, *env_);
-    tell(job->plan());
+    if (start_ == PopenJob::Start::copy) require_single_thread("copy this process");
+    start_job(config_, *env_, start_);
+    tell(job->plan(), job->local_rank());
   }
 
   std::string launch_function(const Function&) override {
     throw MisuseError(
-        "the start method 'popen' takes no function: call launch() and go on, or choose 'spawn' or 'fork'");
+        "the start method '" + kind() + "' takes no function: call launch() and go on, or choose 'spawn' or 'fork'");
   }
 
   int join() override {
@@ -100,8 +104,8 @@ class PopenLauncher : public Launcher {
     if (config_.num_nodes > 1) tell(plan);
   }
 
-  void tell(const LaunchPlan& plan) {
-    for (const auto& [name, value] : plan.variables(0)) env_->set(name, value);
+  void tell(const LaunchPlan& plan, int local_rank = 0) {
+    for (const auto& [name, value] : plan.variables(local_rank)) env_->set(name, value);
   }
 
   void check_same(int num_processes, int num_nodes) const {
@@ -122,12 +126,17 @@ class PopenLauncher : public Launcher {
 
   Config config_;
   std::shared_ptr<EnvReader> env_;
+  PopenJob::Start start_;
 };
 
 }  // namespace
 
 std::unique_ptr<Launcher> make_popen_launcher(const Launcher::Config& config, std::shared_ptr<EnvReader> env) {
-  return std::make_unique<PopenLauncher>(config, std::move(env));
+  return std::make_unique<PopenLauncher>(config, std::move(env), PopenJob::Start::re_execute);
+}
+
+std::unique_ptr<Launcher> make_copy_launcher(const Launcher::Config& config, std::shared_ptr<EnvReader> env) {
+  return std::make_unique<PopenLauncher>(config, std::move(env), PopenJob::Start::copy);
 }
 
 }  // namespace fabric

@@ -44,8 +44,9 @@ std::string list(const std::vector<int>& ranks) {
 
 }  // namespace
 
-PopenJob::PopenJob(const Launcher::Config& config, const EnvReader& env)
-    : config_(config), plan_(config, env), owner_(getpid()), wakeup_(make_wakeup()) {
+PopenJob::PopenJob(const Launcher::Config& config, const EnvReader& env, Start start)
+    : config_(config), plan_(config, env), owner_(getpid()), start_(start), wakeup_(make_wakeup()) {
+  if (start_ == Start::copy && !start_copies()) return;
   std::promise<void> started;
   auto result = started.get_future();
   // The watching thread must take no signal that is meant for the program.
@@ -60,6 +61,27 @@ PopenJob::PopenJob(const Launcher::Config& config, const EnvReader& env)
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   result.get();
+}
+
+bool PopenJob::start_copies() {
+  try {
+    for (int local_rank = 1; local_rank < config_.num_processes; ++local_rank) {
+      auto child = copy_process();
+      if (!child) {
+        local_rank_ = local_rank;
+        copies_.clear();
+        return false;
+      }
+      copies_.push_back(std::move(*child));
+    }
+  } catch (...) {
+    Supervisor supervisor;
+    for (std::size_t i = 0; i < copies_.size(); ++i)
+      supervisor.add(plan_.rank(static_cast<int>(i) + 1), std::move(copies_[i]));
+    supervisor.stop();
+    throw;
+  }
+  return true;
 }
 
 void PopenJob::run(sigset_t mask, std::promise<void> started) {
@@ -82,6 +104,12 @@ void PopenJob::run(sigset_t mask, std::promise<void> started) {
 }
 
 void PopenJob::start_children(Supervisor& supervisor, sigset_t mask) {
+  if (start_ == Start::copy) {
+    for (std::size_t i = 0; i < copies_.size(); ++i)
+      supervisor.add(plan_.rank(static_cast<int>(i) + 1), std::move(copies_[i]));
+    copies_.clear();
+    return;
+  }
   auto command = own_command();
   ChildOptions options{.mask = mask, .kept = {}};
   auto outcomes = CallHistory::of_this_process().hand_over(command, options, -1);

@@ -4,6 +4,7 @@
 #include <future>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "launcher/plan.h"
 #include "launcher/supervisor.h"
@@ -11,11 +12,16 @@
 namespace fabric {
 
 /// The children of this process as local ranks 1 … n-1, and the thread that starts and watches them. The thread lives
-/// as long as they do, since the system kills them when it ends. There is one job per process, never destroyed.
+/// as long as they do, since the system kills them when it ends. Copies of this process are started by the calling
+/// thread instead, and only watched by the other. There is one job per process, never destroyed.
 class PopenJob {
  public:
-  /// Starts the children. Throws LaunchError when one cannot be started; then none is left.
-  PopenJob(const Launcher::Config& config, const EnvReader& env);
+  enum class Start { re_execute, copy };
+  /// Starts the children. Throws LaunchError when one cannot be started; then none is left. Returns in copies, too.
+  PopenJob(const Launcher::Config& config, const EnvReader& env, Start start);
+
+  /// 0 in the process that owns the children, the copy's place in a copy.
+  int local_rank() const { return local_rank_; }
 
   const LaunchPlan& plan() const { return plan_; }
   const Launcher::Config& config() const { return config_; }
@@ -32,6 +38,8 @@ class PopenJob {
  private:
   using Clock = Supervisor::Clock;
 
+  /// False in a copy.
+  bool start_copies();
   void run(sigset_t mask, std::promise<void> started);
   void start_children(Supervisor& supervisor, sigset_t mask);
   void watch(Supervisor& supervisor);
@@ -43,6 +51,9 @@ class PopenJob {
   const Launcher::Config config_;
   const LaunchPlan plan_;
   const pid_t owner_;
+  const Start start_;
+  int local_rank_ = 0;
+  std::vector<Child> copies_;  // until the watching thread takes them
   Descriptor wakeup_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -186,6 +186,11 @@ void Round::take(Source source, std::size_t index) {
     case Source::error: {
       auto& stream = source == Source::output ? *workers_[index].output : *workers_[index].error;
       bool moved = stream.is_open() && !stream.must_wait() && stream.read_some(context_.console) > 0;
+      if (stream.is_open() && stream.has_ended()) {
+        // The guardian has a copy of the descriptor, so that closing ours alone would not take it off the list.
+        epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, stream.fd(), nullptr);
+        stream.finish();
+      }
       if (moved && drain_until_) drain_until_ = Clock::now() + kDrainLimit;
       return;
     }
@@ -288,10 +293,10 @@ void Round::read_heartbeat(std::size_t index) {
   char buffer[4096];
   auto& worker = workers_[index];
   ssize_t size = recv(worker.heartbeat_socket.get(), buffer, sizeof buffer, MSG_DONTWAIT);
-  if (size > 0)
-    worker.heartbeats.feed({buffer, static_cast<std::size_t>(size)}, Clock::now());
-  else if (size == 0 || errno != EAGAIN)
-    worker.heartbeat_socket.reset();
+  if (size > 0) return worker.heartbeats.feed({buffer, static_cast<std::size_t>(size)}, Clock::now());
+  if (size < 0 && errno == EAGAIN) return;
+  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, worker.heartbeat_socket.get(), nullptr);
+  worker.heartbeat_socket.reset();
 }
 
 void Round::stop(Attempt::End end, int signal) {

@@ -85,10 +85,8 @@ std::size_t WorkerStream::read_some(Console& console) {
   static char buffer[64 * 1024];
   ssize_t size = read(pipe_.get(), buffer, sizeof buffer);
   if (size < 0) return 0;
-  if (size == 0) {
-    finish();
-    return 0;
-  }
+  has_ended_ = size == 0;
+  if (has_ended_) return 0;
   write_file(buffer, static_cast<std::size_t>(size), console);
   std::string dropped;
   lines_.feed({buffer, static_cast<std::size_t>(size)}, prefix_, sink_ ? sink_->buffer() : dropped);

@@ -40,6 +40,8 @@ class WorkerStream {
   bool must_wait() const { return sink_ && sink_->is_full(); }
   /// Reads what there is, at most one buffer. Returns the number of bytes.
   std::size_t read_some(Console& console);
+  /// All writers have closed it; the reader then calls `finish`, which closes it here.
+  bool has_ended() const { return has_ended_; }
   void finish();
   const std::deque<std::string>& last_lines() const { return lines_.last(); }
 
@@ -50,6 +52,7 @@ class WorkerStream {
   Sink* sink_;
   std::string prefix_;
   Lines lines_;
+  bool has_ended_ = false;
 };
 
 /// The start of a worker's lines: "[host:rank] ", or what the template says.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the benchmarks: fabric_bench [--peer PYTHON] [step|ranks|launch|checkpoint …]. Each figure stands next to what it is
+# Runs the benchmarks: fabric_bench [--peer PYTHON] [step|ranks|launch|launcher|checkpoint …]. Each figure stands next to what it is
 # compared with, measured in turn in the same run; minima are compared. --peer names a Python with torch and lightning, and
 # runs the same work there.
 set -euo pipefail
@@ -9,11 +9,11 @@ names=()
 while (($#)); do
   case $1 in
     --peer) peer=${2:?--peer needs a Python}; shift 2 ;;
-    step | ranks | launch | checkpoint) names+=("$1"); shift ;;
-    *) echo "fabric_bench: unknown argument '$1'; valid: --peer PYTHON, step, ranks, launch, checkpoint" >&2; exit 2 ;;
+    step | ranks | launch | launcher | checkpoint) names+=("$1"); shift ;;
+    *) echo "fabric_bench: unknown argument '$1'; valid: --peer PYTHON, step, ranks, launch, launcher, checkpoint" >&2; exit 2 ;;
   esac
 done
-((${#names[@]})) || names=(step ranks launch checkpoint)
+((${#names[@]})) || names=(step ranks launch launcher checkpoint)
 export OMP_NUM_THREADS=1
 for name in "${names[@]}"; do
   echo "== $name"
@@ -25,6 +25,8 @@ for name in "${names[@]}"; do
     port=$((20000 + RANDOM % 10000))
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe --bind-to none \
       -x OMP_NUM_THREADS -x MASTER_ADDR=127.0.0.1 -x MASTER_PORT=$port "$here/bench_ranks"
+  elif [[ $name == launcher ]]; then
+    "$here/launcher.sh" "$here/../../launcher/fabric"
   else
     "$here/bench_$name"
   fi

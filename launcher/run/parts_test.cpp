@@ -1,0 +1,136 @@
+// Parts of `fabric run` that need no processes.
+#include <signal.h>
+
+#include "launcher/run/error_file.h"
+#include "launcher/run/heartbeats.h"
+#include "launcher/run/machine.h"
+#include "launcher/run/options.h"
+#include "launcher/run/worker_environment.h"
+#include "tests/support/catch.h"
+
+using namespace fabric::run;
+using fabric::ConfigError;
+using fabric::MapEnv;
+
+namespace {
+
+Options parse(std::vector<std::string> words) {
+  words.push_back("program");
+  return parse_options(words, MapEnv()).options;
+}
+
+Heartbeats::Clock::time_point at(double seconds) {
+  return Heartbeats::Clock::time_point(std::chrono::nanoseconds(static_cast<long long>(seconds * 1e9)));
+}
+
+}  // namespace
+
+TEST_CASE("torchrun's command lines are understood", "[options]") {
+  auto options = parse({"--nnodes=2", "--nproc_per_node", "4", "--node-rank=1", "--rdzv-endpoint=[::1]:29400",
+                        "--rdzv_backend=c10d", "--rdzv-id", "7", "--max-restarts=3", "--monitor-interval=1", "-t", "3",
+                        "--start-method=spawn", "--signals-to-handle=SIGTERM,usr1", "--shutdown-timeout=2.5"});
+  CHECK(options.nproc == "4");
+  CHECK(options.max_nodes == 2);
+  CHECK(options.node_rank == 1);
+  CHECK(options.master_addr == "::1");
+  CHECK(options.master_port == 29400);
+  CHECK(options.run_id == "7");
+  CHECK(options.max_restarts == 3);
+  CHECK(options.tee == "3");
+  CHECK(options.grace_seconds == 2.5);
+  CHECK(options.stop_on == std::vector<int>{SIGTERM, SIGUSR1});
+  CHECK(options.forward == std::vector<int>{SIGUSR2});
+  CHECK(parse({"--rdzv-endpoint", "host"}).master_port == 0);
+  CHECK(parse({"--standalone", "--master-port", "5"}).master_port == 0);
+}
+
+TEST_CASE("what follows the program is its own", "[options]") {
+  auto options = parse_options({"-n", "2", "./train", "--lr", "1", "--", "-n", "5"}, MapEnv()).options;
+  CHECK(options.nproc == "2");
+  CHECK(options.command == std::vector<std::string>{"./train", "--lr", "1", "--", "-n", "5"});
+  CHECK(parse_options({"--", "-x"}, MapEnv()).options.command == std::vector<std::string>{"-x"});
+}
+
+TEST_CASE("settings that cannot be are errors", "[options]") {
+  const std::vector<std::vector<std::string>> wrong = {{"-n", "0"},
+                                                       {"-n", "2x"},
+                                                       {"--nnodes", "3:2"},
+                                                       {"--node-rank", "1"},
+                                                       {"--master-port", "70000"},
+                                                       {"--stop-on", "KILL"},
+                                                       {"--forward", "TREM"},
+                                                       {"--forward", "TERM", "--stop-on", "TERM"},
+                                                       {"--grace", "-1"},
+                                                       {"--bind-to", "cores"},
+                                                       {"--env", "=x"},
+                                                       {"--tee", "4"},
+                                                       {"--redirects", "0:1,x:2"},
+                                                       {"--local-ranks-filter", "a"},
+                                                       {"--rdzv-backend", "etcd"},
+                                                       {"--nnodes", "2:"}};
+  for (const auto& words : wrong) {
+    INFO(words[0] << " " << words[1]);
+    CHECK_THROWS_AS(parse(words), ConfigError);
+  }
+}
+
+TEST_CASE("choices of streams", "[options]") {
+  CHECK(streams_of("3", 17, "--tee") == 3);
+  CHECK(streams_of("0:1,117:3", 117, "--tee") == 3);
+  CHECK(streams_of("0:1,117:3", 5, "--tee") == 0);
+}
+
+TEST_CASE("heartbeats: nothing before the first, then silence, sections and steps", "[heartbeats]") {
+  Heartbeats beats({.timeout = 10, .warmup = 100, .progress = 50});
+  CHECK_FALSE(beats.deadline());
+  beats.feed("be", at(0));
+  CHECK_FALSE(beats.deadline());
+  beats.feed("at\n", at(0));
+  CHECK_FALSE(beats.hang(at(99)));
+  CHECK(beats.hang(at(101)));
+  beats.feed("step 3\n", at(101));
+  CHECK_FALSE(beats.hang(at(110)));
+  CHECK(beats.hang(at(112))->find("no heartbeat for 11.0 s (limit 10 s)") != std::string::npos);
+  beats.feed("section io 40\nstep 2\n", at(112));
+  CHECK(beats.step() == 3);
+  CHECK_FALSE(beats.hang(at(150)));
+  CHECK(beats.hang(at(151.5))->find("stayed at step 3") != std::string::npos);
+  CHECK(beats.hang(at(153))->find("in section 'io'") != std::string::npos);
+  beats.feed("end\ntimeout 1\nstep 4\n", at(153));
+  CHECK(beats.hang(at(154.5)));
+  beats.feed(std::string(100000, 'x') + "\n\x01\n\nsection a\x1b[2J 1e999\nstep 99999999999999999999\nstep\n", at(155));
+  CHECK(beats.section() == "a?[2J");
+  CHECK_FALSE(beats.forbids_retry());
+  beats.feed("noretry disk is gone\n", at(155));
+  CHECK(beats.why_no_retry() == "disk is gone");
+}
+
+TEST_CASE("error files of all kinds", "[error file]") {
+  auto full = parse_error_file(R"({"message":{"message":"E: x","extraInfo":{"py_callstack":"s","timestamp":"1"}}})");
+  CHECK(full.message == "E: x");
+  CHECK(full.backtrace == "s");
+  CHECK(full.timestamp == "1");
+  CHECK(parse_error_file(R"({"message":"plain","timestamp":12})").timestamp == "12");
+  for (const char* text :
+       {"", "{", "[]", "null", "3", R"({"message":7})", R"({"message":{"extraInfo":[]}})", "\xff\xfe"}) {
+    INFO(text);
+    CHECK_FALSE(parse_error_file(text).problem.empty());
+  }
+  auto big = parse_error_file("{\"message\":\"" + std::string(3999, 'a') + "\xc3\xbc\xc3\xbc\"}");
+  CHECK(big.message.size() < 4010);
+}
+
+TEST_CASE("processors are dealt out in whole groups", "[machine]") {
+  CHECK(parse_processor_list("0-2,8") == std::vector<int>{0, 1, 2, 8});
+  CHECK(parse_processor_list("x").empty());
+  std::vector<std::vector<int>> cores{{0, 4}, {1, 5}, {2, 6}, {3, 7}};
+  CHECK(deal_out(cores, 0, 2) == std::vector<int>{0, 4, 1, 5});
+  CHECK(deal_out(cores, 2, 3) == std::vector<int>{2, 6, 3, 7});
+  CHECK(deal_out(cores, 7, 8) == std::vector<int>{3, 7});
+}
+
+TEST_CASE("an outer launcher's variables go, the user's stay", "[environment]") {
+  auto kept = without_outer_job({"RANK=3", "ROLE_RANK=1", "GROUP_NAME=mine", "TORCHELASTIC_RUN_ID=x", "HOME=/h",
+                                 "FABRIC_STRATEGY=ddp", "LT_CLI_USED=1", "LT_DEVICES=4", "A=b=c"});
+  CHECK(kept == Variables{{"GROUP_NAME", "mine"}, {"HOME", "/h"}, {"FABRIC_STRATEGY", "ddp"}, {"A", "b=c"}});
+}

@@ -1,0 +1,39 @@
+#include "launcher/single_thread.h"
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <fabric/error.h>
+
+namespace fabric {
+namespace {
+
+/// The names of all threads but one; a process that cannot be asked has none.
+std::vector<std::string> other_threads() {
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", ignored)) {
+    std::string name;
+    std::getline(std::ifstream(task.path() / "comm"), name);
+    names.push_back(name);
+  }
+  if (!names.empty()) names.erase(names.begin());
+  return names;
+}
+
+}  // namespace
+
+void require_single_thread(const char* what) {
+  auto threads = other_threads();
+  if (threads.empty()) return;
+  std::string names;
+  for (const auto& name : threads) names += (names.empty() ? "" : ", ") + name;
+  throw MisuseError("cannot " + std::string(what) + ": " + std::to_string(threads.size()) +
+                    " more threads run in this process (" + names +
+                    "), and a forked child would lack them. Launch before anything starts threads, or use the start "
+                    "method 'spawn' or 'popen'");
+}
+
+}  // namespace fabric
