@@ -35,7 +35,7 @@ void DDPStrategy::Config::validate() const {
     throw ConfigError("ddp: model_averaging_period and model_averaging_warmup must not be negative");
   if (model_averaging_warmup > 0 && model_averaging_period == 0)
     throw ConfigError("ddp: model_averaging_warmup needs a model_averaging_period above 0");
-  require_one_of("start_method", start_method, {"popen", "spawn", "fork"});
+  require_one_of("start_method", start_method, {"popen", "copy", "spawn", "fork"});
   if (!comm_hook.name.empty()) require_one_of("comm_hook", comm_hook.name, available_comm_hooks());
   if (!comm_hook_wrapper.empty()) require_one_of("comm_hook_wrapper", comm_hook_wrapper, {"fp16", "bf16"});
 }
@@ -98,18 +98,6 @@ at::Tensor DDPStrategy::optimizer_step(torch::optim::Optimizer& optimizer, const
   for (ddp::Engine* engine : modules_->engines) engine->after_optimizer_step();
   if (averaging_) averaging_->after_step(optimizer);
   return loss;
-}
-
-void DDPStrategy::zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none) {
-  if (!config_.gradient_as_bucket_view) return ParallelStrategy::zero_grad(optimizer, set_to_none);
-  // LibTorch's zero_grad detaches gradients in place, which views refuse.
-  for (auto& group : optimizer.param_groups()) {
-    for (auto& param : group.params()) {
-      if (!param.mutable_grad().defined()) continue;
-      if (set_to_none) param.mutable_grad().reset();
-      else param.mutable_grad().zero_();
-    }
-  }
 }
 
 void DDPStrategy::teardown() {

@@ -30,9 +30,9 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncContr
     double bucket_cap_mb = 25;
     /// Size of the bucket that is ready first, smaller so that communication starts early.
     double first_bucket_mb = 1;
-    /// Gradients become views of the buckets: saves a copy and their memory. Then clear gradients only through
-    /// FabricOptimizer::zero_grad; LibTorch's own `zero_grad` refuses to work on views.
-    bool gradient_as_bucket_view = false;
+    /// Gradients live in the buckets: saves a copy and their memory. A gradient tensor that is kept beyond its step is
+    /// then overwritten by the next one; clone it.
+    bool gradient_as_bucket_view = true;
     /// For models where some parameters get no gradient in some steps. Costs a walk over the graph in each forward.
     bool find_unused_parameters = false;
     /// The same parameters get gradients, in the same way, in every step: found out in the first one.
@@ -50,7 +50,7 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncContr
     std::int64_t model_averaging_period = 0;
     std::int64_t model_averaging_warmup = 0;
     ProcessGroup::Config process_group;
-    /// How `launch` starts the other ranks: "popen", "spawn" or "fork".
+    /// How `launch` starts the other ranks: "popen", "copy", "spawn" or "fork" (see fabric/launching.h).
     std::string start_method = "popen";
     /// Throws ConfigError for settings that make no sense.
     void validate() const;
@@ -71,7 +71,6 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncContr
   std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module) override;
   void backward(const at::Tensor& loss, StrategyModule* module) override;
   at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure) override;
-  void zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none) override;
   void teardown() override;
 
   Scope no_backward_sync(StrategyModule& module, bool enabled) override;

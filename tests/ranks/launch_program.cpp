@@ -67,8 +67,14 @@ int misbehave(const std::string& what, int argument) {
   return 0;
 }
 
+// popen, unless the test asks for copies.
+std::string start_method() {
+  const char* kind = std::getenv("TEST_KIND");
+  return kind ? kind : "popen";
+}
+
 int popen_then(const std::string& what, int argument) {
-  fabric::make_launcher("popen", config())->launch();
+  fabric::make_launcher(start_method(), config())->launch();
   if (what == "place") return say_place(), 0;
   if (what == "sleep") return sleep_for(argument), 0;
   if (rank() != 1) sleep_for(20);
@@ -77,7 +83,7 @@ int popen_then(const std::string& what, int argument) {
 
 // Rank 0 goes, in some way, while the others sleep.
 int leave_first(const std::string& what, int argument) {
-  fabric::make_launcher("popen", config())->launch();
+  fabric::make_launcher(start_method(), config())->launch();
   if (rank() != 0) {
     if (what == "stubborn") signal(SIGTERM, SIG_IGN);
     if (what == "stopped") raise(SIGSTOP);
@@ -95,7 +101,7 @@ int leave_first(const std::string& what, int argument) {
 // Rank 1 dies, and rank 0 throws as soon as it sees the connection to it break, as when a collective fails.
 int fail_together(const std::string& what) {
   auto* ends = static_cast<const char*>(std::getenv("TEST_FIFO"));
-  fabric::make_launcher("popen", config())->launch();
+  fabric::make_launcher(start_method(), config())->launch();
   if (rank() == 1) {
     std::ofstream fifo(ends);
     return 9;
@@ -108,7 +114,7 @@ int fail_together(const std::string& what) {
 
 // Rank 0 is done at once, the others are not.
 int end_late(int argument) {
-  fabric::make_launcher("popen", config())->launch();
+  fabric::make_launcher(start_method(), config())->launch();
   if (rank() == 0) return 0;
   sleep_for(0.3);
   return argument;
@@ -116,7 +122,7 @@ int end_late(int argument) {
 
 // A fork of rank 0 may end as it likes: the ranks are none of its business.
 int fork_and_exit() {
-  fabric::make_launcher("popen", config())->launch();
+  fabric::make_launcher(start_method(), config())->launch();
   if (rank() != 0) return sleep_for(1), 0;
   pid_t pid = fork();
   if (pid == 0) std::exit(3);
@@ -156,7 +162,7 @@ int launch_twice() {
 }
 
 int join_and_tell() {
-  auto launcher = fabric::make_launcher("popen", config());
+  auto launcher = fabric::make_launcher(start_method(), config());
   launcher->launch();
   if (rank() != 0) {
     sleep_for(variable("TEST_SLEEP", 0));
@@ -214,13 +220,13 @@ int run_several(const std::string& kind) {
   }
   auto second = launcher->launch_function([&](const RankInfo&) { return first + between + "again"; });
   if (!std::getenv("LOCAL_RANK")) std::cout << "second " << second << std::endl;
-  fabric::make_launcher("popen", config())->launch();
+  fabric::make_launcher(start_method(), config())->launch();
   std::cout << second + " then rank " + std::to_string(rank()) + "\n" << std::flush;
   return 0;
 }
 
 int print_arguments(int argc, char** argv) {
-  fabric::make_launcher("popen", config())->launch();
+  fabric::make_launcher(start_method(), config())->launch();
   std::string line = "arguments";
   for (int i = 1; i < argc; ++i) line += "|" + std::string(argv[i]);
   std::cout << line + "|\n" << std::flush;
@@ -228,7 +234,7 @@ int print_arguments(int argc, char** argv) {
 }
 
 int flood(int lines) {
-  fabric::make_launcher("popen", config())->launch();
+  fabric::make_launcher(start_method(), config())->launch();
   std::string line(5000, static_cast<char>('a' + rank()));
   for (int i = 0; rank() != 0 && i < lines; ++i) std::cerr << line << "\n";
   return 0;

@@ -156,6 +156,27 @@ TEST_CASE("a program waits for its children and takes over their code", "[launch
   CHECK(slow.seconds < 1);
 }
 
+TEST_CASE("copies of the process are ranks like any others", "[launch]") {
+  const std::map<std::string, std::string> copies = {{"TEST_KIND", "copy"}, {"TEST_PROCESSES", "4"}};
+  auto places = run({"popen", "place"}, copies);
+  require_clean(places);
+  CHECK(places.code == 0);
+  auto lines = places.lines("place ");
+  REQUIRE(lines.size() == 4);
+  std::sort(lines.begin(), lines.end());
+  for (int rank = 0; rank < 4; ++rank)
+    CHECK(lines[rank].find("RANK=" + std::to_string(rank) + " WORLD_SIZE=4") != std::string::npos);
+  auto failed = quickest([&] { return run({"popen", "exit", "7"}, copies); });
+  require_clean(failed);
+  CHECK(failed.code == 7);
+  CHECK(failed.seconds < 1);
+  CHECK(failed.has("local rank 1 (rank 1, pid "));
+  auto killed = run({"leave", "signal", "9"}, copies);
+  require_clean(killed);
+  CHECK(killed.code == 137);
+  CHECK(run({"late", "6"}, copies).code == 6);
+}
+
 TEST_CASE("a second launch finds the ranks of the first", "[launch]") {
   auto result = run({"twice"});
   require_clean(result);
