@@ -148,6 +148,7 @@ void Engine::begin_forward() {
   if (!reducer_->should_rebuild_buckets()) return;
   auto begin = std::chrono::steady_clock::now();
   try {
+    PlainViews plain_views;
     reducer_->rebuild_buckets();
   } catch (...) {
     throw_collective_failure(group_, "rebuild of gradient buckets", begin);

@@ -71,6 +71,7 @@ ReducerPtr make_reducer(const std::vector<at::Tensor>& params, const std::vector
   }
   Names by_index;
   for (std::size_t i = 0; i < names.size(); ++i) by_index[i] = names[i];
+  PlainViews plain_views;
   ReducerPtr reducer(construct<GradReducer>(params, buckets, group, sparse, std::move(by_index), options));
   if (options.find_unused_parameters) reducer->give_logger();
   return reducer;

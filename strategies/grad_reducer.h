@@ -4,12 +4,17 @@
 #include <string>
 #include <vector>
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/distributed/c10d/logger.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 namespace fabric::ddp {
 
 using BucketLayout = std::vector<std::vector<std::size_t>>;
+
+/// Held while buckets are laid out: gradients that are views of a bucket are then none to autograd, so that LibTorch's own
+/// zero_grad, which detaches gradients in place, works on them.
+using PlainViews = at::AutoDispatchBelowADInplaceOrView;
 
 /// LibTorch's Reducer, with its state open to the questions that find misuse.
 class GradReducer : public c10d::Reducer {
