@@ -11,8 +11,8 @@ namespace {
 bool is_communication(const std::exception& error) {
   if (dynamic_cast<const c10::DistError*>(&error)) return true;
   std::string_view text = error.what();
-  for (std::string_view sign : {"gloo", "Gloo", "NCCL", "MPI", "imed out", "Connection closed by peer", "Connection reset",
-                                "Socket", "Broken pipe", "ProcessGroup"})
+  for (std::string_view sign : {"gloo", "Gloo", "NCCL", "MPI", "imed out", "Connection closed by peer",
+                                "Connection reset", "Socket", "Broken pipe", "ProcessGroup"})
     if (text.find(sign) != std::string_view::npos) return true;
   return false;
 }

@@ -57,7 +57,8 @@ void register_comm_hook(const std::string& name, CommHookFactory factory, bool o
   for (auto& entry : entries()) {
     if (entry.name != name) continue;
     if (!override_existing)
-      throw ConfigError("a communication hook named '" + name + "' exists already; pass override_existing to replace it");
+      throw ConfigError("a communication hook named '" + name +
+                        "' exists already; pass override_existing to replace it");
     entry.factory = std::move(factory);
     return;
   }

@@ -15,8 +15,7 @@ struct Reduced {
   std::vector<at::Tensor> given, exact;
   double worst() const {
     double worst = 0;
-    for (size_t i = 0; i < given.size(); ++i)
-      worst = std::max(worst, (given[i] - exact[i]).abs().max().item<double>());
+    for (size_t i = 0; i < given.size(); ++i) worst = std::max(worst, (given[i] - exact[i]).abs().max().item<double>());
     return worst;
   }
 };
@@ -83,7 +82,9 @@ RANKS_TEST("communication hooks reduce gradients as exactly as they promise", "[
   double wrapped = error_of_hook(group, {.comm_hook_wrapper = "fp16"});
   RANK_CHECK(wrapped > 1e-7 && wrapped < 2e-3);
   RANK_CHECK(error_of_hook(group, {.comm_hook = "allreduce", .comm_hook_wrapper = "bf16"}) < 2e-2);
-  RANK_CHECK(error_of_hook(group, {.bucket_cap_mb = 0, .first_bucket_mb = 0, .gradient_as_bucket_view = false,
+  RANK_CHECK(error_of_hook(group, {.bucket_cap_mb = 0,
+                                   .first_bucket_mb = 0,
+                                   .gradient_as_bucket_view = false,
                                    .comm_hook = "fp16_compress"}) < 2e-3);
 }
 
@@ -93,8 +94,9 @@ RANKS_TEST("a user's communication hook is used, with its settings and state", "
     const auto* factor = params.find("factor");
     return std::make_shared<CountingHook>(g, factor ? factor->as_int() : 1);
   });
-  RANK_CHECK(!error_of<fabric::ConfigError>([] { fabric::register_comm_hook("counting", [](auto&&...) {
-    return std::shared_ptr<CommHook>(); }); }).empty());
+  RANK_CHECK(!error_of<fabric::ConfigError>([] {
+                fabric::register_comm_hook("counting", [](auto&&...) { return std::shared_ptr<CommHook>(); });
+              }).empty());
   auto strategy = make_ddp(group, {.comm_hook = Choice("counting", {{"factor", 3}})});
   Net net;
   auto model = wrap(strategy, net);
@@ -195,6 +197,6 @@ RANKS_TEST("powersgd trains to where plain averaging does", "[ddp][hooks]", 2) {
   RANK_CHECK(contains(bad, "start_powersgd_iter"));
   RANK_CHECK(!error_of<fabric::ConfigError>([&] { fabric::make_comm_hook("powersgt", "", group); }).empty());
   RANK_CHECK(!error_of<fabric::ConfigError>([&] {
-    fabric::make_comm_hook(Choice("fp16_compress", {{"rank", 1}}), "", group);
-  }).empty());
+                fabric::make_comm_hook(Choice("fp16_compress", {{"rank", 1}}), "", group);
+              }).empty());
 }

@@ -26,8 +26,8 @@ void ModelAveraging::after_step(torch::optim::Optimizer& optimizer) {
   for (const auto& group : optimizer.param_groups())
     params.insert(params.end(), group.params().begin(), group.params().end());
   bool averaged = averager_of(optimizer).step(params);
-  modules_->gradients_local = std::none_of(averagers_.begin(), averagers_.end(),
-                                           [](const auto& item) { return item.second.in_warmup(); });
+  modules_->gradients_local =
+      std::none_of(averagers_.begin(), averagers_.end(), [](const auto& item) { return item.second.in_warmup(); });
   if (!averaged) return;
   for (Engine* engine : modules_->engines)
     if (auto* buffers = engine->buffers()) buffers->broadcast(0);

@@ -18,11 +18,10 @@ namespace {
 
 const std::vector<at::Tensor> kNoOutputs;
 
-// One node behind all outputs: a backward pass that starts from one of them reaches the parameters of all, those without
-// a gradient included, so that the reducer hears of each.
+// One node behind all outputs: a backward pass that starts from one of them reaches the parameters of all, those
+// without a gradient included, so that the reducer hears of each.
 struct Funnel : torch::autograd::Function<Funnel> {
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
-                                                at::TensorList outputs) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, at::TensorList outputs) {
     context->set_materialize_grads(false);
     torch::autograd::variable_list same;
     for (const auto& output : outputs) same.push_back(output.detach());
@@ -137,8 +136,9 @@ void Engine::forward(ForwardCall& call) {
 
 void Engine::begin_forward() {
   if (failed_)
-    throw CollectiveError("an earlier backward pass of this model failed on its way; the ranks are no longer in step. "
-                          "Start again from the last checkpoint");
+    throw CollectiveError(
+        "an earlier backward pass of this model failed on its way; the ranks are no longer in step. "
+        "Start again from the last checkpoint");
   if (modules_->join && join_index_ < 0)
     throw MisuseError("this model is trained inside join but was not listed there; pass all models to join");
   if (reducer_->unfinished()) report_unfinished();
@@ -215,8 +215,10 @@ void Engine::before_backward(const at::Tensor& loss) {
   reducer_->forget_unexpected_gradients();
   if (!forwarded_ || reducer_->armed() || no_sync_depth_ > 0 || modules_->gradients_local) return;
   // A second backward pass after the same forward passes is reduced as well.
-  if (options_.find_unused_parameters) reducer_->prepare_for_backward({loss});
-  else reducer_->prepare_for_backward(kNoOutputs);
+  if (options_.find_unused_parameters)
+    reducer_->prepare_for_backward({loss});
+  else
+    reducer_->prepare_for_backward(kNoOutputs);
 }
 
 void Engine::after_backward() {

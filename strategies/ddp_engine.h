@@ -50,14 +50,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool finds_unused() const { return options_.find_unused_parameters; }
 
   void forward(ForwardCall& call);
-  /// Around each backward pass that Fabric runs. `after_backward` throws MisuseError for gradients of a forward pass that
-  /// went around the wrapper.
+  /// Around each backward pass that Fabric runs. `after_backward` throws MisuseError for gradients of a forward pass
+  /// that went around the wrapper.
   void before_backward(const at::Tensor& loss);
   void after_backward();
   void after_optimizer_step();
   /// The slow half of Modules::check_gradients.
   void check_gradients();
-  bool gradients_missing() const { return !quiet() && (reducer_->took_unexpected_gradients() || reducer_->unfinished()); }
+  bool gradients_missing() const {
+    return !quiet() && (reducer_->took_unexpected_gradients() || reducer_->unfinished());
+  }
 
   Scope no_sync();
   /// Its parameters belong to another wrapper as well, so that gradients of unknown origin are no sign of misuse.
@@ -108,7 +110,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
 /// What the user's wrapper owns.
 class WrappedModule : public StrategyModule {
  public:
-  explicit WrappedModule(std::shared_ptr<Engine> engine) : StrategyModule(engine->module()), engine_(std::move(engine)) {}
+  explicit WrappedModule(std::shared_ptr<Engine> engine)
+      : StrategyModule(engine->module()), engine_(std::move(engine)) {}
   bool intercepts_forward() const override { return engine_->active(); }
   void call(ForwardCall& forward) override { engine_->forward(forward); }
   Engine& engine() { return *engine_; }

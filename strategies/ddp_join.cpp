@@ -38,7 +38,8 @@ JoinSession::JoinSession(const ProcessGroup& group, std::vector<std::shared_ptr<
   for (std::size_t i = 0; i < engines_.size(); ++i) {
     auto hook = engines_[i]->hook();
     hooks_.push_back(hook ? hook : std::make_shared<AllReduceHook>(group_));
-    engines_[i]->enter_join(static_cast<int>(i), std::make_shared<AnnouncingHook>(*this, static_cast<int>(i), hooks_[i]));
+    engines_[i]->enter_join(static_cast<int>(i),
+                            std::make_shared<AnnouncingHook>(*this, static_cast<int>(i), hooks_[i]));
   }
 }
 
@@ -76,8 +77,9 @@ JoinSession::Event JoinSession::exchange(const Event& own) {
       event = theirs;
       last_trainer_ = rank;
     } else if (theirs.kind != event.kind || theirs.module != event.module || theirs.bucket != event.bucket) {
-      throw MismatchError("inside join, rank " + std::to_string(rank) + " does something else with its models than rank " +
-                          std::to_string(last_trainer_) + ": every rank must call the same models in the same order");
+      throw MismatchError("inside join, rank " + std::to_string(rank) +
+                          " does something else with its models than rank " + std::to_string(last_trainer_) +
+                          ": every rank must call the same models in the same order");
     }
   }
   if (training_ > 0) training_before_end_ = training_;

@@ -4,14 +4,12 @@ using namespace ddp_test;
 
 namespace {
 
-// Rank r has 3 + 2·(world − 1 − r) batches. The reference: one model, each step averaging the gradients of those that have
-// data, the others counting as zero, or not counting.
+// Rank r has 3 + 2·(world − 1 − r) batches. The reference: one model, each step averaging the gradients of those that
+// have data, the others counting as zero, or not counting.
 void train_uneven(const fabric::ProcessGroup& group, fabric::DDPStrategy::Config config, bool divide_by_initial) {
   int world = group.size();
   auto batches = [&](int r) { return 3 + 2 * (world - 1 - r); };
-  auto batch = [](int r, int step) {
-    return torch::sin(torch::arange(24, at::kDouble) * (1 + r) + step).view({4, 6});
-  };
+  auto batch = [](int r, int step) { return torch::sin(torch::arange(24, at::kDouble) * (1 + r) + step).view({4, 6}); };
   torch::manual_seed(4);
   auto strategy = make_ddp(group, std::move(config));
   Net net, alone;
@@ -112,24 +110,20 @@ RANKS_TEST("join reports what it cannot do", "[ddp][join]", 2) {
     strategy->join({&model.strategy_module()}, {.throw_on_early_termination = true}, [&] { train(2 + rank); });
   });
   RANK_CHECK(contains(early, "without more data: 0"));
-  auto missing = error_of<fabric::MisuseError>([&] {
-    strategy->join({&model.strategy_module()}, {}, [&] { unlisted(x); });
-  });
+  auto missing =
+      error_of<fabric::MisuseError>([&] { strategy->join({&model.strategy_module()}, {}, [&] { unlisted(x); }); });
   RANK_CHECK(contains(missing, "not listed"));
   RANK_CHECK(!error_of<fabric::MisuseError>([&] { strategy->join({}, {}, [] {}); }).empty());
   auto fixed = make_ddp(group, {.static_graph = true});
   auto static_model = wrap(fixed, other);
-  RANK_CHECK(contains(error_of<fabric::MisuseError>([&] {
-                        fixed->join({&static_model.strategy_module()}, {}, [] {});
-                      }),
+  RANK_CHECK(contains(error_of<fabric::MisuseError>([&] { fixed->join({&static_model.strategy_module()}, {}, [] {}); }),
                       "static_graph"));
   // Ranks that do different things are told so.
   Net third;
   auto odd = wrap(strategy, third);
   auto different = error_of<fabric::MismatchError>([&] {
-    strategy->join({&model.strategy_module(), &odd.strategy_module()}, {}, [&] {
-      strategy->backward((rank == 0 ? model(x) : odd(x)).sum(), nullptr);
-    });
+    strategy->join({&model.strategy_module(), &odd.strategy_module()}, {},
+                   [&] { strategy->backward((rank == 0 ? model(x) : odd(x)).sum(), nullptr); });
   });
   RANK_CHECK(contains(different, "something else"));
 }

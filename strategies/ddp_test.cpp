@@ -22,9 +22,12 @@ double train_both(const fabric::ProcessGroup& group, DDPStrategy::Config config,
   torch::manual_seed(7);
   int64_t rows = 4 * group.size();
   for (int step = 0; step < 50; ++step) {
-    if (step % 3 == 0) strategy->zero_grad(together, step % 2 == 0);
-    else if (step % 3 == 1) together.zero_grad(step % 2 == 0);
-    else net->zero_grad(step % 2 == 0);
+    if (step % 3 == 0)
+      strategy->zero_grad(together, step % 2 == 0);
+    else if (step % 3 == 1)
+      together.zero_grad(step % 2 == 0);
+    else
+      net->zero_grad(step % 2 == 0);
     reference.zero_grad();
     for (int part = 0; part < accumulate; ++part) {
       auto x = torch::randn({rows, 6}, type), y = torch::randn({rows, 3}, type);
@@ -49,13 +52,12 @@ void check_parity() {
     DDPStrategy::Config config;
     int accumulate = 1;
   };
-  for (const Case& c : {Case{"defaults", {}}, Case{"copies", {.gradient_as_bucket_view = false}},
-                        Case{"small buckets", {.bucket_cap_mb = 0, .first_bucket_mb = 0}},
-                        Case{"static graph", {.static_graph = true}},
-                        Case{"unused", {.find_unused_parameters = true}},
-                        Case{"allreduce hook", {.comm_hook = "allreduce"}}, Case{"accumulation", {}, 3},
-                        Case{"accumulation, copies", {.gradient_as_bucket_view = false}, 3},
-                        Case{"accumulation, unused, static", {.find_unused_parameters = true, .static_graph = true}, 2}}) {
+  for (const Case& c :
+       {Case{"defaults", {}}, Case{"copies", {.gradient_as_bucket_view = false}},
+        Case{"small buckets", {.bucket_cap_mb = 0, .first_bucket_mb = 0}}, Case{"static graph", {.static_graph = true}},
+        Case{"unused", {.find_unused_parameters = true}}, Case{"allreduce hook", {.comm_hook = "allreduce"}},
+        Case{"accumulation", {}, 3}, Case{"accumulation, copies", {.gradient_as_bucket_view = false}, 3},
+        Case{"accumulation, unused, static", {.find_unused_parameters = true, .static_graph = true}, 2}}) {
     std::string failure;
     try {
       double exact = train_both(group, c.config, at::kDouble, c.accumulate);
@@ -78,7 +80,8 @@ namespace {
 
 struct BranchImpl : torch::nn::Module {
   BranchImpl()
-      : left(register_module("left", torch::nn::Linear(4, 2))), right(register_module("right", torch::nn::Linear(4, 2))) {
+      : left(register_module("left", torch::nn::Linear(4, 2))),
+        right(register_module("right", torch::nn::Linear(4, 2))) {
     to(at::kDouble);
   }
   at::Tensor forward(const at::Tensor& x, bool go_left) { return go_left ? left(x) : right(x); }
@@ -216,8 +219,8 @@ RANKS_TEST("ddp keeps buffers equal", "[ddp]", 2) {
   auto net = make();
   auto core = strategy->setup_module(net.ptr());
   auto model = fabric::FabricModule<torch::nn::SequentialImpl>(
-      net.ptr(), std::make_shared<fabric::detail::ModuleCore>(strategy, std::move(core),
-                                                              std::make_shared<std::atomic<int>>(0), c10::Device(c10::kCPU)));
+      net.ptr(), std::make_shared<fabric::detail::ModuleCore>(
+                     strategy, std::move(core), std::make_shared<std::atomic<int>>(0), c10::Device(c10::kCPU)));
   auto forward = [&](const at::Tensor& x) {
     return model.call([](torch::nn::SequentialImpl& m, const at::Tensor& t) { return m.forward(t); }, x);
   };
@@ -238,8 +241,8 @@ RANKS_TEST("ddp keeps buffers equal", "[ddp]", 2) {
   auto own = make();
   auto core2 = silent->setup_module(own.ptr());
   fabric::FabricModule<torch::nn::SequentialImpl> separate(
-      own.ptr(), std::make_shared<fabric::detail::ModuleCore>(silent, std::move(core2),
-                                                              std::make_shared<std::atomic<int>>(0), c10::Device(c10::kCPU)));
+      own.ptr(), std::make_shared<fabric::detail::ModuleCore>(
+                     silent, std::move(core2), std::make_shared<std::atomic<int>>(0), c10::Device(c10::kCPU)));
   separate.call([](torch::nn::SequentialImpl& m, const at::Tensor& t) { return m.forward(t); }, x);
   RANK_CHECK(!equal_on_all_ranks(*own, group));
 }
@@ -292,7 +295,8 @@ RANKS_TEST("a static graph may use parameters several times or never", "[ddp]", 
   auto group = join_group();
   struct OddImpl : torch::nn::Module {
     OddImpl()
-        : twice(register_module("twice", torch::nn::Linear(4, 4))), never(register_module("never", torch::nn::Linear(4, 4))) {
+        : twice(register_module("twice", torch::nn::Linear(4, 4))),
+          never(register_module("never", torch::nn::Linear(4, 4))) {
       to(at::kDouble);
     }
     at::Tensor forward(const at::Tensor& x) { return twice(torch::tanh(twice(x))); }

@@ -41,8 +41,8 @@ inline std::shared_ptr<fabric::DDPStrategy> make_ddp(const fabric::ProcessGroup&
 template <class Strategy, class Holder>
 auto wrap(const std::shared_ptr<Strategy>& strategy, const Holder& module) {
   using Impl = typename Holder::ContainedType;
-  auto core = std::make_shared<fabric::detail::ModuleCore>(strategy, strategy->setup_module(module.ptr()),
-                                                           std::make_shared<std::atomic<int>>(0), c10::Device(c10::kCPU));
+  auto core = std::make_shared<fabric::detail::ModuleCore>(
+      strategy, strategy->setup_module(module.ptr()), std::make_shared<std::atomic<int>>(0), c10::Device(c10::kCPU));
   return fabric::FabricModule<Impl>(module.ptr(), core);
 }
 

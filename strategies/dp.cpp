@@ -36,7 +36,8 @@ std::int64_t batch_size(ForwardCall& call) {
   });
   if (!all_seen)
     throw MisuseError(
-        "dp has to split the model's arguments, and the type of one is unknown to it. Add FABRIC_TENSORS(Type, member, …) "
+        "dp has to split the model's arguments, and the type of one is unknown to it. Add FABRIC_TENSORS(Type, member, "
+        "…) "
         "to the type, naming the members that hold tensors");
   if (size <= 0)
     throw MisuseError("dp splits a batch over devices, and found no tensor with a first dimension among the arguments");
@@ -54,7 +55,8 @@ void take_chunk(ForwardCall& call, std::int64_t batch, std::int64_t begin, std::
 void ReplicatedModule::call(ForwardCall& forward) {
   std::int64_t batch = batch_size(forward);
   // As even as `chunk` makes it: all but the last have the same length.
-  std::int64_t length = (batch + static_cast<std::int64_t>(devices_.size()) - 1) / static_cast<std::int64_t>(devices_.size());
+  std::int64_t length =
+      (batch + static_cast<std::int64_t>(devices_.size()) - 1) / static_cast<std::int64_t>(devices_.size());
   auto count = static_cast<std::size_t>((batch + length - 1) / length);
   std::vector<std::unique_ptr<ForwardCall>> others;
   Calls calls{&forward};

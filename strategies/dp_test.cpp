@@ -51,8 +51,7 @@ TEST_CASE("dp gives the gradients of one device", "[dp]") {
     auto [whole, hidden] = net->forward(part, 2.0, bias);
     CHECK(torch::allclose(whole, out));
     (whole.pow(2).sum() + hidden[0].sum()).backward();
-    for (size_t i = 0; i < split.size(); ++i)
-      CHECK(torch::allclose(split[i], net->parameters()[i].grad(), 1e-4, 1e-6));
+    for (size_t i = 0; i < split.size(); ++i) CHECK(torch::allclose(split[i], net->parameters()[i].grad(), 1e-4, 1e-6));
   }
   auto y = model.call(&PairNetImpl::loss, x);
   CHECK(torch::allclose(y, net->loss(x)));
@@ -86,10 +85,12 @@ TEST_CASE("dp reports what it cannot split, copy or run", "[dp]") {
   struct Opaque {
     at::Tensor hidden;
   };
-  CHECK_THROWS_WITH(pair.call([](PairNetImpl& m, const Opaque& o) { return m.loss(o.hidden); }, Opaque{torch::ones({2, 6})}),
-                    Catch::Contains("FABRIC_TENSORS"));
-  CHECK_THROWS_WITH(pair.call([](PairNetImpl& m, const at::Tensor& x) { return Opaque{m.loss(x)}; }, torch::ones({2, 6})),
-                    Catch::Contains("FABRIC_TENSORS"));
+  CHECK_THROWS_WITH(
+      pair.call([](PairNetImpl& m, const Opaque& o) { return m.loss(o.hidden); }, Opaque{torch::ones({2, 6})}),
+      Catch::Contains("FABRIC_TENSORS"));
+  CHECK_THROWS_WITH(
+      pair.call([](PairNetImpl& m, const at::Tensor& x) { return Opaque{m.loss(x)}; }, torch::ones({2, 6})),
+      Catch::Contains("FABRIC_TENSORS"));
   net->fails = true;
   CHECK_THROWS_WITH(pair(torch::ones({2, 6}), 1.0, torch::zeros({3})), "on purpose");
   CHECK_THROWS_AS(strategy->set_devices({}), fabric::ConfigError);

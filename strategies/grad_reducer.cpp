@@ -19,9 +19,9 @@ R* construct(const std::vector<at::Tensor>& params, const BucketLayout& layout,
              const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::vector<bool>& sparse, Names names,
              const ReducerOptions& o) {
   constexpr bool kTakesCapList =
-      std::is_constructible_v<c10d::Reducer, std::vector<at::Tensor>, BucketLayout, c10::intrusive_ptr<c10d::ProcessGroup>,
-                              std::vector<bool>, std::int64_t, bool, bool, Names, std::int64_t, bool, bool,
-                              std::vector<std::int64_t>>;
+      std::is_constructible_v<c10d::Reducer, std::vector<at::Tensor>, BucketLayout,
+                              c10::intrusive_ptr<c10d::ProcessGroup>, std::vector<bool>, std::int64_t, bool, bool,
+                              Names, std::int64_t, bool, bool, std::vector<std::int64_t>>;
   if constexpr (kTakesCapList) {
     return new R(params, layout, group, sparse, o.bucket_bytes, o.find_unused_parameters, o.gradient_as_bucket_view,
                  std::move(names), o.first_bucket_bytes, /*skip_all_reduce_unused_params=*/false,

@@ -12,8 +12,8 @@ namespace fabric::ddp {
 
 using BucketLayout = std::vector<std::vector<std::size_t>>;
 
-/// Held while buckets are laid out: gradients that are views of a bucket are then none to autograd, so that LibTorch's own
-/// zero_grad, which detaches gradients in place, works on them.
+/// Held while buckets are laid out: gradients that are views of a bucket are then none to autograd, so that LibTorch's
+/// own zero_grad, which detaches gradients in place, works on them.
 using PlainViews = at::AutoDispatchBelowADInplaceOrView;
 
 /// LibTorch's Reducer, with its state open to the questions that find misuse.

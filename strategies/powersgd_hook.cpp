@@ -19,9 +19,7 @@ namespace {
 
 // A gradient seen as a matrix: the first dimension against all others.
 std::int64_t rows(const at::Tensor& gradient) { return gradient.dim() == 0 ? 1 : gradient.size(0); }
-std::int64_t columns(const at::Tensor& gradient) {
-  return rows(gradient) == 0 ? 0 : gradient.numel() / rows(gradient);
-}
+std::int64_t columns(const at::Tensor& gradient) { return rows(gradient) == 0 ? 0 : gradient.numel() / rows(gradient); }
 
 void check(const PowerSGDConfig& config) {
   if (config.matrix_approximation_rank < 1)
@@ -30,9 +28,10 @@ void check(const PowerSGDConfig& config) {
   if (config.min_compression_rate <= 0) throw ConfigError("powersgd: min_compression_rate must be positive");
   bool keeps_state = config.use_error_feedback || config.warm_start;
   if (config.start_powersgd_iter < 0 || (keeps_state && config.start_powersgd_iter < 2))
-    throw ConfigError("powersgd: start_powersgd_iter must be at least 2 with use_error_feedback or warm_start, since "
-                      "buckets are laid out anew after the first step; given " +
-                      std::to_string(config.start_powersgd_iter));
+    throw ConfigError(
+        "powersgd: start_powersgd_iter must be at least 2 with use_error_feedback or warm_start, since "
+        "buckets are laid out anew after the first step; given " +
+        std::to_string(config.start_powersgd_iter));
 }
 
 }  // namespace
@@ -59,8 +58,10 @@ CommHook::Future PowerSGDHook::run(c10d::GradBucket& bucket) {
   BucketState& state = state_of(bucket, gradients);
   at::Tensor with_error;
   if (config_.use_error_feedback) {
-    if (state.error.defined()) buffer.add_(state.error);
-    else state.error = at::zeros_like(buffer);
+    if (state.error.defined())
+      buffer.add_(state.error);
+    else
+      state.error = at::zeros_like(buffer);
     with_error = buffer.clone();
   }
   std::vector<at::Tensor> rest;
@@ -95,14 +96,12 @@ std::vector<PowerSGDHook::Matrix> PowerSGDHook::split(BucketState& state, const 
                                                       std::vector<at::Tensor>& rest) {
   std::vector<Matrix> matrices;
   std::int64_t p_size = 0, q_size = 0, offset = 0;
-  auto rank_of = [&](std::int64_t n, std::int64_t m) {
-    return std::min({n, m, config_.matrix_approximation_rank});
-  };
+  auto rank_of = [&](std::int64_t n, std::int64_t m) { return std::min({n, m, config_.matrix_approximation_rank}); };
   for (const auto& gradient : gradients) {
     std::int64_t n = rows(gradient), m = columns(gradient), r = rank_of(n, m);
     std::int64_t begin = std::exchange(offset, offset + gradient.numel());
-    bool shrinks = gradient.dim() >= 2 && static_cast<double>((n + m) * r) * config_.min_compression_rate <
-                                              static_cast<double>(n * m);
+    bool shrinks = gradient.dim() >= 2 &&
+                   static_cast<double>((n + m) * r) * config_.min_compression_rate < static_cast<double>(n * m);
     if (!shrinks) {
       rest.push_back(gradient);
       continue;

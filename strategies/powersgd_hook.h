@@ -8,8 +8,8 @@
 
 namespace fabric::ddp {
 
-/// Low-rank gradient compression after Vogels, Karimireddy and Jaggi, "PowerSGD: Practical Low-Rank Gradient Compression
-/// for Distributed Optimization" (2019): one power iteration per step, with error feedback and warm start.
+/// Low-rank gradient compression after Vogels, Karimireddy and Jaggi, "PowerSGD: Practical Low-Rank Gradient
+/// Compression for Distributed Optimization" (2019): one power iteration per step, with error feedback and warm start.
 class PowerSGDHook : public CommHook {
  public:
   PowerSGDHook(const ProcessGroup& group, const PowerSGDConfig& config);
@@ -34,7 +34,8 @@ class PowerSGDHook : public CommHook {
   };
 
   BucketState& state_of(c10d::GradBucket& bucket, const std::vector<at::Tensor>& gradients);
-  std::vector<Matrix> split(BucketState& state, const std::vector<at::Tensor>& gradients, std::vector<at::Tensor>& rest);
+  std::vector<Matrix> split(BucketState& state, const std::vector<at::Tensor>& gradients,
+                            std::vector<at::Tensor>& rest);
   void start_right_factors(std::vector<Matrix>& matrices, bool fresh);
   void compress(std::vector<Matrix>& matrices, BucketState& state);
   void average_rest(const std::vector<at::Tensor>& rest);

@@ -3,8 +3,8 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/nn/module.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include <sstream>
 #include <string>
@@ -17,14 +17,14 @@ constexpr std::int64_t kAlignment = 16;
 
 std::string describe(const std::string& name, const at::Tensor& tensor) {
   std::ostringstream text;
-  text << name << ' ' << tensor.scalar_type() << tensor.sizes() << (tensor.requires_grad() ? " that requires grad" : "");
+  text << name << ' ' << tensor.scalar_type() << tensor.sizes()
+       << (tensor.requires_grad() ? " that requires grad" : "");
   return text.str();
 }
 
 std::vector<std::string> describe(const torch::nn::Module& module) {
   std::vector<std::string> lines;
-  for (const auto& item : module.named_parameters())
-    lines.push_back("parameter " + describe(item.key(), item.value()));
+  for (const auto& item : module.named_parameters()) lines.push_back("parameter " + describe(item.key(), item.value()));
   for (const auto& item : module.named_buffers())
     if (item.value().defined()) lines.push_back("buffer " + describe(item.key(), item.value()));
   return lines;

@@ -20,9 +20,10 @@ class ModelAveraging;
 /// Distributed data parallel: every rank has the whole model and a part of each batch; gradients are averaged over the
 /// ranks in buckets while the backward pass still runs.
 ///
-/// `setup` checks that all ranks have the same parameters (MismatchError naming the first difference, on every rank), then
-/// copies parameters and buffers from rank 0. Call the model through its wrapper: gradients of a forward pass that went
-/// around it are reported as a MisuseError by `backward`, or by the optimizer's step after a plain `loss.backward()`.
+/// `setup` checks that all ranks have the same parameters (MismatchError naming the first difference, on every rank),
+/// then copies parameters and buffers from rank 0. Call the model through its wrapper: gradients of a forward pass that
+/// went around it are reported as a MisuseError by `backward`, or by the optimizer's step after a plain
+/// `loss.backward()`.
 class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncControl, public JoinControl {
  public:
   struct Config {

@@ -19,9 +19,9 @@ struct Future;
 
 namespace fabric {
 
-/// How ddp reduces one bucket of gradients: a flat tensor that holds the gradients of several parameters. Every rank gets
-/// the same buckets in the same order, so that a hook may call any collective. State lives in the hook's members; one
-/// object serves all buckets of one module.
+/// How ddp reduces one bucket of gradients: a flat tensor that holds the gradients of several parameters. Every rank
+/// gets the same buckets in the same order, so that a hook may call any collective. State lives in the hook's members;
+/// one object serves all buckets of one module.
 class FABRIC_API CommHook {
  public:
   using Future = c10::intrusive_ptr<c10::ivalue::Future>;

@@ -8,13 +8,13 @@
 
 namespace fabric {
 
-/// One process, several devices: each forward pass splits its batch over copies of the module, made anew every time, and
-/// puts the outputs together again. Gradients add up in the original's parameters, so that the loss of the whole batch
-/// trains as on one device. `ddp` is faster; this one needs no second process.
+/// One process, several devices: each forward pass splits its batch over copies of the module, made anew every time,
+/// and puts the outputs together again. Gradients add up in the original's parameters, so that the loss of the whole
+/// batch trains as on one device. `ddp` is faster; this one needs no second process.
 ///
-/// Tensors among the arguments are split along their first dimension when it is as long as that of the first tensor that
-/// has one; others go to every device as they are. Outputs are joined along the first dimension, scalars become a vector
-/// of one per device. Modules must be able to clone themselves (derive from torch::nn::Cloneable).
+/// Tensors among the arguments are split along their first dimension when it is as long as that of the first tensor
+/// that has one; others go to every device as they are. Outputs are joined along the first dimension, scalars become a
+/// vector of one per device. Modules must be able to clone themselves (derive from torch::nn::Cloneable).
 class FABRIC_API DataParallelStrategy : public Strategy {
  public:
   explicit DataParallelStrategy(std::vector<c10::Device> devices = {});

@@ -7,8 +7,8 @@
 
 namespace fabric {
 
-/// Averages parameters over the ranks every few steps, so that ranks may train on their own in between. `ddp` uses it with
-/// `model_averaging_period`; it works without ddp as well, for any parameters that every rank has.
+/// Averages parameters over the ranks every few steps, so that ranks may train on their own in between. `ddp` uses it
+/// with `model_averaging_period`; it works without ddp as well, for any parameters that every rank has.
 class FABRIC_API ModelAverager {
  public:
   struct Config {
@@ -21,8 +21,8 @@ class FABRIC_API ModelAverager {
   /// Throws ConfigError for a period below 1 or negative warm-up.
   ModelAverager(ProcessGroup group, const Config& config);
 
-  /// Counts one step. When one is due, replaces each parameter, in place, by its mean over the ranks. Every rank calls it
-  /// with the same parameters. True when it averaged.
+  /// Counts one step. When one is due, replaces each parameter, in place, by its mean over the ranks. Every rank calls
+  /// it with the same parameters. True when it averaged.
   bool step(const std::vector<at::Tensor>& parameters);
   /// Steps counted so far.
   std::int64_t steps() const { return steps_; }
