@@ -14,7 +14,8 @@ int allowed_processors() {
   for (int size = 1024; size <= 1 << 20; size *= 4) {
     std::unique_ptr<cpu_set_t, void (*)(cpu_set_t*)> mask(CPU_ALLOC(size), [](cpu_set_t* set) { CPU_FREE(set); });
     if (!mask) break;
-    if (sched_getaffinity(0, CPU_ALLOC_SIZE(size), mask.get()) == 0) return CPU_COUNT_S(CPU_ALLOC_SIZE(size), mask.get());
+    if (sched_getaffinity(0, CPU_ALLOC_SIZE(size), mask.get()) == 0)
+      return CPU_COUNT_S(CPU_ALLOC_SIZE(size), mask.get());
   }
   return static_cast<int>(std::thread::hardware_concurrency());
 }

@@ -35,8 +35,9 @@ void require_cpu(c10::Device device) {
 std::vector<int> CpuAccelerator::parse_devices(const DeviceSpec& spec) const {
   auto request = read_device_request(spec);
   if (request.kind == DeviceRequest::Kind::list || request.kind == DeviceRequest::Kind::all)
-    throw ConfigError("devices=" + spec.text() +
-                      ": on accelerator cpu this is a number of processes. Write a positive number, or \"auto\" for one");
+    throw ConfigError(
+        "devices=" + spec.text() +
+        ": on accelerator cpu this is a number of processes. Write a positive number, or \"auto\" for one");
   std::vector<int> indices(request.kind == DeviceRequest::Kind::count ? request.count : auto_device_count());
   std::iota(indices.begin(), indices.end(), 0);
   return indices;

@@ -23,7 +23,8 @@ CudaAccelerator::CudaAccelerator(Presence presence, std::function<CudaRuntime&()
 
 CudaRuntime& CudaAccelerator::runtime() const {
   if (!is_available())
-    throw UnavailableError("accelerator 'cuda' cannot be used: " + presence_.reason + ". Use accelerator 'cpu' instead");
+    throw UnavailableError("accelerator 'cuda' cannot be used: " + presence_.reason +
+                           ". Use accelerator 'cpu' instead");
   if (!runtime_) runtime_ = &load_();
   return *runtime_;
 }
@@ -38,7 +39,8 @@ int CudaAccelerator::index_of(c10::Device device) const {
 std::vector<int> CudaAccelerator::parse_devices(const DeviceSpec& spec) const {
   read_device_request(spec);
   if (!is_available())
-    throw UnavailableError("accelerator 'cuda' cannot be used: " + presence_.reason + ". Use accelerator 'cpu' instead");
+    throw UnavailableError("accelerator 'cuda' cannot be used: " + presence_.reason +
+                           ". Use accelerator 'cpu' instead");
   return parse_cuda_devices(spec, presence_.devices);
 }
 
@@ -74,8 +76,10 @@ void CudaAccelerator::empty_cache() {
 }
 
 void CudaAccelerator::manual_seed(std::uint64_t seed) {
-  if (runtime_) runtime_->manual_seed(seed);
-  else seed_ = seed;
+  if (runtime_)
+    runtime_->manual_seed(seed);
+  else
+    seed_ = seed;
 }
 
 Scope CudaAccelerator::side_stream(c10::Device device) { return runtime().side_stream(index_of(device)); }

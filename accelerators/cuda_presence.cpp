@@ -11,7 +11,8 @@
 namespace fabric {
 namespace {
 
-// Device nodes are /dev/nvidia0, /dev/nvidia1, …; a container sees those it was given. Under WSL there is only /dev/dxg.
+// Device nodes are /dev/nvidia0, /dev/nvidia1, …; a container sees those it was given. Under WSL there is only
+// /dev/dxg.
 int count_nodes(const std::filesystem::path& dev) {
   int count = 0;
   std::error_code error;
@@ -65,8 +66,9 @@ CudaAccelerator::Presence find_cuda(const EnvReader& env, const std::filesystem:
     if (nodes == 0) return {0, "CUDA_VISIBLE_DEVICES='" + *visible + "' hides every GPU"};
   }
   if (!has_plugin)
-    return {0, "there is a GPU, but libtorchfabric_cuda.so is not beside libtorchfabric.so. Build with the CUDA toolkit's "
-               "headers and NCCL at hand (cmake -DFABRIC_WITH_CUDA=ON says what is missing)"};
+    return {0,
+            "there is a GPU, but libtorchfabric_cuda.so is not beside libtorchfabric.so. Build with the CUDA toolkit's "
+            "headers and NCCL at hand (cmake -DFABRIC_WITH_CUDA=ON says what is missing)"};
   return {nodes, {}};
 }
 

@@ -29,7 +29,12 @@ void order(const c10::cuda::CUDAStream& earlier, const c10::cuda::CUDAStream& la
 
 class LibTorchCuda : public CudaRuntime {
  public:
-  LibTorchCuda() { at::globalContext().lazyInitDevice(c10::DeviceType::CUDA); }
+  LibTorchCuda() {
+    bool fresh = !c10::cuda::getDeviceIndexWithPrimaryContext().has_value();
+    at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
+    // A seed that was set before this library was loaded has reached the CPU's generator only.
+    if (fresh) manual_seed(at::globalContext().defaultGenerator(c10::DeviceType::CPU).current_seed());
+  }
 
   int device_count() override { return c10::cuda::device_count(); }
   void set_device(int device) override { c10::cuda::set_device(to_index(device)); }

@@ -72,7 +72,8 @@ TEST_CASE("the CUDA accelerator refuses devices of another kind", "[cuda]") {
 }
 
 TEST_CASE("without a GPU every use of CUDA says so and nothing is loaded", "[cuda]") {
-  CudaAccelerator cuda({0, "there is no GPU on this machine"}, []() -> fabric::CudaRuntime& { throw std::logic_error("loaded"); });
+  CudaAccelerator cuda({0, "there is no GPU on this machine"},
+                       []() -> fabric::CudaRuntime& { throw std::logic_error("loaded"); });
   CHECK_FALSE(cuda.is_available());
   CHECK_THROWS_AS(cuda.parse_devices(1), fabric::UnavailableError);
   CHECK_THROWS_AS(cuda.parse_devices("auto"), fabric::UnavailableError);

@@ -23,8 +23,8 @@ TEST_CASE("CUDA devices: counts, lists and all of them", "[devices]") {
 }
 
 TEST_CASE("CUDA devices: what is refused", "[devices]") {
-  for (const char* text : {"0", "-2", "", " ", "[]", ",", "1,1", "0,1,0", "4,", "1,9", "5", "-1,", "0,-1", "two", "1.5", "1,x",
-                           "1;2", "true", "99999999999"}) {
+  for (const char* text : {"0", "-2", "", " ", "[]", ",", "1,1", "0,1,0", "4,", "1,9", "5", "-1,", "0,-1", "two", "1.5",
+                           "1,x", "1;2", "true", "99999999999"}) {
     INFO("devices=" << text);
     CHECK_THROWS_AS(parse_cuda_devices(text, 4), ConfigError);
   }
@@ -38,8 +38,8 @@ TEST_CASE("CUDA devices: what is refused", "[devices]") {
 }
 
 TEST_CASE("a device setting survives dump and load", "[devices]") {
-  for (const auto& spec : {DeviceSpec(), DeviceSpec(3), DeviceSpec(-1), DeviceSpec("2"), DeviceSpec("1, 3"), DeviceSpec{2},
-                           DeviceSpec{0, 2}, DeviceSpec(Indices{})})
+  for (const auto& spec : {DeviceSpec(), DeviceSpec(3), DeviceSpec(-1), DeviceSpec("2"), DeviceSpec("1, 3"),
+                           DeviceSpec{2}, DeviceSpec{0, 2}, DeviceSpec(Indices{})})
     CHECK(DeviceSpec::from_tree(spec.to_tree()) == spec);
   CHECK(DeviceSpec(3).to_tree().is_int());
   CHECK(DeviceSpec("auto").is_auto());

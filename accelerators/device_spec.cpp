@@ -13,7 +13,9 @@ std::string text_of(const int* begin, const int* end) {
   return end - begin == 1 ? text + "," : text;
 }
 
-std::string text_of(const std::vector<int>& indices) { return text_of(indices.data(), indices.data() + indices.size()); }
+std::string text_of(const std::vector<int>& indices) {
+  return text_of(indices.data(), indices.data() + indices.size());
+}
 
 [[noreturn]] void refuse(const std::string& given) {
   throw ConfigError("devices is " + given +

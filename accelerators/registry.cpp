@@ -61,8 +61,9 @@ Make maker(const std::string& name) {
 [[noreturn]] void refuse(const std::string& given, const std::string& name) {
   for (const char* elsewhere : {"mps", "tpu", "xla"})
     if (name == elsewhere)
-      throw UnavailableError("accelerator '" + given + "' is not supported. Supported: " +
-                             joined(registered_accelerators()) + "; available here: " + joined(available_accelerators()));
+      throw UnavailableError("accelerator '" + given +
+                             "' is not supported. Supported: " + joined(registered_accelerators()) +
+                             "; available here: " + joined(available_accelerators()));
   auto valid = registered_accelerators();
   valid.insert(valid.end(), {"auto", "gpu"});
   throw ConfigError("there is no accelerator '" + given + "'" + did_you_mean(given, valid));

@@ -16,8 +16,8 @@ class FABRIC_API CpuAccelerator : public Accelerator {
   std::vector<c10::Device> get_parallel_devices(const std::vector<int>& indices) const override;
   void setup_device(c10::Device device) override;
   void synchronize(c10::Device) override {}
-  /// Of this process, in bytes: resident set (allocated), address space (reserved), largest resident set (peak); total is
-  /// the machine's memory.
+  /// Of this process, in bytes: resident set (allocated), address space (reserved), largest resident set (peak); total
+  /// is the machine's memory.
   MemoryStats memory_stats(c10::Device device) const override;
   void reset_peak_memory(c10::Device device) override;
   void manual_seed(std::uint64_t seed) override;

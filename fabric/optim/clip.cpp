@@ -51,10 +51,12 @@ std::optional<c10::ScalarType> norm_dtype(c10::ScalarType dtype) {
 }
 
 at::Tensor norm_of(const std::vector<Batch>& batches, double norm_type) {
-  if (!(norm_type > 0)) throw MisuseError("norm_type is " + std::to_string(norm_type) + ", it must be positive or infinity");
+  if (!(norm_type > 0))
+    throw MisuseError("norm_type is " + std::to_string(norm_type) + ", it must be positive or infinity");
   std::vector<at::Tensor> norms;
   for (const auto& batch : batches)
-    for (auto& norm : at::_foreach_norm(batch.gradients, norm_type, norm_dtype(batch.dtype))) norms.push_back(std::move(norm));
+    for (auto& norm : at::_foreach_norm(batch.gradients, norm_type, norm_dtype(batch.dtype)))
+      norms.push_back(std::move(norm));
   if (norms.empty()) return at::zeros({});
   auto widest = c10::ScalarType::Float;
   for (const auto& norm : norms)
@@ -97,7 +99,8 @@ at::Tensor clip_grad_norm(const std::vector<at::Tensor>& parameters, double max_
 }
 
 void clip_grad_value(const std::vector<at::Tensor>& parameters, double clip_value) {
-  if (!(clip_value >= 0)) throw MisuseError("clip_value is " + std::to_string(clip_value) + ", it must not be negative");
+  if (!(clip_value >= 0))
+    throw MisuseError("clip_value is " + std::to_string(clip_value) + ", it must not be negative");
   c10::NoGradGuard no_grad;
   for (const auto& batch : batches_of(parameters)) {
     at::_foreach_clamp_min_(batch.gradients, -clip_value);

@@ -24,7 +24,8 @@ torch::Tensor with_gradient(torch::Tensor gradient) {
 
 std::vector<torch::Tensor> parameters() {
   torch::manual_seed(3);
-  return {with_gradient(torch::randn({4, 5})), torch::zeros({2}, torch::requires_grad()), with_gradient(torch::randn({7}))};
+  return {with_gradient(torch::randn({4, 5})), torch::zeros({2}, torch::requires_grad()),
+          with_gradient(torch::randn({7}))};
 }
 
 }  // namespace

@@ -8,11 +8,11 @@
 
 #include <fabric/export.h>
 
-/// Drop-in replacements for torch::optim's SGD, Adam and AdamW whose step runs one kernel over all parameters of a group
-/// instead of a dozen per parameter. They are those classes: options, groups, state, serialization and `dynamic_cast` stay,
-/// the numbers agree to rounding, and either kind continues what the other saved. Parameters on CPU and CUDA in 16, 32 and
-/// 64 bits take the fused way; when a group holds anything else (a sparse gradient, complex numbers), that step is the
-/// plain one.
+/// Drop-in replacements for torch::optim's SGD, Adam and AdamW whose step runs one kernel over all parameters of a
+/// group instead of a dozen per parameter. They are those classes: options, groups, state, serialization and
+/// `dynamic_cast` stay, the numbers agree to rounding, and either kind continues what the other saved. Parameters on
+/// CPU and CUDA in 16, 32 and 64 bits take the fused way; when a group holds anything else (a sparse gradient, complex
+/// numbers), that step is the plain one.
 namespace fabric::optim {
 
 using torch::optim::AdamOptions;

@@ -14,7 +14,8 @@ struct AdamLists : Lists<AdamBucket<AdamOptions, torch::optim::AdamParamState>> 
 at::Tensor Adam::step(LossClosure closure) {
   auto kernel = [](auto&&... arguments) { at::_fused_adam_(arguments...); };
   return detail::fused_step(
-      lists_, param_groups_, state_, closure, [&](auto& bucket, const AdamOptions& options) { bucket.run(options, kernel); },
+      lists_, param_groups_, state_, closure,
+      [&](auto& bucket, const AdamOptions& options) { bucket.run(options, kernel); },
       [&] { torch::optim::Adam::step(); });
 }
 

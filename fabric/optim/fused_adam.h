@@ -60,11 +60,13 @@ struct AdamBucket : BucketBase {
   template <class Kernel>
   void run(const Options& options, Kernel&& kernel) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    if (counter.is_cpu()) *counter.template data_ptr<float>() += 1;
-    else counter.add_(1);
+    if (counter.is_cpu())
+      *counter.template data_ptr<float>() += 1;
+    else
+      counter.add_(1);
     auto [beta1, beta2] = options.betas();
-    kernel(parameters, gradients, averages, squares, maxima, counters, options.lr(), beta1, beta2, options.weight_decay(),
-           options.eps(), amsgrad, /*maximize=*/false);
+    kernel(parameters, gradients, averages, squares, maxima, counters, options.lr(), beta1, beta2,
+           options.weight_decay(), options.eps(), amsgrad, /*maximize=*/false);
     bump_versions();
     ++steps;
     for (State* state : states) state->step(steps);

@@ -28,7 +28,9 @@ at::Tensor laid_out_like(const at::Tensor& parameter, const at::Tensor& tensor);
 struct BucketBase {
   BucketBase(std::size_t group, const at::Tensor& first)
       : group(group), device(first.device()), dtype(first.scalar_type()) {}
-  bool fits(const at::Tensor& parameter) const { return parameter.device() == device && parameter.scalar_type() == dtype; }
+  bool fits(const at::Tensor& parameter) const {
+    return parameter.device() == device && parameter.scalar_type() == dtype;
+  }
   // The kernels are called below autograd, which would have told it that the parameters changed.
   void bump_versions() const {
     for (const auto& parameter : parameters) parameter.unsafeGetTensorImpl()->bump_version();
@@ -41,9 +43,9 @@ struct BucketBase {
   std::vector<at::Tensor> gradients;
 };
 
-/// All buckets of an optimizer. Bucket adds to BucketBase: types Options and State; needs_state(options); made(parameter)
-/// for a new state; joins(options, state): belongs to it; add(parameter, state); holds(index, options, state): what was
-/// added at that index is still what the optimizer has.
+/// All buckets of an optimizer. Bucket adds to BucketBase: types Options and State; needs_state(options);
+/// made(parameter) for a new state; joins(options, state): belongs to it; add(parameter, state); holds(index, options,
+/// state): what was added at that index is still what the optimizer has.
 template <class Bucket>
 class Lists {
  public:
@@ -103,8 +105,10 @@ class Lists {
     const State* state = Bucket::needs_state(chosen) ? state_of(entry.parameter, states) : nullptr;
     if (!bucket.fits(entry.parameter) || !bucket.holds(entry.index, chosen, state)) return false;
     if (!has_fused_kernel(entry.parameter, gradient)) return false;
-    if (same_layout(entry.parameter, gradient)) bucket.gradients.push_back(gradient);
-    else bucket.gradients.push_back(laid_out_like(entry.parameter, gradient));
+    if (same_layout(entry.parameter, gradient))
+      bucket.gradients.push_back(gradient);
+    else
+      bucket.gradients.push_back(laid_out_like(entry.parameter, gradient));
     return true;
   }
 

@@ -18,8 +18,8 @@ struct SgdKind {
   using Options = torch::optim::SGDOptions;
   static std::vector<Options> variants() {
     Options plain(0.1);
-    return {plain, Options(0.1).weight_decay(0.1), Options(0.1).momentum(0.9), Options(0.1).momentum(0.9).dampening(0.3),
-            Options(0.1).momentum(0.8).nesterov(true).weight_decay(0.01)};
+    return {plain, Options(0.1).weight_decay(0.1), Options(0.1).momentum(0.9),
+            Options(0.1).momentum(0.9).dampening(0.3), Options(0.1).momentum(0.8).nesterov(true).weight_decay(0.01)};
   }
 };
 struct AdamKind {
@@ -75,7 +75,8 @@ std::vector<OptimizerParamGroup> groups(const Tensors& p, Options options) {
 }
 
 template <class Kind, class Change>
-void compare(typename Kind::Options options, Change change, double tolerance = 1e-6, torch::Dtype dtype = torch::kFloat) {
+void compare(typename Kind::Options options, Change change, double tolerance = 1e-6,
+             torch::Dtype dtype = torch::kFloat) {
   auto ours = make_parameters(dtype), theirs = make_parameters(dtype);
   typename Kind::Fused fused(groups(ours, options), options);
   typename Kind::Plain plain(groups(theirs, options), options);
@@ -97,7 +98,8 @@ TEMPLATE_TEST_CASE("fused steps give the plain ones' numbers", "[fused]", SgdKin
   for (const auto& options : TestType::variants()) {
     INFO("variant " << variant++);
     compare<TestType>(options, [](int, const Tensors&, torch::optim::Optimizer&) {});
-    compare<TestType>(options, [](int, const Tensors&, torch::optim::Optimizer&) {}, 1e-12, torch::kDouble);
+    compare<TestType>(
+        options, [](int, const Tensors&, torch::optim::Optimizer&) {}, 1e-12, torch::kDouble);
   }
 }
 
@@ -179,7 +181,8 @@ TEST_CASE("the steps in the state are true at any time, and changes to the state
   CHECK(state(fused, parameters[3]).step() == 2);
 }
 
-TEMPLATE_TEST_CASE("a closure runs with gradients on and its loss comes back", "[fused]", SgdKind, AdamKind, AdamWKind) {
+TEMPLATE_TEST_CASE("a closure runs with gradients on and its loss comes back", "[fused]", SgdKind, AdamKind,
+                   AdamWKind) {
   auto ours = make_parameters(), theirs = make_parameters();
   auto options = TestType::variants().front();
   typename TestType::Fused fused(ours, options);
@@ -202,7 +205,8 @@ TEMPLATE_TEST_CASE("gradients and parameters of any layout", "[fused]", SgdKind,
   for (const auto& options : TestType::variants()) {
     auto make = [] {
       torch::manual_seed(5);
-      Tensors parameters{torch::randn({4, 6}).t(), torch::randn({2, 3, 4, 5}).contiguous(torch::MemoryFormat::ChannelsLast),
+      Tensors parameters{torch::randn({4, 6}).t(),
+                         torch::randn({2, 3, 4, 5}).contiguous(torch::MemoryFormat::ChannelsLast),
                          torch::randn({6, 4}).slice(1, 0, 2)};
       for (auto& parameter : parameters) parameter = parameter.detach().set_requires_grad(true);
       return parameters;
@@ -236,7 +240,9 @@ TEMPLATE_TEST_CASE("gradients and parameters of any layout", "[fused]", SgdKind,
 }
 
 TEST_CASE("sparse gradients take the plain way", "[fused]") {
-  auto make = [] { return Tensors{torch::ones({4, 2}, torch::requires_grad()), torch::ones({2}, torch::requires_grad())}; };
+  auto make = [] {
+    return Tensors{torch::ones({4, 2}, torch::requires_grad()), torch::ones({2}, torch::requires_grad())};
+  };
   auto ours = make(), theirs = make();
   fabric::optim::SGD fused(ours, fabric::optim::SGDOptions(0.5));
   torch::optim::SGD plain(theirs, torch::optim::SGDOptions(0.5));
@@ -267,6 +273,19 @@ TEST_CASE("several dtypes in one group, 16-bit ones included", "[fused]") {
     }
     CHECK(narrow.scalar_type() == dtype);
     CHECK(narrow[0].item<double>() == Approx(wide[0].item<double>()).epsilon(0.01));
+  }
+}
+
+TEMPLATE_TEST_CASE("parameters without elements", "[fused]", SgdKind, AdamKind, AdamWKind) {
+  for (const auto& options : TestType::variants()) {
+    auto empty = torch::zeros({0, 3}, torch::requires_grad()), other = torch::ones({2}, torch::requires_grad());
+    typename TestType::Fused fused(Tensors{empty, other}, options);
+    for (int step = 0; step < 2; ++step) {
+      set_gradients({empty, other}, step);
+      fused.step();
+    }
+    CHECK(empty.numel() == 0);
+    CHECK(other[0].template item<float>() != 1.0f);
   }
 }
 

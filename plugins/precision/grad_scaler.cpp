@@ -13,13 +13,16 @@
 namespace fabric {
 namespace {
 
-at::TensorOptions on(c10::Device device, c10::ScalarType dtype) { return at::TensorOptions().device(device).dtype(dtype); }
+at::TensorOptions on(c10::Device device, c10::ScalarType dtype) {
+  return at::TensorOptions().device(device).dtype(dtype);
+}
 
 void check(const GradScaler::Config& config) {
   auto refuse = [](const char* what, double given, const char* allowed) {
     throw ConfigError("GradScaler: " + std::string(what) + " is " + std::to_string(given) + ", it must be " + allowed);
   };
-  if (!(config.init_scale > 0) || !std::isfinite(config.init_scale)) refuse("init_scale", config.init_scale, "positive");
+  if (!(config.init_scale > 0) || !std::isfinite(config.init_scale))
+    refuse("init_scale", config.init_scale, "positive");
   if (!(config.growth_factor > 1)) refuse("growth_factor", config.growth_factor, "more than 1");
   if (!(config.backoff_factor > 0 && config.backoff_factor < 1))
     refuse("backoff_factor", config.backoff_factor, "between 0 and 1");
@@ -83,7 +86,8 @@ void GradScaler::collect(torch::optim::Optimizer& optimizer) {
       auto dtype = gradient.scalar_type();
       if (dtype == c10::ScalarType::Half || dtype == c10::ScalarType::BFloat16)
         throw MisuseError(
-            "a GradScaler cannot unscale 16-bit gradients: keep the parameters in 32 bits (precision '16-mixed'), or train "
+            "a GradScaler cannot unscale 16-bit gradients: keep the parameters in 32 bits (precision '16-mixed'), or "
+            "train "
             "in 16 bits without a scaler (precision '16-true' or 'bf16-true')");
       auto values = numbers(gradient);
       auto batch = std::find_if(batches_.begin(), batches_.end(), [&](const Batch& candidate) {
@@ -98,7 +102,8 @@ void GradScaler::collect(torch::optim::Optimizer& optimizer) {
 void GradScaler::check_gradients(torch::optim::Optimizer& optimizer, Progress& progress, bool divide) {
   if (!scale_.defined())
     throw MisuseError(
-        "gradients cannot be unscaled before a loss was scaled. Write fabric.backward(loss), or scale(loss).backward()");
+        "gradients cannot be unscaled before a loss was scaled. Write fabric.backward(loss), or "
+        "scale(loss).backward()");
   c10::NoGradGuard no_grad;
   for (auto& batch : batches_) batch.gradients.clear();
   collect(optimizer);
@@ -129,7 +134,8 @@ void GradScaler::unscale_(torch::optim::Optimizer& optimizer) {
 at::Tensor GradScaler::step(torch::optim::Optimizer& optimizer) {
   if (!config_.enabled) return optimizer.step();
   auto& progress = progress_of(optimizer);
-  if (progress.stepped) throw MisuseError("step was called twice for this optimizer: call update() after each iteration");
+  if (progress.stepped)
+    throw MisuseError("step was called twice for this optimizer: call update() after each iteration");
   if (auto* own = dynamic_cast<UnscalingOptimizer*>(&optimizer)) {
     if (!progress.unscaled) check_gradients(optimizer, progress, /*divide=*/false);
     own->set_grad_scale(progress.unscaled ? at::full({}, 1.0, scale_.options()) : scale_, progress.found);

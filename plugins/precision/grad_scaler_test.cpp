@@ -176,7 +176,8 @@ TEST_CASE("a scaler's state has PyTorch's keys and continues elsewhere", "[scale
   auto state = scaler.state_dict();
   std::vector<std::string> keys;
   for (const auto& [key, value] : state.as_map()) keys.push_back(key);
-  CHECK(keys == std::vector<std::string>{"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"});
+  CHECK(keys ==
+        std::vector<std::string>{"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"});
   CHECK(state.at("scale").as_double() == 32.0);
   CHECK(state.at("_growth_tracker").as_int() == 2);
 

@@ -29,8 +29,8 @@ Scope MixedPrecision::forward_context() { return autocast_scope(device_type_, dt
 at::Tensor MixedPrecision::convert_input(const at::Tensor& tensor) { return convert(tensor, dtype_); }
 at::Tensor MixedPrecision::convert_output(const at::Tensor& tensor) { return convert(tensor, c10::ScalarType::Float); }
 
-// The scale changes when the next iteration begins and not after each step: several optimizers that step on the gradients
-// of one loss must all divide by what that loss was multiplied with.
+// The scale changes when the next iteration begins and not after each step: several optimizers that step on the
+// gradients of one loss must all divide by what that loss was multiplied with.
 void MixedPrecision::finish_iteration() const {
   if (scaler_ && scaler_->needs_update()) scaler_->update();
 }
@@ -45,7 +45,8 @@ at::Tensor MixedPrecision::optimizer_step(torch::optim::Optimizer& optimizer, co
   if (!scaler_ || !scaler_->enabled()) return Precision::optimizer_step(optimizer, closure);
   if (dynamic_cast<torch::optim::LBFGS*>(&optimizer))
     throw MisuseError(
-        "LBFGS evaluates its closure several times a step and cannot work with a scaled loss: use precision 'bf16-mixed' or "
+        "LBFGS evaluates its closure several times a step and cannot work with a scaled loss: use precision "
+        "'bf16-mixed' or "
         "'32-true', or another optimizer");
   at::Tensor loss;
   if (closure) {
@@ -61,7 +62,8 @@ void MixedPrecision::unscale_gradients(torch::optim::Optimizer& optimizer) {
   if (!scaler_ || !scaler_->enabled()) return;
   if (dynamic_cast<UnscalingOptimizer*>(&optimizer))
     throw MisuseError(
-        "gradients cannot be clipped when the optimizer unscales them itself, inside its step: use an optimizer that does "
+        "gradients cannot be clipped when the optimizer unscales them itself, inside its step: use an optimizer that "
+        "does "
         "not, or precision 'bf16-mixed'");
   if (!scaler_->is_unscaled(optimizer)) scaler_->unscale_(optimizer);
 }

@@ -71,9 +71,7 @@ TEST_CASE("autocast ends with its scope, also by an exception, and restores what
   {
     auto outer = precision.forward_context();
     CHECK(at::autocast::get_autocast_dtype(kCpu) == torch::kBFloat16);
-    {
-      auto inner = precision.forward_context();
-    }
+    { auto inner = precision.forward_context(); }
     CHECK(autocasts());
   }
   CHECK(at::autocast::get_autocast_dtype(kCpu) == torch::kHalf);

@@ -48,14 +48,15 @@ struct Registry {
 Registry& registry() {
   static Registry all{
       .mutex = {},
-      .makers = {{"64-true", [](const std::string&) { return std::make_shared<DoublePrecision>(); }},
-                 {"32-true", [](const std::string&) { return std::make_shared<Precision>(); }},
-                 {"16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::Half); }},
-                 {"bf16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::BFloat16); }},
-                 {"16-mixed", make_half_mixed},
-                 {"bf16-mixed", [](const std::string& device_type) {
-                    return std::make_shared<MixedPrecision>(ScalarType::BFloat16, device_type_of(device_type));
-                  }}}};
+      .makers = {
+          {"64-true", [](const std::string&) { return std::make_shared<DoublePrecision>(); }},
+          {"32-true", [](const std::string&) { return std::make_shared<Precision>(); }},
+          {"16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::Half); }},
+          {"bf16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::BFloat16); }},
+          {"16-mixed", make_half_mixed},
+          {"bf16-mixed", [](const std::string& device_type) {
+             return std::make_shared<MixedPrecision>(ScalarType::BFloat16, device_type_of(device_type));
+           }}}};
   return all;
 }
 

@@ -20,11 +20,16 @@ void convert(at::Tensor& tensor, c10::ScalarType dtype) {
 
 const char* name_of(c10::ScalarType dtype) {
   switch (dtype) {
-    case c10::ScalarType::Double: return "64-true";
-    case c10::ScalarType::Float: return "32-true";
-    case c10::ScalarType::Half: return "16-true";
-    case c10::ScalarType::BFloat16: return "bf16-true";
-    default: return nullptr;
+    case c10::ScalarType::Double:
+      return "64-true";
+    case c10::ScalarType::Float:
+      return "32-true";
+    case c10::ScalarType::Half:
+      return "16-true";
+    case c10::ScalarType::BFloat16:
+      return "bf16-true";
+    default:
+      return nullptr;
   }
 }
 

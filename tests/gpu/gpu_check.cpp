@@ -155,12 +155,13 @@ std::string check_precision(const std::string& precision) {
 }
 
 std::string check_scaler() {
-  auto scaler = std::make_shared<fabric::GradScaler>(fabric::GradScaler::Config{.init_scale = 1 << 30, .growth_interval = 5});
+  auto scaler =
+      std::make_shared<fabric::GradScaler>(fabric::GradScaler::Config{.init_scale = 1 << 30, .growth_interval = 5});
   auto precision = std::make_shared<fabric::MixedPrecision>(torch::kHalf, torch::kCUDA, scaler);
   fabric::Fabric fabric(on_gpu(), {.precision = precision});
   fabric.launch();
-  auto [model, optimizer] =
-      fabric.setup(make_net(), [](auto parameters) { return fabric::optim::SGD(parameters, fabric::optim::SGDOptions(0.01)); });
+  auto [model, optimizer] = fabric.setup(
+      make_net(), [](auto parameters) { return fabric::optim::SGD(parameters, fabric::optim::SGDOptions(0.01)); });
   auto batch = make_batch(64, 2);
   auto data = fabric.to_device(batch.data), target = fabric.to_device(batch.target);
   int skipped = 0;
@@ -283,10 +284,13 @@ std::string run_rank(int rank) {
   require(torch::equal(sum.cpu(), torch::full({3}, 3.0)), "all_reduce gave a wrong sum");
   auto parts = fabric.all_gather_list(torch::full({rank + 1}, 1.0 * rank, fabric.device()));
   require(parts.size() == kRanks && parts[1].numel() == 2, "all_gather of unequal shapes failed");
-  require(fabric.broadcast(fabric::Value("from " + std::to_string(rank)), 1).as_string() == "from 1", "broadcast failed");
+  require(fabric.broadcast(fabric::Value("from " + std::to_string(rank)), 1).as_string() == "from 1",
+          "broadcast failed");
   fabric.barrier("collectives");
 
-  auto sgd = [](auto parameters) { return fabric::optim::SGD(parameters, fabric::optim::SGDOptions(0.1).momentum(0.9)); };
+  auto sgd = [](auto parameters) {
+    return fabric::optim::SGD(parameters, fabric::optim::SGDOptions(0.1).momentum(0.9));
+  };
   auto [model, optimizer] = fabric.setup(make_net(), sgd);
   auto alone = make_net();
   alone->to(fabric.device());
@@ -298,7 +302,8 @@ std::string run_rank(int rank) {
       return torch::nll_loss(torch::log_softmax(output, 1), wanted);
     };
     optimizer.zero_grad();
-    fabric.backward(loss_of(model(data.slice(0, 32 * rank, 32 * rank + 32)), target.slice(0, 32 * rank, 32 * rank + 32)));
+    fabric.backward(
+        loss_of(model(data.slice(0, 32 * rank, 32 * rank + 32)), target.slice(0, 32 * rank, 32 * rank + 32)));
     optimizer.step();
     reference.zero_grad();
     loss_of(alone->forward(data), target).backward();
@@ -313,16 +318,17 @@ std::string run_rank(int rank) {
 
 [[noreturn]] void become_rank(int rank, const std::string& port) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
-  for (const auto& [name, value] : std::map<std::string, std::string>{{"TORCHELASTIC_RUN_ID", "gpu_check"},
-                                                                      {"MASTER_ADDR", "127.0.0.1"},
-                                                                      {"MASTER_PORT", port},
-                                                                      {"WORLD_SIZE", std::to_string(kRanks)},
-                                                                      {"LOCAL_WORLD_SIZE", "1"},
-                                                                      {"LOCAL_RANK", "0"},
-                                                                      {"RANK", std::to_string(rank)},
-                                                                      {"GROUP_RANK", std::to_string(rank)},
-                                                                      {"GROUP_WORLD_SIZE", std::to_string(kRanks)},
-                                                                      {"NCCL_HOSTID", "gpu_check_" + std::to_string(rank)}})
+  for (const auto& [name, value] :
+       std::map<std::string, std::string>{{"TORCHELASTIC_RUN_ID", "gpu_check"},
+                                          {"MASTER_ADDR", "127.0.0.1"},
+                                          {"MASTER_PORT", port},
+                                          {"WORLD_SIZE", std::to_string(kRanks)},
+                                          {"LOCAL_WORLD_SIZE", "1"},
+                                          {"LOCAL_RANK", "0"},
+                                          {"RANK", std::to_string(rank)},
+                                          {"GROUP_RANK", std::to_string(rank)},
+                                          {"GROUP_WORLD_SIZE", std::to_string(kRanks)},
+                                          {"NCCL_HOSTID", "gpu_check_" + std::to_string(rank)}})
     setenv(name.c_str(), value.c_str(), 1);
   try {
     std::string seen = run_rank(rank);
@@ -373,10 +379,10 @@ int main() {
   for (const char* precision : {"32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"})
     check(std::string("precision ") + precision, [&] { return check_precision(precision); });
   check("gradient scaler", check_scaler);
-  check("fused SGD", [] {
-    return check_fused<fabric::optim::SGD, torch::optim::SGD>(torch::optim::SGDOptions(0.1).momentum(0.9));
-  });
-  check("fused Adam", [] { return check_fused<fabric::optim::Adam, torch::optim::Adam>(torch::optim::AdamOptions(1e-3)); });
+  check("fused SGD",
+        [] { return check_fused<fabric::optim::SGD, torch::optim::SGD>(torch::optim::SGDOptions(0.1).momentum(0.9)); });
+  check("fused Adam",
+        [] { return check_fused<fabric::optim::Adam, torch::optim::Adam>(torch::optim::AdamOptions(1e-3)); });
   check("fused AdamW",
         [] { return check_fused<fabric::optim::AdamW, torch::optim::AdamW>(torch::optim::AdamWOptions(1e-3)); });
   check("clipping", check_clip);
