@@ -90,7 +90,8 @@ class Agent {
                              .pid_namespace = options_.pid_namespace,
                              .mask = mask_,
                              .files = files_,
-                             .stop_on = options_.stop_on};
+                             .stop_on = options_.stop_on,
+                             .temporary_folder = folders_.is_temporary() ? folders_.root() : ""};
     return {options_, job(),    program_,         variables_,     folders_,
             console_, guardian, prefix_template_, signals_.get(), heartbeat_number_};
   }

@@ -1,5 +1,6 @@
 #include "launcher/run/console.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -27,6 +28,11 @@ Sink::Sink(int fd) : fd_(fd) {
     is_dead_ = true;
   else
     can_poll_ = !S_ISREG(info.st_mode);
+  if (is_dead_ || !S_ISFIFO(info.st_mode)) return;
+  // A second opening of a pipe can be without blocking and leave everybody else's as it is.
+  auto path = "/proc/self/fd/" + std::to_string(fd);
+  own_ = Descriptor(open(path.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
+  if (own_) fd_ = own_.get();
 }
 
 bool Sink::write_some() {
@@ -34,7 +40,7 @@ bool Sink::write_some() {
   while (!is_empty()) {
     pollfd entry{fd_, POLLOUT, 0};
     if (!is_dead_ && can_poll_ && poll(&entry, 1, 0) <= 0) break;
-    auto size = std::min(buffer_.size() - written_, can_poll_ ? kPipeUnit : kFileUnit);
+    auto size = std::min(buffer_.size() - written_, can_poll_ && !own_ ? kPipeUnit : kFileUnit);
     ssize_t done = is_dead_ ? -1 : write(fd_, buffer_.data() + written_, size);
     if (done < 0 && !is_dead_ && (errno == EAGAIN || errno == EINTR)) break;
     if (done < 0) is_dead_ = true;

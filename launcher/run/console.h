@@ -3,6 +3,8 @@
 #include <chrono>
 #include <string>
 
+#include "launcher/descriptor.h"
+
 namespace fabric::run {
 
 /// Our stdout or stderr: takes whole lines, and writes them as fast as the reader takes them. A reader that is gone
@@ -26,6 +28,7 @@ class Sink {
  private:
   static constexpr std::size_t kLimit = 1024 * 1024;
   int fd_;
+  Descriptor own_;
   bool can_poll_ = true;
   bool is_dead_ = false;
   std::string buffer_;

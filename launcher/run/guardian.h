@@ -31,6 +31,8 @@ struct GuardianOptions {
   rlimit files;
   /// Signals that stop the job; the guardian tells the launcher of them.
   std::vector<int> stop_on;
+  /// Removed by the guardian when the launcher is gone and cannot; empty: nothing.
+  std::string temporary_folder;
 };
 
 /// One thing that the guardian tells the launcher. Fixed size, one per packet.

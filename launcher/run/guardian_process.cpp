@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
 
 #include "launcher/run/process_tree.h"
 
@@ -159,6 +160,9 @@ class GuardianProcess {
 
   [[noreturn]] void kill_and_leave(int code) {
     kill_descendants(kKillLimit);
+    std::error_code ignored;
+    if (code != 0 && !options_.temporary_folder.empty())
+      std::filesystem::remove_all(options_.temporary_folder, ignored);
     if (code == 0) tell({.kind = Event::all_gone});
     _exit(code);
   }

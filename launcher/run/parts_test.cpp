@@ -3,6 +3,7 @@
 
 #include "launcher/run/error_file.h"
 #include "launcher/run/heartbeats.h"
+#include "launcher/run/job.h"
 #include "launcher/run/machine.h"
 #include "launcher/run/options.h"
 #include "launcher/run/worker_environment.h"
@@ -133,4 +134,32 @@ TEST_CASE("an outer launcher's variables go, the user's stay", "[environment]") 
   auto kept = without_outer_job({"RANK=3", "ROLE_RANK=1", "GROUP_NAME=mine", "TORCHELASTIC_RUN_ID=x", "HOME=/h",
                                  "FABRIC_STRATEGY=ddp", "LT_CLI_USED=1", "LT_DEVICES=4", "A=b=c"});
   CHECK(kept == Variables{{"GROUP_NAME", "mine"}, {"HOME", "/h"}, {"FABRIC_STRATEGY", "ddp"}, {"A", "b=c"}});
+}
+
+TEST_CASE("one launcher on each node of a SLURM step needs no flags", "[job]") {
+  std::map<std::string, std::string> step{{"SLURM_STEP_ID", "0"},       {"SLURM_NODEID", "1"},
+                                          {"SLURM_NTASKS", "2"},        {"SLURM_STEP_NUM_NODES", "2"},
+                                          {"SLURM_JOB_ID", "123456"},   {"SLURM_STEP_NODELIST", "gpu-[08-09]"},
+                                          {"SLURMD_NODENAME", "gpu-09"}};
+  auto job = plan_job(complete_from_slurm(parse({"-n", "4"}), MapEnv(step)), MapEnv(step)).job;
+  CHECK(job.nodes == 2);
+  CHECK(job.node == 1);
+  CHECK(job.first_rank == 4);
+  CHECK(job.world_size == 8);
+  CHECK(job.master_addr == "gpu-08");
+  CHECK(job.master_port == 18456);
+  CHECK(job.host == "gpu-09");
+  CHECK(job.id == "123456.0");
+  step["SLURM_NTASKS"] = "8";
+  CHECK_THROWS_AS(complete_from_slurm(parse({"-n", "4"}), MapEnv(step)), ConfigError);
+  step.erase("SLURM_STEP_ID");
+  CHECK(complete_from_slurm(parse({}), MapEnv(step)).max_nodes == 1);
+}
+
+TEST_CASE("jobs on several nodes must say where node 0 is", "[job]") {
+  CHECK_THROWS_AS(plan_job(parse({"--nnodes", "2"}), MapEnv()), ConfigError);
+  CHECK_THROWS_AS(plan_job(parse({"--nnodes", "1:2"}), MapEnv()), ConfigError);
+  auto job = plan_job(parse({"--nnodes", "2", "--node-rank", "1", "--rdzv-endpoint", "h:5"}), MapEnv()).job;
+  CHECK(job.first_rank == 1);
+  CHECK(job.master_port == 5);
 }

@@ -330,6 +330,8 @@ void Round::check_deadlines() {
     stop(Attempt::not_all_ended, SIGTERM);
   }
   if (!stopping_) check_hangs(now);
+  // Nothing more comes because we do not read it: a slow reader is waited for, unless we were told to end.
+  if (drain_until_ && now >= *drain_until_ && attempt_.signal == 0 && is_held_back()) drain_until_ = now + kDrainLimit;
   if (kill_at_ && now >= *kill_at_ && !drain_until_) kill_now();
   if (kill_at_ && now >= *kill_at_) kill_at_ = now + std::chrono::hours(24);
   if (give_up_at_ && now >= *give_up_at_) {
@@ -402,15 +404,17 @@ void Round::watch_console() {
   }
 }
 
+bool Round::is_held_back() const {
+  return std::any_of(workers_.begin(), workers_.end(),
+                     [](const Worker& worker) { return worker.output->must_wait() || worker.error->must_wait(); });
+}
+
 bool Round::is_over() const {
   if (!drain_until_) return false;
   bool open = std::any_of(workers_.begin(), workers_.end(),
                           [](const Worker& worker) { return worker.output->is_open() || worker.error->is_open(); });
   if (!open) return true;
-  bool reader_is_slow = std::any_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
-    return worker.output->must_wait() || worker.error->must_wait();
-  });
-  return Clock::now() >= *drain_until_ && !(reader_is_slow && attempt_.signal == 0);
+  return Clock::now() >= *drain_until_;
 }
 
 void Round::conclude() {

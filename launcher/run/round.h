@@ -66,6 +66,7 @@ class Round {
   /// Asks all workers to end, and kills them after the grace time. The first call counts.
   void stop(Attempt::End end, int signal);
   void kill_now();
+  bool is_held_back() const;
   bool is_over() const;
   void conclude();
 

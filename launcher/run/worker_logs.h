@@ -22,6 +22,7 @@ class LogFolders {
   /// Makes the folder of a worker; empty when there is none to be (--log-dir /dev/null, or no disk will take it).
   std::string of_worker(int attempt, int local_rank) const;
   const std::string& root() const { return root_; }
+  bool is_temporary() const { return is_temporary_; }
 
  private:
   std::string root_;

@@ -63,6 +63,7 @@ std::vector<std::string> Result::lines(const std::string& text) const {
 
 Job::Job(const std::vector<std::string>& words, const Variables& variables, const std::function<void()>& before) {
   static int count = 0;
+  static const Folder temporary;
   mark_ = std::to_string(getpid()) + "-" + std::to_string(++count) + ".";
   int out[2], error[2];
   if (pipe2(out, O_CLOEXEC) != 0 || pipe2(error, O_CLOEXEC) != 0) throw std::runtime_error("pipe failed");
@@ -74,6 +75,7 @@ Job::Job(const std::vector<std::string>& words, const Variables& variables, cons
     dup2(error[1], 2);
     for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS"}) unsetenv(name);
     setenv(kMark, mark_.c_str(), 1);
+    setenv("TMPDIR", temporary.path().c_str(), 1);
     for (const auto& [name, value] : variables) setenv(name.c_str(), value.c_str(), 1);
     auto path = program();
     std::vector<char*> arguments{path.data()};
