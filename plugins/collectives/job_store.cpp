@@ -1,9 +1,14 @@
 #include "plugins/collectives/job_store.h"
 
+#include <netdb.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <tuple>
 
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
@@ -35,6 +40,37 @@ std::map<Key, Entry>& entries() {
 
 std::string place_of(const RankInfo& ranks) { return ranks.main_address + ":" + std::to_string(ranks.main_port); }
 
+bool accepts_connections(const addrinfo* addresses) {
+  for (const auto* each = addresses; each; each = each->ai_next) {
+    int fd = socket(each->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) continue;
+    timeval limit{.tv_sec = 1, .tv_usec = 0};  // for hosts that answer nothing
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    bool accepted = ::connect(fd, each->ai_addr, each->ai_addrlen) == 0;
+    int reason = errno;
+    close(fd);
+    errno = reason;
+    if (accepted) return true;
+  }
+  return false;
+}
+
+// LibTorch's client waits a second after a connection that was refused, which is most of the start of a job whose rank 0
+// is not the first. Refusals on one machine cost nothing, so this asks more often; other failures are left to LibTorch.
+void wait_for_server(const RankInfo& ranks, milliseconds timeout) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* addresses = nullptr;
+  if (getaddrinfo(ranks.main_address.c_str(), std::to_string(ranks.main_port).c_str(), &hints, &addresses) != 0) return;
+  auto end = steady_clock::now() + timeout;
+  auto pause = milliseconds(2);
+  while (!accepts_connections(addresses) && errno == ECONNREFUSED && steady_clock::now() + pause < end) {
+    std::this_thread::sleep_for(pause);
+    pause = std::min(pause * 2, milliseconds(50));
+  }
+  freeaddrinfo(addresses);
+}
+
 c10::intrusive_ptr<c10d::Store> connect(const RankInfo& ranks, milliseconds timeout) {
   if (ranks.main_port <= 0 || ranks.main_port > 65535)
     throw ConfigError("main_port is " + std::to_string(ranks.main_port) +
@@ -45,6 +81,11 @@ c10::intrusive_ptr<c10d::Store> connect(const RankInfo& ranks, milliseconds time
   options.waitWorkers = false;  // meet() waits, and can tell who is missing
   options.timeout = timeout;
   auto begin = steady_clock::now();
+  if (!options.isServer) {
+    wait_for_server(ranks, timeout);
+    auto left = std::chrono::duration_cast<milliseconds>(begin + timeout - steady_clock::now());
+    options.timeout = std::max(left, milliseconds(1));
+  }
   try {
     return c10::make_intrusive<c10d::TCPStore>(ranks.main_address, options);
   } catch (const std::exception& error) {
@@ -52,7 +93,9 @@ c10::intrusive_ptr<c10d::Store> connect(const RankInfo& ranks, milliseconds time
       throw CollectiveError("rank 0 cannot serve the job's store at " + place_of(ranks) + ": " + error.what() +
                             "\nIf the port is taken, set MASTER_PORT to a free one on every rank");
     auto waited = std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin);
-    if (waited < timeout / 2) throw CollectiveError("rank " + std::to_string(ranks.rank) + " cannot join the job's store at " + place_of(ranks) + ": " + error.what());
+    if (waited < timeout / 2)
+      throw CollectiveError("rank " + std::to_string(ranks.rank) + " cannot join the job's store at " + place_of(ranks) + ": " +
+                            error.what());
     throw TimeoutError(ranks.rank, "connecting to the job's store at " + place_of(ranks), waited,
                        ranks.store_is_external ? "The launcher serves it and did not answer"
                                                : "Rank 0 serves it and did not come");

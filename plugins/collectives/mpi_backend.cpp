@@ -218,12 +218,12 @@ class Backend : public MpiBackend {
   intrusive_ptr<Work> allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                                       const c10d::AllgatherOptions& options) override {
     for (std::size_t i = 0; i < inputs.size(); ++i) _allgather_base(outputs.at(i), inputs[i], options);
-    return done(OpType::ALLGATHER_INTO_TENSOR_COALESCED, outputs);
+    return done(OpType::COALESCED, outputs);
   }
   intrusive_ptr<Work> reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
                                                       const c10d::ReduceScatterOptions& options) override {
     for (std::size_t i = 0; i < inputs.size(); ++i) _reduce_scatter_base(outputs.at(i), inputs[i], options);
-    return done(OpType::REDUCE_SCATTER_TENSOR_COALESCED, outputs);
+    return done(OpType::COALESCED, outputs);
   }
   intrusive_ptr<Work> reduce_scatter(Tensors& outputs, std::vector<Tensors>& inputs,
                                      const c10d::ReduceScatterOptions& options) override {

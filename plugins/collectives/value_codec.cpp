@@ -26,8 +26,9 @@ class Writer {
 
  private:
   void raw(const void* data, std::size_t size) {
-    auto* begin = static_cast<const std::uint8_t*>(data);
-    bytes_.insert(bytes_.end(), begin, begin + size);
+    auto end = bytes_.size();
+    bytes_.resize(end + size);
+    if (size > 0) std::memcpy(bytes_.data() + end, data, size);
   }
   void tag(Tag tag) { bytes_.push_back(static_cast<std::uint8_t>(tag)); }
   void number(std::int64_t number) { raw(&number, sizeof number); }
