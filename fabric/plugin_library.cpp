@@ -34,8 +34,9 @@ void check_abi(void* handle, const std::string& file, int abi) {
   auto* version = reinterpret_cast<int (*)()>(dlsym(handle, "fabric_plugin_abi"));
   int found = version ? version() : 0;
   if (found != abi)
-    throw UnavailableError(file + " belongs to another build of TorchFabric (its interface is " + std::to_string(found) +
-                           ", this library's is " + std::to_string(abi) + "). Install both from one build");
+    throw UnavailableError(file + " belongs to another build of TorchFabric (its interface is " +
+                           std::to_string(found) + ", this library's is " + std::to_string(abi) +
+                           "). Install both from one build");
 }
 
 }  // namespace

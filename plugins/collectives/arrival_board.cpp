@@ -131,7 +131,8 @@ void ArrivalBoard::give_up(const char* operation, milliseconds waited) {
   std::vector<int> missing;
   for (int rank = 0; rank < size_; ++rank)
     if (lines_[rank].arrived.load(std::memory_order_relaxed) < count_) missing.push_back(rank);
-  throw TimeoutError(rank_, operation, waited, list_of_ranks(missing) + " did not come: ended, stuck, or calling something else");
+  throw TimeoutError(rank_, operation, waited,
+                     list_of_ranks(missing) + " did not come: ended, stuck, or calling something else");
 }
 
 }  // namespace fabric::collectives

@@ -29,7 +29,8 @@ TEST_CASE("ranks meet on a board many times and compare marks", "[collectives][b
   Boards boards;
   int wrong = 0;
   std::thread other([&] {
-    for (int i = 0; i < 2000; ++i) wrong += boards.b->meet(i % 5 == 0 ? 1 : 7, "step", milliseconds(20000)) != (i % 5 != 0);
+    for (int i = 0; i < 2000; ++i)
+      wrong += boards.b->meet(i % 5 == 0 ? 1 : 7, "step", milliseconds(20000)) != (i % 5 != 0);
   });
   for (int i = 0; i < 2000; ++i) wrong += boards.a->meet(7, "step", milliseconds(20000)) != (i % 5 != 0);
   other.join();

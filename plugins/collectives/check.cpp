@@ -31,7 +31,8 @@ std::int64_t fingerprint_of(const Call& call) {
   if (call.tensor) {
     const auto& tensor = *call.tensor;
     hash = mixed(hash, static_cast<std::uint64_t>(tensor.scalar_type()) << 32 |
-                           static_cast<std::uint64_t>(tensor.device().type()) << 16 | static_cast<std::uint64_t>(tensor.dim()));
+                           static_cast<std::uint64_t>(tensor.device().type()) << 16 |
+                           static_cast<std::uint64_t>(tensor.dim()));
     if (!call.any_shape)
       for (auto size : tensor.sizes()) hash = mixed(hash, static_cast<std::uint64_t>(size));
   }
@@ -68,11 +69,16 @@ void all_reduce_max(Group& group, at::Tensor& tensor, const char* operation) {
 
 const char* name_of(ReduceOp op) {
   switch (op) {
-    case ReduceOp::mean: return "mean";
-    case ReduceOp::sum: return "sum";
-    case ReduceOp::min: return "min";
-    case ReduceOp::max: return "max";
-    case ReduceOp::product: return "product";
+    case ReduceOp::mean:
+      return "mean";
+    case ReduceOp::sum:
+      return "sum";
+    case ReduceOp::min:
+      return "min";
+    case ReduceOp::max:
+      return "max";
+    case ReduceOp::product:
+      return "product";
   }
   return "?";
 }
@@ -115,14 +121,14 @@ void require_dense(const char* operation, const at::Tensor& tensor) {
   if (!tensor.defined())
     throw MisuseError(std::string(operation) + " got an undefined tensor; every rank has to pass a tensor");
   if (tensor.layout() != at::kStrided)
-    throw MisuseError(std::string(operation) + " takes dense tensors; this one's layout is " + c10::str(tensor.layout()) +
-                      ". Convert it with to_dense() first");
+    throw MisuseError(std::string(operation) + " takes dense tensors; this one's layout is " +
+                      c10::str(tensor.layout()) + ". Convert it with to_dense() first");
 }
 
 void require_rank(const char* operation, const char* what, int rank, int size) {
   if (rank < 0 || rank >= size)
-    throw MisuseError(std::string(operation) + ": " + what + " is " + std::to_string(rank) + "; the group has ranks 0 to " +
-                      std::to_string(size - 1));
+    throw MisuseError(std::string(operation) + ": " + what + " is " + std::to_string(rank) +
+                      "; the group has ranks 0 to " + std::to_string(size - 1));
 }
 
 }  // namespace fabric::collectives

@@ -10,9 +10,9 @@ namespace fabric::collectives {
 struct Call {
   const char* operation;
   const at::Tensor* tensor = nullptr;
-  int op = -1;    // ReduceOp
-  int root = -1;  // source or destination
-  bool any_shape = false;  // only the number of dimensions and the type must agree
+  int op = -1;                         // ReduceOp
+  int root = -1;                       // source or destination
+  bool any_shape = false;              // only the number of dimensions and the type must agree
   const std::string* label = nullptr;  // whatever else must agree
 };
 

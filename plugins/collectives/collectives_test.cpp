@@ -24,11 +24,16 @@ Tensor expected(ReduceOp op, int size, at::ScalarType type) {
   for (int rank = 0; rank < size; ++rank) all.push_back(sample(rank, type).to(wide));
   auto stacked = torch::stack(all);
   switch (op) {
-    case ReduceOp::mean: return wide == at::kDouble ? stacked.mean(0).to(type) : stacked.sum(0).div(size, "trunc").to(type);
-    case ReduceOp::sum: return stacked.sum(0).to(type);
-    case ReduceOp::min: return std::get<0>(stacked.min(0)).to(type);
-    case ReduceOp::max: return std::get<0>(stacked.max(0)).to(type);
-    case ReduceOp::product: return stacked.prod(0).to(type);
+    case ReduceOp::mean:
+      return wide == at::kDouble ? stacked.mean(0).to(type) : stacked.sum(0).div(size, "trunc").to(type);
+    case ReduceOp::sum:
+      return stacked.sum(0).to(type);
+    case ReduceOp::min:
+      return std::get<0>(stacked.min(0)).to(type);
+    case ReduceOp::max:
+      return std::get<0>(stacked.max(0)).to(type);
+    case ReduceOp::product:
+      return stacked.prod(0).to(type);
   }
   return {};
 }
@@ -43,12 +48,13 @@ bool close(const Tensor& a, const Tensor& b) {
 BOTH_BACKENDS_TEST("every type is reduced by every operation", "[collectives]", 3) {
   auto group = ranks::group_from_env();
   RANK_CHECK(group.rank() == rank && group.size() == 3);
-  for (auto type : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16, at::kChar, at::kByte, at::kShort, at::kInt, at::kLong,
-                    at::kUInt16, at::kUInt32}) {
+  for (auto type : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16, at::kChar, at::kByte, at::kShort, at::kInt,
+                    at::kLong, at::kUInt16, at::kUInt32}) {
     for (auto op : kOps) {
       auto result = group.all_reduce(sample(rank, type), op);
       if (!close(result, expected(op, 3, type)))
-        ranks::fail(__FILE__, __LINE__, c10::str("type ", type, " op ", int(op), " gave ", result, " for ", expected(op, 3, type)));
+        ranks::fail(__FILE__, __LINE__,
+                    c10::str("type ", type, " op ", int(op), " gave ", result, " for ", expected(op, 3, type)));
     }
   }
   auto fp8 = group.all_reduce(torch::full({4}, 0.5).to(at::kFloat8_e4m3fn), ReduceOp::sum);
@@ -57,7 +63,8 @@ BOTH_BACKENDS_TEST("every type is reduced by every operation", "[collectives]", 
   RANK_CHECK(torch::equal(group.all_reduce(flags, ReduceOp::sum), torch::tensor({true, true, false})));
   RANK_CHECK(torch::equal(group.all_reduce(flags, ReduceOp::min), torch::tensor({false, true, false})));
   auto complex = torch::complex(torch::full({2}, 1.0 + rank), torch::full({2}, -1.0));
-  RANK_CHECK(torch::equal(group.all_reduce(complex, ReduceOp::mean), torch::complex(torch::full({2}, 2.0), torch::full({2}, -1.0))));
+  RANK_CHECK(torch::equal(group.all_reduce(complex, ReduceOp::mean),
+                          torch::complex(torch::full({2}, 2.0), torch::full({2}, -1.0))));
   bool refused = false;
   try {
     group.all_reduce(complex, ReduceOp::max);
@@ -72,7 +79,8 @@ BOTH_BACKENDS_TEST("every type is reduced by every operation", "[collectives]", 
     auto column = whole.select(1, 1);
     group.all_reduce_(column, ReduceOp::sum);
   }
-  RANK_CHECK(whole.select(1, 1).sum().item<double>() == 24 && whole.select(1, 0).sum().item<double>() == 4.0 * (1 + rank));
+  RANK_CHECK(whole.select(1, 1).sum().item<double>() == 24 &&
+             whole.select(1, 0).sum().item<double>() == 4.0 * (1 + rank));
   auto scalar = torch::tensor(double(rank));
   group.all_reduce_(scalar, ReduceOp::max);
   RANK_CHECK(scalar.item<double>() == 2);
@@ -87,7 +95,8 @@ BOTH_BACKENDS_TEST("tensors are moved between ranks", "[collectives]", 3) {
     auto mine = torch::tensor({rank % 2 == 0, true, false}).to(type).view({1, 3});
     auto parts = group.all_gather(mine);
     RANK_CHECK(parts.size() == 3 && parts[rank].scalar_type() == type);
-    for (int r = 0; r < 3; ++r) RANK_CHECK(torch::equal(parts[r], torch::tensor({r % 2 == 0, true, false}).to(type).view({1, 3})));
+    for (int r = 0; r < 3; ++r)
+      RANK_CHECK(torch::equal(parts[r], torch::tensor({r % 2 == 0, true, false}).to(type).view({1, 3})));
     auto copy = mine.clone();
     group.broadcast_(copy, 1);
     RANK_CHECK(torch::equal(copy, parts[1]));

@@ -28,12 +28,14 @@ int main(int argc, char** argv) {
   MPI_Comm_split(MPI_COMM_WORLD, rank == 0 ? MPI_UNDEFINED : 1, size - rank, &workers);
   if (rank != 0) {
     auto group = fabric::ProcessGroup::from_mpi_comm({.timeout_seconds = 20}, &workers);
-    expect(group.backend() == "mpi" && group.size() == size - 1 && group.rank() == size - 1 - rank, "the place in the communicator");
+    expect(group.backend() == "mpi" && group.size() == size - 1 && group.rank() == size - 1 - rank,
+           "the place in the communicator");
     auto sum = group.all_reduce(torch::full({3}, double(rank)), fabric::ReduceOp::sum);
     expect(sum[0].item<double>() == size * (size - 1) / 2.0, "the sum");
     group.shutdown();
     int still = 0;
-    expect(MPI_Allreduce(MPI_IN_PLACE, &still, 1, MPI_INT, MPI_SUM, workers) == MPI_SUCCESS, "the caller's communicator lives on");
+    expect(MPI_Allreduce(MPI_IN_PLACE, &still, 1, MPI_INT, MPI_SUM, workers) == MPI_SUCCESS,
+           "the caller's communicator lives on");
     MPI_Comm_free(&workers);
   } else {
     try {

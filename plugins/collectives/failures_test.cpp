@@ -36,7 +36,9 @@ bool holds(const std::string& text, const std::string& part) {
 }
 
 // A rank ends another one that sleeps or is stopped, so that the test does not wait for it.
-void end_rank(const std::vector<fabric::Value>& pids, int rank) { kill(static_cast<pid_t>(pids[rank].as_int()), SIGKILL); }
+void end_rank(const std::vector<fabric::Value>& pids, int rank) {
+  kill(static_cast<pid_t>(pids[rank].as_int()), SIGKILL);
+}
 
 double seconds_since(steady_clock::time_point begin) {
   return std::chrono::duration<double>(steady_clock::now() - begin).count();
@@ -48,12 +50,13 @@ BOTH_BACKENDS_TEST("ranks that disagree get an error on every rank and go on", "
   auto group = ranks::group_from_env();
   using fabric::MismatchError;
   auto shape = message_of<MismatchError>([&] { group.all_reduce(torch::ones({2, rank + 1}), ReduceOp::sum); });
-  RANK_CHECK(holds(shape, "rank 0: all_reduce(sum) of Float [2, 1]") && holds(shape, "rank 1: all_reduce(sum) of Float [2, 2]"));
+  RANK_CHECK(holds(shape, "rank 0: all_reduce(sum) of Float [2, 1]") &&
+             holds(shape, "rank 1: all_reduce(sum) of Float [2, 2]"));
   auto type = message_of<MismatchError>(
       [&] { group.all_reduce(torch::ones({2}, rank == 0 ? torch::kFloat : torch::kDouble), ReduceOp::sum); });
   RANK_CHECK(holds(type, "Float [2]") && holds(type, "Double [2]"));
-  auto op = message_of<MismatchError>(
-      [&] { group.all_reduce(torch::ones({2}), rank == 0 ? ReduceOp::min : ReduceOp::max); });
+  auto op =
+      message_of<MismatchError>([&] { group.all_reduce(torch::ones({2}), rank == 0 ? ReduceOp::min : ReduceOp::max); });
   RANK_CHECK(holds(op, "all_reduce(min)") && holds(op, "all_reduce(max)"));
   auto kind = message_of<MismatchError>([&] {
     if (rank == 0)
@@ -66,7 +69,9 @@ BOTH_BACKENDS_TEST("ranks that disagree get an error on every rank and go on", "
   RANK_CHECK(holds(root, "root 0") && holds(root, "root 1"));
   auto barrier = message_of<MismatchError>([&] { group.barrier(rank == 0 ? "a" : "b"); });
   RANK_CHECK(holds(barrier, "barrier(\"a\")") && holds(barrier, "barrier(\"b\")"));
-  auto dims = message_of<MismatchError>([&] { group.all_gather(rank == 0 ? torch::ones({2}) : torch::ones({2, 2}), true); });
+  auto dims = message_of<MismatchError>([&] {
+    group.all_gather(rank == 0 ? torch::ones({2}) : torch::ones({2, 2}), true);
+  });
   RANK_CHECK(holds(dims, "[2, 2]"));
   if (rank == 0) {
     group.send(torch::ones({3}), 1);
@@ -81,7 +86,8 @@ BOTH_BACKENDS_TEST("ranks that disagree get an error on every rank and go on", "
 }
 
 // A group without the check still compares what it must know to allocate memory.
-BOTH_BACKENDS_TEST("unequal types are found without the check where shapes are exchanged", "[collectives][failures]", 2) {
+BOTH_BACKENDS_TEST("unequal types are found without the check where shapes are exchanged", "[collectives][failures]",
+                   2) {
   auto group = ranks::group_from_env({.timeout_seconds = 30, .check = false});
   RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
   auto text = message_of<fabric::MismatchError>(
@@ -221,7 +227,8 @@ RANKS_BODY("mpi rank never joins") {
   ranks::group_from_env({.timeout_seconds = 2});
 }
 
-TEST_CASE("mpirun ends a job whose rank dies, and the watchdog one whose rank never joins", "[collectives][failures][mpi]") {
+TEST_CASE("mpirun ends a job whose rank dies, and the watchdog one whose rank never joins",
+          "[collectives][failures][mpi]") {
   if (!ranks::has_mpirun()) {
     WARN("skipped: there is no mpirun");
     return;

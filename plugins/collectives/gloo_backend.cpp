@@ -54,7 +54,8 @@ std::string local_address_towards(const std::string& host) {
     if (fd < 0) continue;
     sockaddr_storage own{};
     socklen_t size = sizeof own;
-    if (connect(fd, each->ai_addr, each->ai_addrlen) == 0 && getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size) == 0)
+    if (connect(fd, each->ai_addr, each->ai_addrlen) == 0 &&
+        getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size) == 0)
       local = numeric_address(reinterpret_cast<sockaddr*>(&own));
     close(fd);
   }

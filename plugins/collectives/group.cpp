@@ -85,10 +85,12 @@ std::string who_is_missing(const Group& group) {
 
 void Group::require_usable(const char* operation) const {
   if (closed)
-    throw MisuseError(std::string(operation) + " was called after shutdown() of its process group. Create a new group, or " +
+    throw MisuseError(std::string(operation) +
+                      " was called after shutdown() of its process group. Create a new group, or " +
                       "shut it down later");
   if (!failure.empty())
-    throw CollectiveError(std::string(operation) + " cannot run: this process group failed before and must be created again. " +
+    throw CollectiveError(std::string(operation) +
+                          " cannot run: this process group failed before and must be created again. " +
                           "The failure was: " + failure);
 }
 
@@ -108,7 +110,8 @@ void Group::fail(const char* operation, const std::exception& error, steady_cloc
     throw timed_out;
   }
   failure = "rank " + std::to_string(rank) + ": " + operation + " failed after " +
-            std::to_string(waited.count() / 1000.0) + " s. " + missing + (missing.empty() ? "" : " ") + "(" + reason + ")";
+            std::to_string(waited.count() / 1000.0) + " s. " + missing + (missing.empty() ? "" : " ") + "(" + reason +
+            ")";
   throw CollectiveError(failure);
 }
 

@@ -28,11 +28,11 @@ struct Group {
   std::chrono::milliseconds timeout{};
   RankInfo ranks;
 
-  c10::intrusive_ptr<c10d::Store> store;              // keys of this group; none over a caller's communicator
+  c10::intrusive_ptr<c10d::Store> store;                       // keys of this group; none over a caller's communicator
   mutable c10::intrusive_ptr<c10d::ProcessGroup> torch_group;  // of a single(): made when asked for
-  c10::intrusive_ptr<c10d::Backend> cpu;              // carries CPU tensors and the checks
-  c10::intrusive_ptr<c10d::Backend> on_device;        // carries tensors on `device`; none: they go through the CPU
-  MpiBackend* mpi = nullptr;                          // `cpu`, where that is MPI: it knows every type, and the mean
+  c10::intrusive_ptr<c10d::Backend> cpu;                       // carries CPU tensors and the checks
+  c10::intrusive_ptr<c10d::Backend> on_device;  // carries tensors on `device`; none: they go through the CPU
+  MpiBackend* mpi = nullptr;                    // `cpu`, where that is MPI: it knows every type, and the mean
 
   bool owned = true;  // else the backends belong to whoever made the LibTorch group
   bool closed = false;
@@ -59,7 +59,8 @@ struct Group {
     }
   }
   /// Remembers the failure and throws it as TimeoutError or CollectiveError.
-  [[noreturn]] void fail(const char* operation, const std::exception& error, std::chrono::steady_clock::time_point begin);
+  [[noreturn]] void fail(const char* operation, const std::exception& error,
+                         std::chrono::steady_clock::time_point begin);
 };
 
 /// Joins the backends of a group into LibTorch's object.

@@ -55,8 +55,9 @@ bool accepts_connections(const addrinfo* addresses) {
   return false;
 }
 
-// LibTorch's client waits a second after a connection that was refused, which is most of the start of a job whose rank 0
-// is not the first. Refusals on one machine cost nothing, so this asks more often; other failures are left to LibTorch.
+// LibTorch's client waits a second after a connection that was refused, which is most of the start of a job whose rank
+// 0 is not the first. Refusals on one machine cost nothing, so this asks more often; other failures are left to
+// LibTorch.
 void wait_for_server(const RankInfo& ranks, milliseconds timeout) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
@@ -73,8 +74,9 @@ void wait_for_server(const RankInfo& ranks, milliseconds timeout) {
 
 c10::intrusive_ptr<c10d::Store> connect(const RankInfo& ranks, milliseconds timeout) {
   if (ranks.main_port <= 0 || ranks.main_port > 65535)
-    throw ConfigError("main_port is " + std::to_string(ranks.main_port) +
-                      "; a job of several ranks needs the port (1 to 65535) on which rank 0 can be reached. Set MASTER_PORT");
+    throw ConfigError(
+        "main_port is " + std::to_string(ranks.main_port) +
+        "; a job of several ranks needs the port (1 to 65535) on which rank 0 can be reached. Set MASTER_PORT");
   c10d::TCPStoreOptions options;
   options.port = static_cast<std::uint16_t>(ranks.main_port);
   options.isServer = ranks.rank == 0 && !ranks.store_is_external;
@@ -94,11 +96,11 @@ c10::intrusive_ptr<c10d::Store> connect(const RankInfo& ranks, milliseconds time
                             "\nIf the port is taken, set MASTER_PORT to a free one on every rank");
     auto waited = std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin);
     if (waited < timeout / 2)
-      throw CollectiveError("rank " + std::to_string(ranks.rank) + " cannot join the job's store at " + place_of(ranks) + ": " +
-                            error.what());
-    throw TimeoutError(ranks.rank, "connecting to the job's store at " + place_of(ranks), waited,
-                       ranks.store_is_external ? "The launcher serves it and did not answer"
-                                               : "Rank 0 serves it and did not come");
+      throw CollectiveError("rank " + std::to_string(ranks.rank) + " cannot join the job's store at " +
+                            place_of(ranks) + ": " + error.what());
+    throw TimeoutError(
+        ranks.rank, "connecting to the job's store at " + place_of(ranks), waited,
+        ranks.store_is_external ? "The launcher serves it and did not answer" : "Rank 0 serves it and did not come");
   }
 }
 

@@ -24,10 +24,11 @@ MakeMpi find_mpi() {
 }
 
 MakeNccl find_nccl() {
-  return reinterpret_cast<MakeNccl>(load_plugin_symbol(
-      "torchfabric_cuda", kMakeNccl, kPluginAbi,
-      "The nccl process group needs TorchFabric's CUDA library, built with -DFABRIC_WITH_CUDA=ON, and the CUDA and NCCL "
-      "libraries of LibTorch at run time. Use the backend 'gloo' on machines without a GPU"));
+  return reinterpret_cast<MakeNccl>(
+      load_plugin_symbol("torchfabric_cuda", kMakeNccl, kPluginAbi,
+                         "The nccl process group needs TorchFabric's CUDA library, built with -DFABRIC_WITH_CUDA=ON, "
+                         "and the CUDA and NCCL "
+                         "libraries of LibTorch at run time. Use the backend 'gloo' on machines without a GPU"));
 }
 
 bool has_mpi() {
@@ -46,7 +47,8 @@ std::string resolve(const Group& group) {
   if (std::find(kNames.begin(), kNames.end(), wish) == kNames.end()) {
     auto nearest = nearest_name(wish, kNames);
     throw ConfigError("unknown process group backend '" + wish + "'" +
-                      (nearest.empty() ? "" : "; did you mean '" + nearest + "'?") + " Valid are auto, gloo, mpi and nccl");
+                      (nearest.empty() ? "" : "; did you mean '" + nearest + "'?") +
+                      " Valid are auto, gloo, mpi and nccl");
   }
   if (wish != "auto") return wish;
   if (group.device.is_cuda()) return "nccl";
@@ -162,8 +164,9 @@ std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, cons
     return group;
   }
   if (!parent.store)
-    throw MisuseError("a group made by ProcessGroup::wrap cannot be split, since its store is LibTorch's. Split it with "
-                      "LibTorch and wrap the parts");
+    throw MisuseError(
+        "a group made by ProcessGroup::wrap cannot be split, since its store is LibTorch's. Split it with "
+        "LibTorch and wrap the parts");
   group->store = sub_store("sub/" + std::to_string(number), parent.store);
   connect_over_store(*group);
   return group;

@@ -76,19 +76,23 @@ class Overlap {
 
 const at::Tensor& only(const Tensors& tensors, const char* operation) {
   if (tensors.size() != 1)
-    throw MisuseError(std::string(operation) + " over MPI takes one tensor a call, got " + std::to_string(tensors.size()));
+    throw MisuseError(std::string(operation) + " over MPI takes one tensor a call, got " +
+                      std::to_string(tensors.size()));
   return tensors.front();
 }
 
 void require_cpu(const at::Tensor& tensor, const char* operation) {
   if (!tensor.is_cpu() || tensor.layout() != at::kStrided)
-    throw MisuseError(std::string(operation) + " over MPI takes dense CPU tensors, not one on " + tensor.device().str());
+    throw MisuseError(std::string(operation) + " over MPI takes dense CPU tensors, not one on " +
+                      tensor.device().str());
 }
 
 // The tensor's memory in one piece; a copy that must be brought back where it is not.
 at::Tensor in_one_piece(const at::Tensor& tensor, const char* operation) {
   require_cpu(tensor, operation);
-  return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg() ? tensor : tensor.resolve_conj().resolve_neg().contiguous();
+  return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()
+             ? tensor
+             : tensor.resolve_conj().resolve_neg().contiguous();
 }
 
 void bring_back(const at::Tensor& piece, const at::Tensor& tensor) {
@@ -103,12 +107,17 @@ void divide_each(at::Tensor& tensor, int size) {
 
 void divide(at::Tensor& tensor, int size) {
   switch (tensor.scalar_type()) {
-    case at::kBool: return;
+    case at::kBool:
+      return;
     // LibTorch has no division of these.
-    case at::kUInt16: return divide_each<std::uint16_t>(tensor, size);
-    case at::kUInt32: return divide_each<std::uint32_t>(tensor, size);
-    case at::kUInt64: return divide_each<std::uint64_t>(tensor, size);
-    default: break;
+    case at::kUInt16:
+      return divide_each<std::uint16_t>(tensor, size);
+    case at::kUInt32:
+      return divide_each<std::uint32_t>(tensor, size);
+    case at::kUInt64:
+      return divide_each<std::uint64_t>(tensor, size);
+    default:
+      break;
   }
   if (tensor.is_floating_point() || tensor.is_complex())
     tensor.div_(size);
@@ -146,7 +155,8 @@ class Backend : public MpiBackend {
     if (lane_->allows_threads())
       overlap_ = std::make_unique<Overlap>(lane_->duplicate());
     else
-      log::rank_zero_warn("MPI was initialised without MPI_THREAD_MULTIPLE, so all-reduces do not overlap with backward");
+      log::rank_zero_warn(
+          "MPI was initialised without MPI_THREAD_MULTIPLE, so all-reduces do not overlap with backward");
   }
 
   const std::string getBackendName() const override { return "mpi"; }
@@ -187,7 +197,8 @@ class Backend : public MpiBackend {
     if (root == getRank()) bring_back(piece, tensor);
     return done(OpType::REDUCE, tensors);
   }
-  intrusive_ptr<Work> allgather(std::vector<Tensors>& outputs, Tensors& inputs, const c10d::AllgatherOptions&) override {
+  intrusive_ptr<Work> allgather(std::vector<Tensors>& outputs, Tensors& inputs,
+                                const c10d::AllgatherOptions&) override {
     auto input = in_one_piece(only(inputs, "all_gather"), "all_gather");
     auto flat = at::empty({getSize() * input.numel()}, input.options());
     lane_->all_gather(input.const_data_ptr(), flat.mutable_data_ptr(), bytes(input));
@@ -210,7 +221,8 @@ class Backend : public MpiBackend {
     require_multiple(from, to, "reduce_scatter");
     auto [op, mean] = split_mean(options.reduceOp, from.scalar_type());
     auto real_from = real_of(from, op), real_to = real_of(to, op);
-    lane_->reduce_scatter(real_from.const_data_ptr(), real_to.mutable_data_ptr(), real_to.numel(), real_to.scalar_type(), op);
+    lane_->reduce_scatter(real_from.const_data_ptr(), real_to.mutable_data_ptr(), real_to.numel(),
+                          real_to.scalar_type(), op);
     if (mean) divide(to, getSize());
     bring_back(to, output);
     return done(OpType::_REDUCE_SCATTER_BASE, {output});
@@ -234,7 +246,8 @@ class Backend : public MpiBackend {
     output.copy_(flat_output.view(output.sizes()));
     return done(OpType::REDUCE_SCATTER, outputs);
   }
-  intrusive_ptr<Work> gather(std::vector<Tensors>& outputs, Tensors& inputs, const c10d::GatherOptions& options) override {
+  intrusive_ptr<Work> gather(std::vector<Tensors>& outputs, Tensors& inputs,
+                             const c10d::GatherOptions& options) override {
     auto input = in_one_piece(only(inputs, "gather"), "gather");
     bool here = options.rootRank == getRank();
     auto flat = here ? at::empty({getSize() * input.numel()}, input.options()) : at::Tensor();
@@ -243,7 +256,8 @@ class Backend : public MpiBackend {
     if (here) spread(flat, outputs.at(0));
     return done(OpType::GATHER, here ? outputs[0] : Tensors{});
   }
-  intrusive_ptr<Work> scatter(Tensors& outputs, std::vector<Tensors>& inputs, const c10d::ScatterOptions& options) override {
+  intrusive_ptr<Work> scatter(Tensors& outputs, std::vector<Tensors>& inputs,
+                              const c10d::ScatterOptions& options) override {
     const auto& output = only(outputs, "scatter");
     auto piece = in_one_piece(output, "scatter");
     bool here = options.rootRank == getRank();
@@ -257,7 +271,8 @@ class Backend : public MpiBackend {
                                     std::vector<std::int64_t>& input_sizes, const c10d::AllToAllOptions&) override {
     auto from = in_one_piece(input, "all_to_all");
     auto to = in_one_piece(output, "all_to_all");
-    lane_->all_to_all(from.const_data_ptr(), split_bytes(from, input_sizes), to.mutable_data_ptr(), split_bytes(to, output_sizes));
+    lane_->all_to_all(from.const_data_ptr(), split_bytes(from, input_sizes), to.mutable_data_ptr(),
+                      split_bytes(to, output_sizes));
     bring_back(to, output);
     return done(OpType::ALLTOALL_BASE, {output});
   }
@@ -277,9 +292,12 @@ class Backend : public MpiBackend {
   }
   intrusive_ptr<Work> send(Tensors& tensors, int rank, int tag) override {
     auto piece = in_one_piece(only(tensors, "send"), "send");
-    return c10::make_intrusive<PendingWork>(getRank(), OpType::SEND, lane_->send(piece, rank, tag), piece, at::Tensor());
+    return c10::make_intrusive<PendingWork>(getRank(), OpType::SEND, lane_->send(piece, rank, tag), piece,
+                                            at::Tensor());
   }
-  intrusive_ptr<Work> recv(Tensors& tensors, int rank, int tag) override { return receive(tensors, rank, tag, OpType::RECV); }
+  intrusive_ptr<Work> recv(Tensors& tensors, int rank, int tag) override {
+    return receive(tensors, rank, tag, OpType::RECV);
+  }
   intrusive_ptr<Work> recvAnysource(Tensors& tensors, int tag) override {
     return receive(tensors, -1, tag, OpType::RECVANYSOURCE);
   }
@@ -335,7 +353,8 @@ class Backend : public MpiBackend {
   }
   Tensors::value_type flattened(const Tensors& tensors, const char* operation) const {
     if (static_cast<int>(tensors.size()) != getSize())
-      throw MisuseError(std::string(operation) + " needs one tensor for each of the " + std::to_string(getSize()) + " ranks");
+      throw MisuseError(std::string(operation) + " needs one tensor for each of the " + std::to_string(getSize()) +
+                        " ranks");
     Tensors flat;
     for (const auto& tensor : tensors) flat.push_back(in_one_piece(tensor, operation).view({-1}));
     return at::cat(flat);
@@ -352,7 +371,8 @@ class Backend : public MpiBackend {
     if (sizes.empty()) return std::vector<std::int64_t>(static_cast<std::size_t>(getSize()), bytes(tensor) / getSize());
     auto rows = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
     if (static_cast<int>(sizes.size()) != getSize() || rows != (tensor.dim() > 0 ? tensor.size(0) : 1))
-      throw MisuseError("all_to_all: the split sizes have to be one for each rank and to add up to the first dimension");
+      throw MisuseError(
+          "all_to_all: the split sizes have to be one for each rank and to add up to the first dimension");
     auto each = rows > 0 ? bytes(tensor) / rows : 0;
     std::vector<std::int64_t> result;
     for (auto size : sizes) result.push_back(size * each);

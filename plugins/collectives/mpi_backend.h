@@ -30,7 +30,8 @@ class MpiBackend : public c10d::Backend {
   virtual c10::intrusive_ptr<MpiBackend> subgroup(const std::vector<int>& ranks, int tag) = 0;
 };
 
-/// Name and type of libtorchfabric_mpi's maker of groups. The communicator is duplicated, so all its ranks have to call.
+/// Name and type of libtorchfabric_mpi's maker of groups. The communicator is duplicated, so all its ranks have to
+/// call.
 inline constexpr const char* kMakeMpi = "fabric_make_mpi_backend";
 using MakeMpi = void (*)(const MpiOptions& options, c10::intrusive_ptr<MpiBackend>& made);
 

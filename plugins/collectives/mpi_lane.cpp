@@ -51,8 +51,9 @@ void initialise_once(int rank) {
   int finalized = 0, initialised = 0;
   MPI_Finalized(&finalized);
   if (finalized)
-    throw MisuseError("MPI was finalised already, and it cannot be initialised twice. Make the process group before "
-                      "MPI_Finalize, and shut it down before as well");
+    throw MisuseError(
+        "MPI was finalised already, and it cannot be initialised twice. Make the process group before "
+        "MPI_Finalize, and shut it down before as well");
   MPI_Initialized(&initialised);
   if (initialised) return;
   int provided = 0;
@@ -65,18 +66,28 @@ void initialise_once(int rank) {
 MPI_Datatype type_of(at::ScalarType type) {
   switch (type) {
     case at::kByte:
-    case at::kBool: return MPI_UINT8_T;
-    case at::kChar: return MPI_INT8_T;
-    case at::kShort: return MPI_INT16_T;
-    case at::kInt: return MPI_INT32_T;
-    case at::kLong: return MPI_INT64_T;
+    case at::kBool:
+      return MPI_UINT8_T;
+    case at::kChar:
+      return MPI_INT8_T;
+    case at::kShort:
+      return MPI_INT16_T;
+    case at::kInt:
+      return MPI_INT32_T;
+    case at::kLong:
+      return MPI_INT64_T;
     case at::kUInt16:
     case at::kHalf:
-    case at::kBFloat16: return MPI_UINT16_T;
-    case at::kUInt32: return MPI_UINT32_T;
-    case at::kUInt64: return MPI_UINT64_T;
-    case at::kFloat: return MPI_FLOAT;
-    case at::kDouble: return MPI_DOUBLE;
+    case at::kBFloat16:
+      return MPI_UINT16_T;
+    case at::kUInt32:
+      return MPI_UINT32_T;
+    case at::kUInt64:
+      return MPI_UINT64_T;
+    case at::kFloat:
+      return MPI_FLOAT;
+    case at::kDouble:
+      return MPI_DOUBLE;
     default:
       throw MisuseError(std::string("MPI cannot reduce tensors of type ") + c10::toString(type) +
                         ". Convert them to float first");
@@ -100,29 +111,42 @@ MPI_Op half_op(MpiLane::Op op) {
     return ops;
   }();
   switch (op) {
-    case MpiLane::Op::SUM: return kOps[0];
-    case MpiLane::Op::PRODUCT: return kOps[1];
-    case MpiLane::Op::MIN: return kOps[2];
-    case MpiLane::Op::MAX: return kOps[3];
-    default: return MPI_OP_NULL;
+    case MpiLane::Op::SUM:
+      return kOps[0];
+    case MpiLane::Op::PRODUCT:
+      return kOps[1];
+    case MpiLane::Op::MIN:
+      return kOps[2];
+    case MpiLane::Op::MAX:
+      return kOps[3];
+    default:
+      return MPI_OP_NULL;
   }
 }
 
 MPI_Op plain_op(MpiLane::Op op, bool logical) {
   switch (op) {
-    case MpiLane::Op::SUM: return logical ? MPI_MAX : MPI_SUM;
-    case MpiLane::Op::PRODUCT: return logical ? MPI_MIN : MPI_PROD;
-    case MpiLane::Op::MIN: return MPI_MIN;
-    case MpiLane::Op::MAX: return MPI_MAX;
-    case MpiLane::Op::BAND: return MPI_BAND;
-    case MpiLane::Op::BOR: return MPI_BOR;
-    case MpiLane::Op::BXOR: return MPI_BXOR;
-    default: return MPI_OP_NULL;
+    case MpiLane::Op::SUM:
+      return logical ? MPI_MAX : MPI_SUM;
+    case MpiLane::Op::PRODUCT:
+      return logical ? MPI_MIN : MPI_PROD;
+    case MpiLane::Op::MIN:
+      return MPI_MIN;
+    case MpiLane::Op::MAX:
+      return MPI_MAX;
+    case MpiLane::Op::BAND:
+      return MPI_BAND;
+    case MpiLane::Op::BOR:
+      return MPI_BOR;
+    case MpiLane::Op::BXOR:
+      return MPI_BXOR;
+    default:
+      return MPI_OP_NULL;
   }
 }
 
 MPI_Op op_of(MpiLane::Op op, at::ScalarType type) {
-  MPI_Op found = type == at::kHalf ? half_op<at::Half>(op)
+  MPI_Op found = type == at::kHalf       ? half_op<at::Half>(op)
                  : type == at::kBFloat16 ? half_op<at::BFloat16>(op)
                                          : plain_op(op, type == at::kBool);
   bool bitwise = op == MpiLane::Op::BAND || op == MpiLane::Op::BOR || op == MpiLane::Op::BXOR;
@@ -211,7 +235,8 @@ class PendingRequest : public MpiLane::Pending {
 
 class Lane : public MpiLane {
  public:
-  Lane(MPI_Comm communicator, const MpiOptions& options) : comm_(communicator), options_(options), timeout_(options.timeout) {
+  Lane(MPI_Comm communicator, const MpiOptions& options)
+      : comm_(communicator), options_(options), timeout_(options.timeout) {
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
@@ -288,7 +313,8 @@ class Lane : public MpiLane {
     auto call = enter("reduce_scatter");
     // The parts of all ranks have to fit one call; larger ones go rank by rank.
     if (count_each * size_ <= options_.most_items)
-      return check(MPI_Reduce_scatter_block(input, output, static_cast<int>(count_each), item, function, comm_), "reduce_scatter");
+      return check(MPI_Reduce_scatter_block(input, output, static_cast<int>(count_each), item, function, comm_),
+                   "reduce_scatter");
     auto bytes = count_each * static_cast<std::int64_t>(c10::elementSize(type));
     for (int root = 0; root < size_; ++root) {
       const auto* part = static_cast<const char*>(input) + root * bytes;
@@ -300,9 +326,8 @@ class Lane : public MpiLane {
   }
   void broadcast(void* data, std::int64_t bytes, int root) override {
     auto call = enter("broadcast");
-    in_pieces(data, bytes, at::kByte, [&](void* at, int piece) {
-      check(MPI_Bcast(at, piece, MPI_BYTE, root, comm_), "broadcast");
-    });
+    in_pieces(data, bytes, at::kByte,
+              [&](void* at, int piece) { check(MPI_Bcast(at, piece, MPI_BYTE, root, comm_), "broadcast"); });
   }
   void all_gather(const void* input, void* output, std::int64_t bytes_each) override {
     Block block(bytes_each, options_.most_items);
@@ -340,14 +365,16 @@ class Lane : public MpiLane {
   std::unique_ptr<Pending> send(const at::Tensor& tensor, int rank, int tag) override {
     Block block(static_cast<std::int64_t>(tensor.nbytes()), options_.most_items);
     auto pending = std::make_unique<PendingRequest>(tensor, "send", rank_, timeout_);
-    check(MPI_Isend(tensor.const_data_ptr(), block.count(), block.type(), rank, user_tag(tag), comm_, pending->request()), "send");
+    check(
+        MPI_Isend(tensor.const_data_ptr(), block.count(), block.type(), rank, user_tag(tag), comm_, pending->request()),
+        "send");
     return pending;
   }
   std::unique_ptr<Pending> receive(const at::Tensor& tensor, int rank, int tag) override {
     Block block(static_cast<std::int64_t>(tensor.nbytes()), options_.most_items);
     auto pending = std::make_unique<PendingRequest>(tensor, "recv", rank_, timeout_);
-    check(MPI_Irecv(tensor.mutable_data_ptr(), block.count(), block.type(), rank < 0 ? MPI_ANY_SOURCE : rank, user_tag(tag),
-                    comm_, pending->request()),
+    check(MPI_Irecv(tensor.mutable_data_ptr(), block.count(), block.type(), rank < 0 ? MPI_ANY_SOURCE : rank,
+                    user_tag(tag), comm_, pending->request()),
           "recv");
     return pending;
   }
@@ -396,7 +423,8 @@ class Lane : public MpiLane {
     if (!all_local || size_ == 1) return;
     std::unique_ptr<ArrivalBoard> board;
     char name[128] = "";
-    if (rank_ == 0 && (board = ArrivalBoard::open(0, size_))) std::strncpy(name, board->name().c_str(), sizeof name - 1);
+    if (rank_ == 0 && (board = ArrivalBoard::open(0, size_)))
+      std::strncpy(name, board->name().c_str(), sizeof name - 1);
     check(MPI_Bcast(name, sizeof name, MPI_CHAR, 0, comm_), "joining the MPI group");
     if (rank_ != 0 && name[0]) board = ArrivalBoard::open(rank_, size_, name);
     int opened = board != nullptr, all_opened = 0;
@@ -405,8 +433,9 @@ class Lane : public MpiLane {
     if (all_opened)
       board_ = std::move(board);
     else
-      log::rank_zero_warn("MPI ranks on this machine cannot share memory (/dev/shm): a rank that is missing ends the job "
-                          "instead of throwing TimeoutError");
+      log::rank_zero_warn(
+          "MPI ranks on this machine cannot share memory (/dev/shm): a rank that is missing ends the job "
+          "instead of throwing TimeoutError");
   }
 
   MPI_Comm comm_;
@@ -426,7 +455,8 @@ std::unique_ptr<MpiLane> MpiLane::open(const MpiOptions& options) {
   Watched::Call call(watched, "joining the MPI group", options.timeout);
   initialise_once(options.rank);
   MPI_Comm source = options.communicator ? *static_cast<const MPI_Comm*>(options.communicator) : MPI_COMM_WORLD;
-  if (source == MPI_COMM_NULL) throw MisuseError("from_mpi_comm got MPI_COMM_NULL: this rank is not part of the communicator");
+  if (source == MPI_COMM_NULL)
+    throw MisuseError("from_mpi_comm got MPI_COMM_NULL: this rank is not part of the communicator");
   MPI_Comm copy;
   require(MPI_Comm_dup(source, &copy), "duplicating the communicator", options.rank);
   return std::make_unique<Lane>(copy, options);

@@ -37,7 +37,8 @@ class DoneWork : public c10d::Work {
 class PendingWork : public c10d::Work {
  public:
   /// `landing` is what MPI fills; it is copied to `target` at the end where that is another tensor.
-  PendingWork(int rank, c10d::OpType type, std::unique_ptr<MpiLane::Pending> pending, at::Tensor landing, at::Tensor target)
+  PendingWork(int rank, c10d::OpType type, std::unique_ptr<MpiLane::Pending> pending, at::Tensor landing,
+              at::Tensor target)
       : Work(rank, type), pending_(std::move(pending)), landing_(std::move(landing)), target_(std::move(target)) {}
   bool isCompleted() override {
     if (!finished_ && pending_->done()) arrive();

@@ -21,7 +21,8 @@ void require_other(const Group& group, const char* operation, const char* what, 
   if (rank == group.rank)
     throw MisuseError(std::string(operation) + ": " + what + " is this rank itself (" + std::to_string(rank) +
                       "); copy the tensor instead");
-  if (tag < 0) throw MisuseError(std::string(operation) + ": the tag is " + std::to_string(tag) + "; it has to be 0 or more");
+  if (tag < 0)
+    throw MisuseError(std::string(operation) + ": the tag is " + std::to_string(tag) + "; it has to be 0 or more");
 }
 
 std::string place(int from, int to, int tag) {
@@ -73,7 +74,8 @@ void ProcessGroup::recv_(at::Tensor& tensor, int src, int tag) const {
   }
   receive(bytes);
   if (bytes.data_ptr() != tensor.data_ptr() && bytes.numel() > 0) {
-    auto arrived = at::empty(tensor.sizes(), tensor.options().requires_grad(false).memory_format(at::MemoryFormat::Contiguous));
+    auto arrived =
+        at::empty(tensor.sizes(), tensor.options().requires_grad(false).memory_format(at::MemoryFormat::Contiguous));
     bytes_of(arrived).copy_(bytes);
     tensor.copy_(arrived);
   }

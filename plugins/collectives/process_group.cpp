@@ -33,7 +33,8 @@ ReduceOp parse_reduce_op(const std::string& name) {
   if (name == "product" || name == "prod") return ReduceOp::product;
   static const std::vector<std::string> kNames{"mean", "avg", "sum", "min", "max", "product", "prod"};
   auto nearest = nearest_name(name, kNames);
-  throw ConfigError("unknown reduce operation '" + name + "'" + (nearest.empty() ? "" : "; did you mean '" + nearest + "'?") +
+  throw ConfigError("unknown reduce operation '" + name + "'" +
+                    (nearest.empty() ? "" : "; did you mean '" + nearest + "'?") +
                     " Valid are mean (avg), sum, min, max and product (prod)");
 }
 
@@ -55,7 +56,8 @@ ProcessGroup ProcessGroup::create(const Config& config, const RankInfo& ranks, c
 ProcessGroup ProcessGroup::from_mpi_comm(const Config& config, const void* mpi_comm) {
   if (!mpi_comm) throw MisuseError("from_mpi_comm got a null pointer; pass the address of your MPI_Comm");
   if (config.backend != "auto" && config.backend != "mpi")
-    throw ConfigError("from_mpi_comm makes a group over MPI, but backend is '" + config.backend + "'. Set it to mpi or auto");
+    throw ConfigError("from_mpi_comm makes a group over MPI, but backend is '" + config.backend +
+                      "'. Set it to mpi or auto");
   auto group = std::make_shared<Group>();
   group->config = config;
   group->name = unique_name("");
@@ -79,8 +81,9 @@ ProcessGroup ProcessGroup::wrap(c10::intrusive_ptr<c10d::ProcessGroup> torch_gro
       group->device = type, group->on_device = torch_group->getBackend(type.type());
   }
   if (!group->cpu)
-    throw MisuseError("the LibTorch group has no backend for CPU tensors, which checks and values travel as. Make it with "
-                      "one, for instance gloo beside nccl");
+    throw MisuseError(
+        "the LibTorch group has no backend for CPU tensors, which checks and values travel as. Make it with "
+        "one, for instance gloo beside nccl");
   group->owned = false;
   group->torch_group = std::move(torch_group);
   return ProcessGroup(std::move(group));
@@ -96,7 +99,8 @@ ProcessGroup ProcessGroup::single() {
 
 Group& ProcessGroup::use(const char* operation) const {
   if (!impl_)
-    throw MisuseError(std::string(operation) + " was called on an empty ProcessGroup. Make one with ProcessGroup::create, or " +
+    throw MisuseError(std::string(operation) +
+                      " was called on an empty ProcessGroup. Make one with ProcessGroup::create, or " +
                       "call it through a Fabric after launch()");
   return *impl_;
 }
@@ -111,9 +115,8 @@ const c10::intrusive_ptr<c10d::ProcessGroup>& ProcessGroup::c10d() const {
   group.require_usable("c10d");
   if (!group.torch_group) {
     if (!group.cpu)
-      group.cpu = collectives::make_gloo({.store = collectives::open_private_store(),
-                                          .timeout = group.timeout,
-                                          .name = group.name});
+      group.cpu = collectives::make_gloo(
+          {.store = collectives::open_private_store(), .timeout = group.timeout, .name = group.name});
     group.torch_group = collectives::assemble(group);
   }
   return group.torch_group;

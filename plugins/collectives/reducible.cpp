@@ -9,31 +9,37 @@ using Type = c10d::ReduceOp::RedOpType;
 
 Type native(ReduceOp op) {
   switch (op) {
-    case ReduceOp::mean: return Type::AVG;
-    case ReduceOp::sum: return Type::SUM;
-    case ReduceOp::min: return Type::MIN;
-    case ReduceOp::max: return Type::MAX;
-    case ReduceOp::product: return Type::PRODUCT;
+    case ReduceOp::mean:
+      return Type::AVG;
+    case ReduceOp::sum:
+      return Type::SUM;
+    case ReduceOp::min:
+      return Type::MIN;
+    case ReduceOp::max:
+      return Type::MAX;
+    case ReduceOp::product:
+      return Type::PRODUCT;
   }
   return Type::SUM;
 }
 
-[[noreturn]] void refuse(const char* operation, const at::Tensor& tensor, const std::string& what, const std::string& advice) {
+[[noreturn]] void refuse(const char* operation, const at::Tensor& tensor, const std::string& what,
+                         const std::string& advice) {
   throw MisuseError(std::string(operation) + " cannot form " + what + " of " + c10::toString(tensor.scalar_type()) +
                     " tensors. " + advice);
 }
 
 // A logical value as 0 or 1: "or" is the maximum, "and" the minimum. The truncated mean is 1 where all are.
-Type logical(ReduceOp op) {
-  return op == ReduceOp::sum || op == ReduceOp::max ? Type::MAX : Type::MIN;
-}
+Type logical(ReduceOp op) { return op == ReduceOp::sum || op == ReduceOp::max ? Type::MAX : Type::MIN; }
 
 // The nearest type that every backend reduces.
 at::ScalarType carried_as(const at::Tensor& tensor, ReduceOp op, const char* operation) {
   switch (tensor.scalar_type()) {
     case at::kShort:
-    case at::kUInt16: return at::kInt;
-    case at::kUInt32: return at::kLong;
+    case at::kUInt16:
+      return at::kInt;
+    case at::kUInt32:
+      return at::kLong;
     case at::kUInt64:
       // Sums and products of the two agree bit by bit; the order of large values does not.
       if (op == ReduceOp::min || op == ReduceOp::max || op == ReduceOp::mean)
@@ -42,7 +48,8 @@ at::ScalarType carried_as(const at::Tensor& tensor, ReduceOp op, const char* ope
     case at::kFloat8_e5m2:
     case at::kFloat8_e4m3fn:
     case at::kFloat8_e5m2fnuz:
-    case at::kFloat8_e4m3fnuz: return at::kFloat;
+    case at::kFloat8_e4m3fnuz:
+      return at::kFloat;
     case at::kByte:
     case at::kChar:
     case at::kInt:
@@ -50,8 +57,10 @@ at::ScalarType carried_as(const at::Tensor& tensor, ReduceOp op, const char* ope
     case at::kHalf:
     case at::kBFloat16:
     case at::kFloat:
-    case at::kDouble: return tensor.scalar_type();
-    default: refuse(operation, tensor, "a reduction", "Convert the tensor to a float or integer type first");
+    case at::kDouble:
+      return tensor.scalar_type();
+    default:
+      refuse(operation, tensor, "a reduction", "Convert the tensor to a float or integer type first");
   }
 }
 

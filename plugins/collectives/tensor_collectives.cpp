@@ -58,8 +58,7 @@ void reduce_in_place(Group& group, at::Tensor& tensor, ReduceOp op, const char* 
 // One flat buffer with `size` bytes of each rank.
 at::Tensor gather_bytes(Group& group, const char* operation, at::Tensor mine) {
   auto all = buffer_like(mine, mine.numel() * group.size);
-  if (all.numel() > 0)
-    group.run(operation, [&] { return group.carrier(mine)._allgather_base(all, mine); });
+  if (all.numel() > 0) group.run(operation, [&] { return group.carrier(mine)._allgather_base(all, mine); });
   return all;
 }
 
@@ -142,7 +141,8 @@ void ProcessGroup::broadcast_(at::Tensor& tensor, int src) const {
 std::vector<at::Tensor> ProcessGroup::all_gather(const at::Tensor& tensor, bool uneven) const {
   auto& group = use("all_gather");
   require_dense("all_gather", tensor);
-  verify(group, {.operation = uneven ? "all_gather (unequal shapes)" : "all_gather", .tensor = &tensor, .any_shape = uneven});
+  verify(group,
+         {.operation = uneven ? "all_gather (unequal shapes)" : "all_gather", .tensor = &tensor, .any_shape = uneven});
   at::AutoGradMode no_grad(false);
   if (group.size == 1) return {tensor.detach().clone(at::MemoryFormat::Contiguous)};
   auto mine = outgoing(group, tensor);

@@ -67,7 +67,8 @@ class Writer {
   void write(const at::Tensor& tensor) {
     if (!tensor.defined()) return tag(Tag::undefined);
     if (tensor.layout() != at::kStrided)
-      throw MisuseError("a collective on nested values takes dense tensors only; convert sparse ones with to_dense() first");
+      throw MisuseError(
+          "a collective on nested values takes dense tensors only; convert sparse ones with to_dense() first");
     bool is_large = static_cast<std::int64_t>(tensor.nbytes()) > inline_limit_;
     tag(is_large ? Tag::large_tensor : Tag::tensor);
     number(static_cast<std::int64_t>(tensor.scalar_type()));
@@ -94,19 +95,27 @@ class Reader {
 
   Value value() {
     switch (static_cast<Tag>(*take(1))) {
-      case Tag::null: return {};
-      case Tag::no: return false;
-      case Tag::yes: return true;
-      case Tag::integer: return number();
+      case Tag::null:
+        return {};
+      case Tag::no:
+        return false;
+      case Tag::yes:
+        return true;
+      case Tag::integer:
+        return number();
       case Tag::real: {
         double real = 0;
         std::memcpy(&real, take(sizeof real), sizeof real);
         return real;
       }
-      case Tag::text: return text();
-      case Tag::undefined: return at::Tensor();
-      case Tag::tensor: return tensor(false);
-      case Tag::large_tensor: return tensor(true);
+      case Tag::text:
+        return text();
+      case Tag::undefined:
+        return at::Tensor();
+      case Tag::tensor:
+        return tensor(false);
+      case Tag::large_tensor:
+        return tensor(true);
       case Tag::list: {
         Value::List list;
         for (auto count = length(); count > 0; --count) list.push_back(value());

@@ -14,9 +14,9 @@ namespace fabric::collectives {
 /// larger than `inline_limit` are left out and returned in `large`, in order: contiguous, on their own devices.
 std::vector<std::uint8_t> encode(const Value& value, std::int64_t inline_limit, std::vector<at::Tensor>& large);
 
-/// The value out of these bytes. Tensors that came from a CUDA device are put on `device` when that is one. Large tensors
-/// come back allocated and unfilled in `large`, sharing memory with the value's, in the order of encode(). Throws
-/// CollectiveError when the bytes are damaged.
+/// The value out of these bytes. Tensors that came from a CUDA device are put on `device` when that is one. Large
+/// tensors come back allocated and unfilled in `large`, sharing memory with the value's, in the order of encode().
+/// Throws CollectiveError when the bytes are damaged.
 Value decode(const std::uint8_t* bytes, std::size_t size, c10::Device device, std::vector<at::Tensor>& large);
 
 }  // namespace fabric::collectives

@@ -61,8 +61,7 @@ std::vector<std::uint8_t> broadcast_encoded(Group& group, std::vector<std::uint8
   }
   broadcast_bytes(group, first, src);
   std::memcpy(&length, data, kLengthBytes);
-  if (length <= kFirstMessage - kLengthBytes)
-    return {data + kLengthBytes, data + kLengthBytes + length};
+  if (length <= kFirstMessage - kLengthBytes) return {data + kLengthBytes, data + kLengthBytes + length};
   auto rest = at::empty({length}, at::kByte);
   if (group.rank == src) std::memcpy(rest.mutable_data_ptr(), bytes.data(), bytes.size());
   broadcast_bytes(group, rest, src);

@@ -47,12 +47,12 @@ inline Options mpirun(int count) {
 }  // namespace ranks
 
 /// RANKS_TEST for both backends that run without a GPU: as plain processes over Gloo and under mpirun over MPI.
-#define BOTH_BACKENDS_TEST(name, tags, count)                                                             \
-  TEST_CASE(name " (gloo)", tags) { ::ranks::run_and_require(name, {.world_size = count}); }              \
-  TEST_CASE(name " (mpi)", tags "[mpi]") {                                                                \
-    if (!::ranks::has_mpirun())                                                                           \
-      WARN("skipped: there is no mpirun");                                                                \
-    else                                                                                                  \
-      ::ranks::run_and_require(name, ::ranks::mpirun(count));                                             \
-  }                                                                                                       \
+#define BOTH_BACKENDS_TEST(name, tags, count)                                                \
+  TEST_CASE(name " (gloo)", tags) { ::ranks::run_and_require(name, {.world_size = count}); } \
+  TEST_CASE(name " (mpi)", tags "[mpi]") {                                                   \
+    if (!::ranks::has_mpirun())                                                              \
+      WARN("skipped: there is no mpirun");                                                   \
+    else                                                                                     \
+      ::ranks::run_and_require(name, ::ranks::mpirun(count));                                \
+  }                                                                                          \
   RANKS_BODY(name)

@@ -31,9 +31,9 @@ enum class ReduceOp { mean, sum, min, max, product };
 FABRIC_API ReduceOp parse_reduce_op(const std::string& name);
 
 /// A group of ranks that talk to each other. A handle: copies share the group. Every operation is collective: all ranks
-/// of the group call it, in the same order. Operations wait until the result may be used by the calling thread (on CUDA:
-/// the current stream waits). Not thread-safe. Throws TimeoutError, MismatchError or CollectiveError; MisuseError for
-/// an empty handle, after shutdown() and for arguments that cannot be right on any rank.
+/// of the group call it, in the same order. Operations wait until the result may be used by the calling thread (on
+/// CUDA: the current stream waits). Not thread-safe. Throws TimeoutError, MismatchError or CollectiveError; MisuseError
+/// for an empty handle, after shutdown() and for arguments that cannot be right on any rank.
 class FABRIC_API ProcessGroup {
  public:
   struct Config {
@@ -97,8 +97,8 @@ class FABRIC_API ProcessGroup {
 
   /// A group of some of the ranks, called by every rank of this group; ranks outside get an empty handle.
   ProcessGroup subgroup(const std::vector<int>& ranks, const std::string& name = "") const;
-  /// For work started on `c10d()` that threw `error`: marks the group as failed and throws what its own operations throw,
-  /// TimeoutError or CollectiveError.
+  /// For work started on `c10d()` that threw `error`: marks the group as failed and throws what its own operations
+  /// throw, TimeoutError or CollectiveError.
   [[noreturn]] void report_failure(const char* operation, const std::exception& error,
                                    std::chrono::steady_clock::time_point begin) const;
   /// Frees the group; never waits for a peer. Safe to call twice.
