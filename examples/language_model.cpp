@@ -26,7 +26,8 @@ struct Config {
   std::string out = "out";
   std::string resume;
   fabric::Fabric::Config fabric = {.strategy = "ddp", .devices = 2};
-  FABRIC_FIELDS(Config, steps, batch_size, accumulate, lr, max_norm, report_every, seed, model, data, out, resume, fabric)
+  FABRIC_FIELDS(Config, steps, batch_size, accumulate, lr, max_norm, report_every, seed, model, data, out, resume,
+                fabric)
 };
 
 // Windows of `length` characters and the same windows one character later.
@@ -57,8 +58,8 @@ int main(int argc, char** argv) {
   fabric.launch();
   fabric.seed_everything(config.seed);
 
-  auto [model, optimizer] = fabric.setup(
-      Transformer(config.model), [&](auto parameters) { return fabric::optim::AdamW(parameters, config.lr); });
+  auto [model, optimizer] = fabric.setup(Transformer(config.model),
+                                         [&](auto parameters) { return fabric::optim::AdamW(parameters, config.lr); });
   auto loader = fabric.setup_dataloader(Text(config.data, config.model.context),
                                         {.batch_size = config.batch_size, .shuffle = true, .drop_last = true});
 

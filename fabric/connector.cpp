@@ -39,7 +39,8 @@ class Connector {
   }
 
   template <class T>
-  void override_setting(const std::string& name, T& setting, const T& fallback, const T& given, const std::string& text) {
+  void override_setting(const std::string& name, T& setting, const T& fallback, const T& given,
+                        const std::string& text) {
     bool launched_by_cli = variable("CLI_USED") == "1";
     if (launched_by_cli && !(setting == fallback) && !(setting == given))
       throw ConfigError("the launcher was told " + name + "=" + text +
@@ -69,8 +70,7 @@ class Connector {
 
   void refuse_doubles() const {
     auto refuse = [](bool both, const char* what) {
-      if (both)
-        throw ConfigError(std::string(what) + " was given as a setting and as an object; keep one of the two");
+      if (both) throw ConfigError(std::string(what) + " was given as a setting and as an object; keep one of the two");
     };
     refuse(parts_.strategy && config_.strategy.name != "auto", "strategy");
     refuse(parts_.accelerator && config_.accelerator != "auto", "accelerator");
@@ -86,13 +86,17 @@ class Connector {
 
   void choose_accelerator() {
     accelerator_ = parts_.accelerator ? parts_.accelerator : make_accelerator(config_.accelerator);
-    if (!parts_.accelerator && config_.accelerator == "auto") decide("accelerator = " + accelerator_->name() + ", found");
+    if (!parts_.accelerator && config_.accelerator == "auto")
+      decide("accelerator = " + accelerator_->name() + ", found");
   }
 
   void choose_environment() {
-    if (parts_.environment) environment_ = parts_.environment;
-    else if (!config_.environment.empty()) environment_ = make_environment(config_.environment, env_);
-    else environment_ = detect_environment(env_);
+    if (parts_.environment)
+      environment_ = parts_.environment;
+    else if (!config_.environment.empty())
+      environment_ = make_environment(config_.environment, env_);
+    else
+      environment_ = detect_environment(env_);
     external_ = environment_->creates_processes_externally();
     if (external_) decide("environment = " + environment_->name() + ", detected");
   }
@@ -153,13 +157,15 @@ class Connector {
     if (!strategy.accelerator()) strategy.set_accelerator(accelerator_);
     if (strategy.precision() != precision_) strategy.set_precision(precision_);
     if (!strategy.checkpoint_io())
-      strategy.set_checkpoint_io(parts_.checkpoint_io ? parts_.checkpoint_io : make_checkpoint_io(config_.checkpoint_io));
+      strategy.set_checkpoint_io(parts_.checkpoint_io ? parts_.checkpoint_io
+                                                      : make_checkpoint_io(config_.checkpoint_io));
     strategy.set_devices(devices_);
     ParallelStrategy* parallel = strategy.parallel();
     if (!parallel) {
       if (external_ && environment_->world_size() > 1)
-        log::rank_zero_warn("strategy " + strategy.name() + " runs one process, but " + environment_->name() + " started " +
-                            std::to_string(environment_->world_size()) + ": each of them trains a model of its own");
+        log::rank_zero_warn("strategy " + strategy.name() + " runs one process, but " + environment_->name() +
+                            " started " + std::to_string(environment_->world_size()) +
+                            ": each of them trains a model of its own");
       if (parts_.process_group)
         throw ConfigError("strategy " + strategy.name() + " runs one process and takes no process_group; use ddp");
       return;
@@ -200,6 +206,8 @@ class Connector {
 
 }  // namespace
 
-Resolved resolve(Fabric::Config config, Fabric::Parts parts) { return Connector(std::move(config), std::move(parts)).run(); }
+Resolved resolve(Fabric::Config config, Fabric::Parts parts) {
+  return Connector(std::move(config), std::move(parts)).run();
+}
 
 }  // namespace fabric

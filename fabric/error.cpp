@@ -5,7 +5,8 @@
 namespace fabric {
 
 namespace {
-std::string timeout_text(int rank, const std::string& operation, std::chrono::milliseconds waited, const std::string& hint) {
+std::string timeout_text(int rank, const std::string& operation, std::chrono::milliseconds waited,
+                         const std::string& hint) {
   std::ostringstream text;
   text << "rank " << rank << ": " << operation << " timed out after " << waited.count() / 1000.0 << " s";
   if (!hint.empty()) text << ". " << hint;

@@ -4,7 +4,6 @@
 #include <limits>
 #include <set>
 
-
 #include <fabric/log.h>
 
 #include "fabric/connector.h"
@@ -60,7 +59,8 @@ const std::vector<std::shared_ptr<Logger>>& Fabric::loggers() const { return cor
 int Fabric::models_setup() const { return core_->models_setup; }
 
 Logger& Fabric::logger() const {
-  if (core_->loggers.empty()) throw MisuseError("no logger was given; set `loggers` in Fabric::Config or Fabric::Parts");
+  if (core_->loggers.empty())
+    throw MisuseError("no logger was given; set `loggers` in Fabric::Config or Fabric::Parts");
   return *core_->loggers.front();
 }
 
@@ -128,7 +128,8 @@ void Fabric::launch_function(const std::function<Value()>& run, bool& ran_here, 
 void Fabric::require_launched(const char* what) const {
   if (core_->shut_down) throw MisuseError(std::string(what) + " was called after shutdown; make a new Fabric");
   if (core_->strategy->requires_launch() && !core_->launched)
-    throw MisuseError(std::string(what) + " was called before fabric.launch(). Call fabric.launch() first: it joins or " +
+    throw MisuseError(std::string(what) +
+                      " was called before fabric.launch(). Call fabric.launch() first: it joins or " +
                       "starts the other ranks");
 }
 
@@ -154,9 +155,10 @@ void warn_about_mixed_devices(const torch::nn::Module& module, c10::Device targe
   }
   if (devices.size() < 2) return;
   std::string names = elsewhere[0] + (elsewhere.size() > 1 ? ", " + elsewhere[1] : "");
-  log::rank_zero_warn("the module has parameters on " + std::to_string(devices.size()) + " devices; setup moves all to " +
-                      target.str() + ". " + std::to_string(elsewhere.size()) + " are not where the first one is: " + names +
-                      (elsewhere.size() > 2 ? ", …" : "") + ". To keep them, pass SetupOptions{.move_to_device = false}");
+  log::rank_zero_warn("the module has parameters on " + std::to_string(devices.size()) +
+                      " devices; setup moves all to " + target.str() + ". " + std::to_string(elsewhere.size()) +
+                      " are not where the first one is: " + names + (elsewhere.size() > 2 ? ", …" : "") +
+                      ". To keep them, pass SetupOptions{.move_to_device = false}");
 }
 
 }  // namespace
@@ -191,7 +193,9 @@ std::shared_ptr<detail::ModuleCore> Fabric::wrap_module(std::shared_ptr<torch::n
     wrapped = strategy.setup_module(module);
   }
   auto parameters = raw.parameters();
-  c10::Device where = options.move_to_device ? device() : parameters.empty() ? c10::Device(c10::kCPU) : parameters[0].device();
+  c10::Device where = options.move_to_device ? device()
+                      : parameters.empty()   ? c10::Device(c10::kCPU)
+                                             : parameters[0].device();
   auto core = std::make_shared<detail::ModuleCore>(core_->strategy, std::move(wrapped), core_->backward_depth, where);
   core_->modules.push_back(core);
   ++core_->models_setup;
@@ -210,8 +214,9 @@ FabricOptimizer Fabric::wrap_optimizer(OptimizerPtr optimizer, bool with_module)
     for (const auto& group : optimizer->param_groups())
       for (const auto& parameter : group.params())
         if (parameter.is_meta())
-          throw MisuseError("the optimizer holds parameters on the meta device, which have no content yet. Set the module up "
-                            "first, then make the optimizer over its parameters");
+          throw MisuseError(
+              "the optimizer holds parameters on the meta device, which have no content yet. Set the module up "
+              "first, then make the optimizer over its parameters");
     optimizer = core_->strategy->setup_optimizer(std::move(optimizer));
   }
   return FabricOptimizer(std::move(optimizer), core_->strategy, core_->callbacks);
@@ -222,7 +227,9 @@ LoaderContext Fabric::loader_context() const {
   if (auto shard = core_->strategy->sampler_shard()) context.shard = {shard->num_replicas, shard->rank};
   context.rank = global_rank();
   context.device = device();
-  context.to_device = [strategy = core_->strategy](const at::Tensor& tensor) { return strategy->batch_to_device(tensor); };
+  context.to_device = [strategy = core_->strategy](const at::Tensor& tensor) {
+    return strategy->batch_to_device(tensor);
+  };
   return context;
 }
 
@@ -267,9 +274,12 @@ Scope Fabric::no_sync(StrategyModule& module, bool enabled) const {
 
 void Fabric::join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
                          const std::function<void()>& body) {
-  if (auto* control = core_->strategy->join_control()) control->join(modules, options, body);
-  else if (world_size() == 1) body();
-  else throw MisuseError("strategy " + core_->strategy->name() + " cannot join ranks with different numbers of batches");
+  if (auto* control = core_->strategy->join_control())
+    control->join(modules, options, body);
+  else if (world_size() == 1)
+    body();
+  else
+    throw MisuseError("strategy " + core_->strategy->name() + " cannot join ranks with different numbers of batches");
 }
 
 at::Tensor Fabric::to_device(const at::Tensor& tensor) const { return core_->strategy->batch_to_device(tensor); }
@@ -297,9 +307,12 @@ Value Fabric::load(const std::filesystem::path& path) const {
 
 void Fabric::load_raw(const std::filesystem::path& path, StateEntry object, bool strict) const {
   Value raw = core_->strategy->checkpoint_io()->load(path);
-  if (auto* module = object.module()) core_->strategy->load_module_state_dict(*module, raw, strict);
-  else if (auto* optimizer = object.optimizer()) core_->strategy->load_optimizer_state(*optimizer, raw);
-  else throw MisuseError("load_raw restores a module or an optimizer");
+  if (auto* module = object.module())
+    core_->strategy->load_module_state_dict(*module, raw, strict);
+  else if (auto* optimizer = object.optimizer())
+    core_->strategy->load_optimizer_state(*optimizer, raw);
+  else
+    throw MisuseError("load_raw restores a module or an optimizer");
 }
 
 // --- logs and callbacks

@@ -105,8 +105,8 @@ class FABRIC_API Fabric {
   auto launch(Function&& function);
 
   // --- setup
-  /// Returns the wrapped module, or a tuple of it and the wrapped optimizers. Each optimizer is an object the caller made
-  /// over the module's parameters, or a function from parameters to an optimizer. A SetupOptions may come last.
+  /// Returns the wrapped module, or a tuple of it and the wrapped optimizers. Each optimizer is an object the caller
+  /// made over the module's parameters, or a function from parameters to an optimizer. A SetupOptions may come last.
   template <class M, class... Rest>
   auto setup(M&& module, Rest&&... rest);
   template <class M>
@@ -122,8 +122,8 @@ class FABRIC_API Fabric {
   }
   /// Default dtype for tensors made until the scope closes.
   Scope init_tensor() const;
-  /// The same for modules. `empty_init`: a hint that initial values are not needed; strategies that build modules without
-  /// storage use it, others ignore it.
+  /// The same for modules. `empty_init`: a hint that initial values are not needed; strategies that build modules
+  /// without storage use it, others ignore it.
   Scope init_module(std::optional<bool> empty_init = std::nullopt) const;
 
   // --- the step
@@ -135,7 +135,8 @@ class FABRIC_API Fabric {
   }
   /// The norm before clipping when `max_norm` was given, an undefined tensor otherwise.
   template <class M>
-  at::Tensor clip_gradients(const FabricModule<M>& model, const FabricOptimizer& optimizer, const ClipOptions& options) {
+  at::Tensor clip_gradients(const FabricModule<M>& model, const FabricOptimizer& optimizer,
+                            const ClipOptions& options) {
     return clip(*model, *optimizer, options);
   }
   /// The precision's context (autocast, default dtype) for code that runs outside a wrapped model.
@@ -145,8 +146,8 @@ class FABRIC_API Fabric {
   Scope no_backward_sync(const FabricModule<M>& model, bool enabled = true) const {
     return no_sync(model.strategy_module(), enabled);
   }
-  /// Runs `body`, a training loop over `models`, although the ranks have different numbers of batches: ranks that are done
-  /// take part in the others' communication, and all end with the parameters of one that trained longest.
+  /// Runs `body`, a training loop over `models`, although the ranks have different numbers of batches: ranks that are
+  /// done take part in the others' communication, and all end with the parameters of one that trained longest.
   template <class... M>
   void join(const std::function<void()>& body, const FabricModule<M>&... models) {
     join_models({&models.strategy_module()...}, {}, body);
@@ -163,8 +164,8 @@ class FABRIC_API Fabric {
   // --- collectives: tensors, numbers, strings, and nested lists and maps of them
   void barrier(const std::string& name = "") const;
   Value broadcast(const Value& value, int src = 0) const;
-  /// Each leaf from all ranks: tensors stacked along a new first dimension of size world_size (also with one process), or
-  /// a list by rank where their shapes differ; numbers likewise as one tensor; strings as a list by rank.
+  /// Each leaf from all ranks: tensors stacked along a new first dimension of size world_size (also with one process),
+  /// or a list by rank where their shapes differ; numbers likewise as one tensor; strings as a list by rank.
   Value all_gather(const Value& value, const ProcessGroup& group = {}, bool sync_grads = false) const;
   /// Stacked along a new first dimension; throws MismatchError when the shapes differ between the ranks.
   at::Tensor all_gather(const at::Tensor& tensor, const ProcessGroup& group = {}, bool sync_grads = false) const;

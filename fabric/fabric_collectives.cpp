@@ -76,7 +76,8 @@ Value Fabric::all_reduce(const Value& value, ReduceOp op, const ProcessGroup& gr
   });
 }
 
-std::vector<at::Tensor> Fabric::all_gather_list(const at::Tensor& tensor, const ProcessGroup& group, bool sync_grads) const {
+std::vector<at::Tensor> Fabric::all_gather_list(const at::Tensor& tensor, const ProcessGroup& group,
+                                                bool sync_grads) const {
   require_launched("all_gather");
   return strategy()->all_gather(tensor, group, sync_grads);
 }
@@ -97,8 +98,8 @@ Value Fabric::all_gather(const Value& value, const ProcessGroup& group, bool syn
   require_launched("all_gather");
   return map_leaves(value, [&](const Value& leaf) -> Value {
     if (leaf.is<at::Tensor>() || leaf.is_bool() || leaf.is_number()) {
-      auto parts = strategy()->all_gather(
-          leaf.is<at::Tensor>() ? leaf.as<at::Tensor>() : number_tensor(leaf, device()), group, sync_grads);
+      auto parts = strategy()->all_gather(leaf.is<at::Tensor>() ? leaf.as<at::Tensor>() : number_tensor(leaf, device()),
+                                          group, sync_grads);
       if (same_shapes(parts)) return at::stack(parts);
       return Value::List(parts.begin(), parts.end());
     }

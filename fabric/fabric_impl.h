@@ -37,13 +37,20 @@ constexpr bool kHoldsValue = std::is_same_v<T, Value> || std::is_constructible_v
 
 template <class T>
 T from_value(const Value& value) {
-  if constexpr (std::is_same_v<T, Value>) return value;
-  else if constexpr (std::is_same_v<T, bool>) return value.as_bool();
-  else if constexpr (std::is_integral_v<T>) return static_cast<T>(value.as_int());
-  else if constexpr (std::is_floating_point_v<T>) return static_cast<T>(value.as_double());
-  else if constexpr (std::is_same_v<T, at::Tensor>) return value.template as<at::Tensor>();
-  else if constexpr (std::is_same_v<T, std::string>) return value.as_string();
-  else return value.template as<T>();
+  if constexpr (std::is_same_v<T, Value>)
+    return value;
+  else if constexpr (std::is_same_v<T, bool>)
+    return value.as_bool();
+  else if constexpr (std::is_integral_v<T>)
+    return static_cast<T>(value.as_int());
+  else if constexpr (std::is_floating_point_v<T>)
+    return static_cast<T>(value.as_double());
+  else if constexpr (std::is_same_v<T, at::Tensor>)
+    return value.template as<at::Tensor>();
+  else if constexpr (std::is_same_v<T, std::string>)
+    return value.as_string();
+  else
+    return value.template as<T>();
 }
 
 }  // namespace detail
@@ -60,12 +67,15 @@ auto Fabric::launch(Function&& function) {
     launch_function(
         [&]() -> Value {
           own.emplace(function(*this));
-          if constexpr (detail::kHoldsValue<Result>) return Value(*own);
-          else return Value();
+          if constexpr (detail::kHoldsValue<Result>)
+            return Value(*own);
+          else
+            return Value();
         },
         ran_here, from_children);
     if (ran_here) return std::move(*own);
-    if constexpr (detail::kHoldsValue<Result>) return detail::from_value<Result>(from_children);
+    if constexpr (detail::kHoldsValue<Result>)
+      return detail::from_value<Result>(from_children);
     else
       throw MisuseError(
           "the function ran in other processes, which hand back only what a fabric::Value holds: numbers, strings, "
@@ -76,7 +86,11 @@ auto Fabric::launch(Function&& function) {
 template <class M, class... Rest>
 auto Fabric::setup(M&& module, Rest&&... rest) {
   SetupOptions options;
-  ([&] { if constexpr (detail::IsOptions<Rest>::value) options = rest; }(), ...);
+  (
+      [&] {
+        if constexpr (detail::IsOptions<Rest>::value) options = rest;
+      }(),
+      ...);
   if constexpr (IsWrapped<std::decay_t<M>>::value) {
     throw MisuseError("this module is set up already: use the one that setup returned, and set it up only once");
     return std::forward<M>(module);
@@ -87,10 +101,12 @@ auto Fabric::setup(M&& module, Rest&&... rest) {
     using Wrapped = FabricModule<typename detail::ModuleTraits<std::decay_t<M>>::ImplType>;
     prepare_module(impl, options);
     std::vector<OptimizerPtr> optimizers;
-    ([&] {
-      if constexpr (!detail::IsOptions<Rest>::value)
-        optimizers.push_back(detail::share_optimizer(std::forward<Rest>(rest), impl.get()));
-    }(), ...);
+    (
+        [&] {
+          if constexpr (!detail::IsOptions<Rest>::value)
+            optimizers.push_back(detail::share_optimizer(std::forward<Rest>(rest), impl.get()));
+        }(),
+        ...);
     auto core = wrap_module(impl, &optimizers, options);
     constexpr std::size_t kCount = (0 + ... + (detail::IsOptions<Rest>::value ? 0 : 1));
     if constexpr (kCount == 0) {
@@ -98,7 +114,8 @@ auto Fabric::setup(M&& module, Rest&&... rest) {
     } else {
       return [&]<std::size_t... I>(std::index_sequence<I...>) {
         return std::make_tuple(Wrapped(impl, core), wrap_optimizer(optimizers[I], true)...);
-      }(std::make_index_sequence<kCount>());
+      }
+      (std::make_index_sequence<kCount>());
     }
   }
 }
@@ -111,7 +128,8 @@ auto Fabric::setup_module(M&& module, SetupOptions options) {
   } else {
     auto impl = detail::ModuleTraits<std::decay_t<M>>::share(std::forward<M>(module));
     prepare_module(impl, options);
-    return FabricModule<typename detail::ModuleTraits<std::decay_t<M>>::ImplType>(impl, wrap_module(impl, nullptr, options));
+    return FabricModule<typename detail::ModuleTraits<std::decay_t<M>>::ImplType>(impl,
+                                                                                  wrap_module(impl, nullptr, options));
   }
 }
 

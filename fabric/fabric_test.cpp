@@ -6,10 +6,10 @@
 
 #include "tests/support/ranks.h"
 
+using Catch::Contains;
 using fabric::Fabric;
 using fabric::MisuseError;
 using fabric::Value;
-using Catch::Contains;
 
 namespace {
 
@@ -236,7 +236,8 @@ TEST_CASE("callbacks run in order; unknown events are skipped", "[fabric]") {
   };
   auto first = std::make_shared<Watch>(), second = std::make_shared<Watch>();
   std::string order;
-  first->on("epoch_end", [&](Fabric&, const Value::Map& arguments) { order += "1:" + arguments.at("name").as_string(); });
+  first->on("epoch_end",
+            [&](Fabric&, const Value::Map& arguments) { order += "1:" + arguments.at("name").as_string(); });
   second->on("epoch_end", [&](Fabric&, const Value::Map&) { order += " 2"; });
   Fabric fabric(single(), {.callbacks = {first, second}});
   fabric.call("epoch_end", {{"name", "x"}});
@@ -332,7 +333,8 @@ RANKS_TEST("two ranks: collectives over nested values", "[fabric][ranks]", 2) {
   RANK_CHECK(gathered.at("list").as_list()[1].as_list()[1].as_string() == "r1");
   auto uneven = fabric.all_gather_list(torch::ones({rank + 1, 2}));
   RANK_CHECK(uneven[0].size(0) == 1 && uneven[1].size(0) == 2);
-  RANK_CHECK(fabric.broadcast(Value::Map{{"x", torch::full({3}, rank)}}, 1).at("x").as<at::Tensor>()[0].item<int>() == 1);
+  RANK_CHECK(fabric.broadcast(Value::Map{{"x", torch::full({3}, rank)}}, 1).at("x").as<at::Tensor>()[0].item<int>() ==
+             1);
   std::string order;
   fabric.rank_zero_first([&] { order += "run"; });
   bool refused = false;

@@ -14,12 +14,12 @@ namespace fabric {
 /// Starts the other ranks of this node from within one process, watches them and ends them. No LibTorch here.
 ///
 /// Kinds: "popen" re-executes this program's own command line for the local ranks 1 … n-1, and the calling process is
-/// local rank 0; "copy" is the same by forking this process, which must not have started threads: every rank goes on from
-/// launch(), so that code before it runs once and LibTorch is loaded once; "spawn" re-executes it for all ranks, which run the function given to `launch_function` and end;
-/// "fork" forks the calling process for all ranks, which must not have started threads. A child that fails ends the job
-/// within a second: its last lines of stderr are printed and, for popen, this process ends with the child's code (128 +
-/// n for signal n); spawn and fork throw LaunchError. No child outlives the process that started it.
-/// fabric/docs/launching.md has the details.
+/// local rank 0; "copy" is the same by forking this process, which must not have started threads: every rank goes on
+/// from launch(), so that code before it runs once and LibTorch is loaded once; "spawn" re-executes it for all ranks,
+/// which run the function given to `launch_function` and end; "fork" forks the calling process for all ranks, which
+/// must not have started threads. A child that fails ends the job within a second: its last lines of stderr are printed
+/// and, for popen, this process ends with the child's code (128 + n for signal n); spawn and fork throw LaunchError. No
+/// child outlives the process that started it. fabric/docs/launching.md has the details.
 class FABRIC_API Launcher {
  public:
   struct Config {

@@ -6,8 +6,8 @@
 
 namespace fabric::log {
 
-/// Messages go to stderr as `[fabric] level: text`, with the rank once it is known. FABRIC_LOG_LEVEL (trace, debug, info,
-/// warn, error, off) sets the threshold; the default is info. Thread-safe.
+/// Messages go to stderr as `[fabric] level: text`, with the rank once it is known. FABRIC_LOG_LEVEL (trace, debug,
+/// info, warn, error, off) sets the threshold; the default is info. Thread-safe.
 enum class Level { trace, debug, info, warn, error, off };
 
 FABRIC_API void write(Level level, std::string_view text);

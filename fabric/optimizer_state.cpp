@@ -20,7 +20,9 @@ using namespace optimizer_fields;
 using torch::optim::Optimizer;
 using torch::optim::OptimizerParamState;
 
-[[noreturn]] void misfit(const std::string& why) { throw CheckpointKeyError("the saved optimizer state does not fit: " + why); }
+[[noreturn]] void misfit(const std::string& why) {
+  throw CheckpointKeyError("the saved optimizer state does not fit: " + why);
+}
 
 // --- writing
 
@@ -61,7 +63,8 @@ bool is_known(const Optimizer& optimizer) {
     bool known = with_family(group.options(), [&]<class F>(F) {
       for (const auto& parameter : group.params()) {
         auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
-        if (found != optimizer.state().end()) states_fit &= dynamic_cast<typename F::State*>(found->second.get()) != nullptr;
+        if (found != optimizer.state().end())
+          states_fit &= dynamic_cast<typename F::State*>(found->second.get()) != nullptr;
       }
     });
     if (!known || !states_fit) return false;
@@ -231,7 +234,9 @@ const Value::Map& map_of(const Value& value, const std::string& what) {
   return value.as_map();
 }
 
-std::string label(const Value& index) { return index.is_string() ? index.as_string() : std::to_string(integer("params", index)); }
+std::string label(const Value& index) {
+  return index.is_string() ? index.as_string() : std::to_string(integer("params", index));
+}
 
 struct Slot {
   std::size_t group;
@@ -348,8 +353,9 @@ void load_known(Optimizer& optimizer, const Value& state) {
 Value unknown_state_dict(const Optimizer& optimizer) {
   at::Tensor archive = optimizer_archive(optimizer);
   if (!archive.defined() && !optimizer.state().empty())
-    log::warn_once("an optimizer of your own class is saved without its state: override its save and load, use LibTorch's "
-                   "option and state types, or derive it from fabric::Stateful");
+    log::warn_once(
+        "an optimizer of your own class is saved without its state: override its save and load, use LibTorch's "
+        "option and state types, or derive it from fabric::Stateful");
   return Value::Map{{"archive", archive}, {"param_groups", group_list(optimizer)}};
 }
 

@@ -13,10 +13,13 @@ namespace {
 
 struct Problem {
   explicit Problem(torch::ScalarType type = torch::kFloat)
-      : a(torch::linspace(-1, 1, 6, type).view({2, 3}).requires_grad_()), b(torch::linspace(0, 1, 4, type).requires_grad_()) {}
+      : a(torch::linspace(-1, 1, 6, type).view({2, 3}).requires_grad_()),
+        b(torch::linspace(0, 1, 4, type).requires_grad_()) {}
   torch::Tensor loss() { return (a * a).sum() + (b - 0.5).pow(4).sum(); }
   torch::Tensor a, b;
-  std::vector<optim::OptimizerParamGroup> groups() { return {optim::OptimizerParamGroup({a}), optim::OptimizerParamGroup({b})}; }
+  std::vector<optim::OptimizerParamGroup> groups() {
+    return {optim::OptimizerParamGroup({a}), optim::OptimizerParamGroup({b})};
+  }
 };
 
 void steps(optim::Optimizer& optimizer, Problem& problem, int count) {
@@ -89,20 +92,29 @@ class StatefulOptimizer : public OwnOptimizer, public Stateful {
 }  // namespace
 
 TEST_CASE("every optimizer of LibTorch resumes where it was", "[state][optimizer]") {
-  SECTION("SGD") { check_resumes([](Problem& p, double lr) { return std::make_unique<optim::SGD>(p.groups(), optim::SGDOptions(lr)); }); }
+  SECTION("SGD") {
+    check_resumes(
+        [](Problem& p, double lr) { return std::make_unique<optim::SGD>(p.groups(), optim::SGDOptions(lr)); });
+  }
   SECTION("SGD with momentum") {
     check_resumes([](Problem& p, double lr) {
-      return std::make_unique<optim::SGD>(p.groups(), optim::SGDOptions(lr).momentum(0.9).nesterov(true).weight_decay(0.1));
+      return std::make_unique<optim::SGD>(p.groups(),
+                                          optim::SGDOptions(lr).momentum(0.9).nesterov(true).weight_decay(0.1));
     });
   }
-  SECTION("Adam") { check_resumes([](Problem& p, double lr) { return std::make_unique<optim::Adam>(p.groups(), optim::AdamOptions(lr)); }); }
+  SECTION("Adam") {
+    check_resumes(
+        [](Problem& p, double lr) { return std::make_unique<optim::Adam>(p.groups(), optim::AdamOptions(lr)); });
+  }
   SECTION("AdamW with amsgrad") {
     check_resumes([](Problem& p, double lr) {
       return std::make_unique<optim::AdamW>(p.groups(), optim::AdamWOptions(lr).amsgrad(true).betas({0.8, 0.95}));
     });
   }
   SECTION("Adagrad") {
-    check_resumes([](Problem& p, double lr) { return std::make_unique<optim::Adagrad>(p.groups(), optim::AdagradOptions(lr).lr_decay(0.1)); });
+    check_resumes([](Problem& p, double lr) {
+      return std::make_unique<optim::Adagrad>(p.groups(), optim::AdagradOptions(lr).lr_decay(0.1));
+    });
   }
   SECTION("RMSprop") {
     check_resumes([](Problem& p, double lr) {
@@ -111,7 +123,8 @@ TEST_CASE("every optimizer of LibTorch resumes where it was", "[state][optimizer
   }
   SECTION("LBFGS") {
     check_resumes([](Problem& p, double lr) {
-      return std::make_unique<optim::LBFGS>(std::vector{p.a, p.b}, optim::LBFGSOptions(lr).max_iter(3).line_search_fn("strong_wolfe"));
+      return std::make_unique<optim::LBFGS>(std::vector{p.a, p.b},
+                                            optim::LBFGSOptions(lr).max_iter(3).line_search_fn("strong_wolfe"));
     });
   }
 }
@@ -133,15 +146,23 @@ TEST_CASE("what Python's AdamW wrote loads", "[state][optimizer]") {
   Problem problem;
   optim::AdamW optimizer({problem.a, problem.b}, optim::AdamWOptions(0.1));
   auto python = [](torch::Tensor like, float value) {
-    return Value::Map{{"step", torch::tensor(5.0f)}, {"exp_avg", torch::full_like(like, value).detach()},
+    return Value::Map{{"step", torch::tensor(5.0f)},
+                      {"exp_avg", torch::full_like(like, value).detach()},
                       {"exp_avg_sq", torch::full_like(like, value * value).to(torch::kDouble).detach()}};
   };
-  Value state = Value::Map{
-      {"state", Value::Map{{"0", python(problem.a, 2)}, {"1", python(problem.b, 3)}}},
-      {"param_groups", Value::List{Value::Map{{"lr", torch::tensor(0.7)}, {"betas", Value::List{0.5, 0.6}}, {"eps", 1e-5},
-                                              {"weight_decay", 0}, {"amsgrad", false}, {"maximize", false}, {"foreach", Value()},
-                                              {"capturable", false}, {"differentiable", false}, {"fused", Value()},
-                                              {"decoupled_weight_decay", true}, {"params", Value::List{0, 1}}}}}};
+  Value state = Value::Map{{"state", Value::Map{{"0", python(problem.a, 2)}, {"1", python(problem.b, 3)}}},
+                           {"param_groups", Value::List{Value::Map{{"lr", torch::tensor(0.7)},
+                                                                   {"betas", Value::List{0.5, 0.6}},
+                                                                   {"eps", 1e-5},
+                                                                   {"weight_decay", 0},
+                                                                   {"amsgrad", false},
+                                                                   {"maximize", false},
+                                                                   {"foreach", Value()},
+                                                                   {"capturable", false},
+                                                                   {"differentiable", false},
+                                                                   {"fused", Value()},
+                                                                   {"decoupled_weight_decay", true},
+                                                                   {"params", Value::List{0, 1}}}}}};
   load_optimizer_state_dict(optimizer, state);
   auto& options = static_cast<optim::AdamWOptions&>(optimizer.param_groups()[0].options());
   CHECK(options.lr() == Approx(0.7));

@@ -41,7 +41,8 @@ Value::Map filtered(const std::string& key, const Value& value,
 
 void check(const StateEntry& entry, const Value& saved, const StateAccess& access, bool strict) {
   if (auto* module = entry.module(); module && strict && access.check_module) access.check_module(*module, saved);
-  if (auto* optimizer = entry.optimizer(); optimizer && access.check_optimizer) access.check_optimizer(*optimizer, saved);
+  if (auto* optimizer = entry.optimizer(); optimizer && access.check_optimizer)
+    access.check_optimizer(*optimizer, saved);
 }
 
 void restore(StateEntry& entry, Value saved, const StateAccess& access, bool strict) {
@@ -68,7 +69,7 @@ void named(const std::string& key, Work&& work) {
 }  // namespace
 
 StateAccess StateAccess::plain() {
-  return {module_state_dict,         load_module_state_dict,     optimizer_state_dict,
+  return {module_state_dict,         load_module_state_dict,  optimizer_state_dict,
           load_optimizer_state_dict, check_module_state_dict, check_optimizer_state_dict};
 }
 

@@ -32,14 +32,14 @@ class FABRIC_API StateEntry {
  public:
   StateEntry() = default;
   template <class T>
-    requires(std::is_constructible_v<Value, T> && !std::is_base_of_v<StateEntry, std::decay_t<T>>)
-  StateEntry(T&& value) : content_(Value(std::forward<T>(value))) {}
+  requires(std::is_constructible_v<Value, T> && !std::is_base_of_v<StateEntry, std::decay_t<T>>) StateEntry(T&& value)
+      : content_(Value(std::forward<T>(value))) {}
   StateEntry(torch::nn::Module& module) : content_(&module) {}
   StateEntry(torch::optim::Optimizer& optimizer) : content_(&optimizer) {}
   StateEntry(Stateful& object) : content_(&object) {}
   /// Module holders, shared pointers, FabricModule and FabricOptimizer: anything that `fabric_state_object` finds.
   template <class T>
-    requires requires(T& object) { fabric_state_object(object); }
+  requires requires(T& object) { fabric_state_object(object); }
   StateEntry(T&& object) : StateEntry(fabric_state_object(object)) {}
 
   Value* value() { return std::get_if<Value>(&content_); }
@@ -64,9 +64,9 @@ using StateFilter = std::map<std::string, std::function<bool(const std::string& 
 
 /// A module's parameters and buffers by dotted name; the tensors are shared, not copied.
 FABRIC_API Value module_state_dict(const torch::nn::Module& module);
-/// Copies into the module's own tensors, converting type and device. `state` is a map of dotted names or of nested maps.
-/// Strict: a missing, unexpected or wrongly shaped entry throws CheckpointKeyError naming all of them, before anything is
-/// changed; a name missing for a tensor that is present under another of its names (tied weights) is none.
+/// Copies into the module's own tensors, converting type and device. `state` is a map of dotted names or of nested
+/// maps. Strict: a missing, unexpected or wrongly shaped entry throws CheckpointKeyError naming all of them, before
+/// anything is changed; a name missing for a tensor that is present under another of its names (tied weights) is none.
 /// Otherwise entries that do not fit are skipped.
 FABRIC_API void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict = true);
 /// Only the checks of a strict load.
@@ -77,14 +77,14 @@ FABRIC_API void check_module_state_dict(torch::nn::Module& module, const Value& 
 /// An optimizer class of the user's own that keeps neither LibTorch's options nor its state types is asked through
 /// Stateful if it is one, else through its `save` (one tensor of bytes under "archive").
 FABRIC_API Value optimizer_state_dict(const torch::optim::Optimizer& optimizer);
-/// Copies values; also takes what Python's optimizers of the same kind wrote. Another number of groups or parameters, other
-/// shapes, or state of another kind of optimizer throw CheckpointKeyError before anything is changed.
+/// Copies values; also takes what Python's optimizers of the same kind wrote. Another number of groups or parameters,
+/// other shapes, or state of another kind of optimizer throw CheckpointKeyError before anything is changed.
 FABRIC_API void load_optimizer_state_dict(torch::optim::Optimizer& optimizer, const Value& state);
 /// Only the checks of a load.
 FABRIC_API void check_optimizer_state_dict(torch::optim::Optimizer& optimizer, const Value& state);
 
-/// How collect_state and restore_state reach into modules and optimizers; a strategy that shards them has ways of its own.
-/// The checks may be empty; they run before anything is changed.
+/// How collect_state and restore_state reach into modules and optimizers; a strategy that shards them has ways of its
+/// own. The checks may be empty; they run before anything is changed.
 struct FABRIC_API StateAccess {
   std::function<Value(torch::nn::Module&)> get_module;
   std::function<void(torch::nn::Module&, const Value&, bool strict)> set_module;
@@ -97,11 +97,12 @@ struct FABRIC_API StateAccess {
   static StateAccess plain();
 };
 
-/// What a checkpoint of this state holds. An entry that its filter leaves empty vanishes. A filter for a key that is not
-/// there, an empty function, or one for an entry that is no map throws MisuseError.
+/// What a checkpoint of this state holds. An entry that its filter leaves empty vanishes. A filter for a key that is
+/// not there, an empty function, or one for an entry that is no map throws MisuseError.
 FABRIC_API Value collect_state(const State& state, const StateAccess& access, const StateFilter& filter = {});
-/// Restores objects in place, overwrites plain values in `target` and returns what it did not ask for. Strict: keys that
-/// the checkpoint lacks throw CheckpointKeyError listing them, with nothing changed; otherwise they keep their values.
+/// Restores objects in place, overwrites plain values in `target` and returns what it did not ask for. Strict: keys
+/// that the checkpoint lacks throw CheckpointKeyError listing them, with nothing changed; otherwise they keep their
+/// values.
 FABRIC_API Value restore_state(State& target, Value checkpoint, const StateAccess& access, bool strict = true);
 
 }  // namespace fabric

@@ -52,7 +52,8 @@ std::string shape_text(const at::Tensor& tensor) {
 }
 
 bool loses_meaning(const at::Tensor& source, const at::Tensor& target) {
-  return (source.is_complex() && !target.is_complex()) || (source.is_floating_point() && !target.is_floating_point() && !target.is_complex());
+  return (source.is_complex() && !target.is_complex()) ||
+         (source.is_floating_point() && !target.is_floating_point() && !target.is_complex());
 }
 
 Plan plan_load(const torch::nn::Module& module, const Value& state) {
@@ -74,7 +75,8 @@ Plan plan_load(const torch::nn::Module& module, const Value& state) {
     filled.insert(identity);
     const at::Tensor& source = found->second;
     if (source.sizes() != target.sizes() || loses_meaning(source, target))
-      plan.complaints.push_back("'" + name + "' is " + shape_text(source) + " in the checkpoint, " + shape_text(target) + " in the module");
+      plan.complaints.push_back("'" + name + "' is " + shape_text(source) + " in the checkpoint, " +
+                                shape_text(target) + " in the module");
     else
       plan.copies.push_back({target, source});
   });
@@ -97,7 +99,8 @@ void require_fit(const Plan& plan) {
 
 Value module_state_dict(const torch::nn::Module& module) {
   Value::Map out;
-  for_each_tensor_of(module, [&](const std::string& name, const at::Tensor& tensor) { out.append(name, tensor.detach()); });
+  for_each_tensor_of(module,
+                     [&](const std::string& name, const at::Tensor& tensor) { out.append(name, tensor.detach()); });
   return out;
 }
 

@@ -18,20 +18,20 @@
 
 /// Says which members of a struct hold tensors, so that Fabric can move, convert and watch them:
 /// struct Output { Tensor logits, loss; FABRIC_TENSORS(Output, logits, loss) };
-#define FABRIC_TENSORS(Self, ...)                              \
-  template <class FabricVisit>                                 \
-  bool fabric_tensors(FabricVisit&& fabric_visit) {            \
-    bool fabric_all = true;                                    \
-    FABRIC_FOR_EACH_(FABRIC_TENSOR_FIELD_, __VA_ARGS__)        \
-    return fabric_all;                                         \
+#define FABRIC_TENSORS(Self, ...)                       \
+  template <class FabricVisit>                          \
+  bool fabric_tensors(FabricVisit&& fabric_visit) {     \
+    bool fabric_all = true;                             \
+    FABRIC_FOR_EACH_(FABRIC_TENSOR_FIELD_, __VA_ARGS__) \
+    return fabric_all;                                  \
   }
 #define FABRIC_TENSOR_FIELD_(field) fabric_all &= ::fabric::for_each_tensor(field, fabric_visit);
 
 namespace fabric {
 
-/// Calls `visit(Tensor&)` for each defined tensor inside any nesting of tensors, vectors, arrays, tuples, pairs, optionals,
-/// maps, Values, `torch::data::Example`s and structs with FABRIC_TENSORS; numbers, strings and the like hold none.
-/// Returns false when a type is opaque, so that tensors may have been missed.
+/// Calls `visit(Tensor&)` for each defined tensor inside any nesting of tensors, vectors, arrays, tuples, pairs,
+/// optionals, maps, Values, `torch::data::Example`s and structs with FABRIC_TENSORS; numbers, strings and the like hold
+/// none. Returns false when a type is opaque, so that tensors may have been missed.
 template <class T, class Visit>
 bool for_each_tensor(T& object, Visit&& visit);
 
@@ -46,7 +46,10 @@ struct TensorWalk {  // types without a rule
   static bool walk(T& object, Visit& visit) {
     if constexpr (requires { object.fabric_tensors(visit); }) {
       return object.fabric_tensors(visit);
-    } else if constexpr (requires { object.data; object.target; }) {  // torch::data::Example
+    } else if constexpr (requires {
+                           object.data;
+                           object.target;
+                         }) {  // torch::data::Example
       return for_each_tensor(object.data, visit) & for_each_tensor(object.target, visit);
     } else {
       return kLeaf;

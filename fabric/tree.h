@@ -56,9 +56,7 @@ class OrderedMap {
   auto end() { return entries_.end(); }
   auto begin() const { return entries_.begin(); }
   auto end() const { return entries_.end(); }
-  bool operator==(const OrderedMap& other) const
-    requires std::equality_comparable<T>
-  {
+  bool operator==(const OrderedMap& other) const requires std::equality_comparable<T> {
     if (size() != other.size()) return false;
     for (const auto& [key, value] : entries_) {
       const T* theirs = other.find(key);
@@ -84,8 +82,7 @@ class BasicTree {
   template <std::same_as<bool> B>
   BasicTree(B value) : data_(value) {}
   template <std::integral I>
-    requires(!std::same_as<I, bool>)
-  BasicTree(I value) : data_(static_cast<std::int64_t>(value)) {}
+  requires(!std::same_as<I, bool>) BasicTree(I value) : data_(static_cast<std::int64_t>(value)) {}
   BasicTree(double value) : data_(value) {}
   BasicTree(float value) : data_(static_cast<double>(value)) {}
   BasicTree(std::string value) : data_(std::move(value)) {}
@@ -94,8 +91,7 @@ class BasicTree {
   BasicTree(List value) : data_(std::move(value)) {}
   BasicTree(Map value) : data_(std::move(value)) {}
   template <class L>
-    requires(std::same_as<L, Leaves> || ...)
-  BasicTree(L value) : data_(std::move(value)) {}
+  requires(std::same_as<L, Leaves> || ...) BasicTree(L value) : data_(std::move(value)) {}
 
   template <class T>
   bool is() const {
@@ -146,23 +142,27 @@ class BasicTree {
     return std::visit([](const auto& content) { return kind_of<std::decay_t<decltype(content)>>(); }, data_);
   }
 
-  bool operator==(const BasicTree& other) const
-    requires(sizeof...(Leaves) == 0)
-  {
-    return data_ == other.data_;
-  }
+  bool operator==(const BasicTree& other) const requires(sizeof...(Leaves) == 0) { return data_ == other.data_; }
 
  private:
   template <class T>
   static const char* kind_of() {
-    if constexpr (std::same_as<T, std::monostate>) return "null";
-    else if constexpr (std::same_as<T, bool>) return "a bool";
-    else if constexpr (std::same_as<T, std::int64_t>) return "an integer";
-    else if constexpr (std::same_as<T, double>) return "a float";
-    else if constexpr (std::same_as<T, std::string>) return "a string";
-    else if constexpr (std::same_as<T, List>) return "a list";
-    else if constexpr (std::same_as<T, Map>) return "a map";
-    else return "a tensor";
+    if constexpr (std::same_as<T, std::monostate>)
+      return "null";
+    else if constexpr (std::same_as<T, bool>)
+      return "a bool";
+    else if constexpr (std::same_as<T, std::int64_t>)
+      return "an integer";
+    else if constexpr (std::same_as<T, double>)
+      return "a float";
+    else if constexpr (std::same_as<T, std::string>)
+      return "a string";
+    else if constexpr (std::same_as<T, List>)
+      return "a list";
+    else if constexpr (std::same_as<T, Map>)
+      return "a map";
+    else
+      return "a tensor";
   }
   Variant data_;
 };

@@ -87,8 +87,8 @@ class PopenLauncher : public Launcher {
   }
 
   std::string launch_function(const Function&) override {
-    throw MisuseError(
-        "the start method '" + kind() + "' takes no function: call launch() and go on, or choose 'spawn' or 'fork'");
+    throw MisuseError("the start method '" + kind() +
+                      "' takes no function: call launch() and go on, or choose 'spawn' or 'fork'");
   }
 
   int join() override {

@@ -28,7 +28,8 @@ c10::Device ParallelStrategy::root_device() const {
   // One visible device per rank is what some schedulers give; then every local rank uses the first.
   auto index = static_cast<std::size_t>(ranks_.local_rank);
   if (index >= devices_.size())
-    throw ConfigError("local rank " + std::to_string(index) + " has no device: only " + std::to_string(devices_.size()) +
+    throw ConfigError("local rank " + std::to_string(index) + " has no device: only " +
+                      std::to_string(devices_.size()) +
                       " were asked for. Set `devices` to the number of ranks on this node");
   return devices_[index];
 }
@@ -60,7 +61,9 @@ std::optional<Strategy::SamplerShard> ParallelStrategy::sampler_shard() const {
 }
 
 namespace {
-const ProcessGroup& group_or(const ProcessGroup& group, const ProcessGroup& fallback) { return group ? group : fallback; }
+const ProcessGroup& group_or(const ProcessGroup& group, const ProcessGroup& fallback) {
+  return group ? group : fallback;
+}
 }  // namespace
 
 at::Tensor ParallelStrategy::all_reduce(const at::Tensor& tensor, ReduceOp op, const ProcessGroup& group) {
@@ -71,7 +74,8 @@ void ParallelStrategy::all_reduce_(at::Tensor& tensor, ReduceOp op, const Proces
   group_or(group, group_).all_reduce_(tensor, op);
 }
 
-std::vector<at::Tensor> ParallelStrategy::all_gather(const at::Tensor& tensor, const ProcessGroup& group, bool sync_grads) {
+std::vector<at::Tensor> ParallelStrategy::all_gather(const at::Tensor& tensor, const ProcessGroup& group,
+                                                     bool sync_grads) {
   const auto& over = group_or(group, group_);
   if (sync_grads && tensor.requires_grad()) return gather_with_grad(tensor, over);
   return over.all_gather(tensor, /*uneven=*/true);

@@ -9,7 +9,9 @@ namespace fabric {
 
 Strategy::~Strategy() = default;
 
-void Strategy::set_accelerator(std::shared_ptr<fabric::Accelerator> accelerator) { accelerator_ = std::move(accelerator); }
+void Strategy::set_accelerator(std::shared_ptr<fabric::Accelerator> accelerator) {
+  accelerator_ = std::move(accelerator);
+}
 void Strategy::set_precision(std::shared_ptr<fabric::Precision> precision) { precision_ = std::move(precision); }
 void Strategy::set_checkpoint_io(std::shared_ptr<fabric::CheckpointIO> io) { checkpoint_io_ = std::move(io); }
 
@@ -17,8 +19,8 @@ void Strategy::setup_environment() { accelerator_->setup_device(root_device()); 
 
 Scope Strategy::tensor_init_context() { return precision_->tensor_init_context(); }
 
-// C++ modules allocate and initialise in their constructors, so that a hint to skip that work has nothing to act on here;
-// strategies that support the meta device override this.
+// C++ modules allocate and initialise in their constructors, so that a hint to skip that work has nothing to act on
+// here; strategies that support the meta device override this.
 Scope Strategy::module_init_context(std::optional<bool>) { return precision_->module_init_context(); }
 
 void Strategy::module_to_device(torch::nn::Module& module) { module.to(root_device()); }

@@ -75,8 +75,8 @@ class FABRIC_API Accelerator {
   virtual void empty_cache() {}
   /// Seeds the random numbers that are drawn on devices of this kind.
   virtual void manual_seed(std::uint64_t seed) = 0;
-  /// Until the scope ends, this thread queues its work on a stream of its own that starts after what is queued now; then
-  /// the stream from before waits for it. Does nothing where there are no streams.
+  /// Until the scope ends, this thread queues its work on a stream of its own that starts after what is queued now;
+  /// then the stream from before waits for it. Does nothing where there are no streams.
   virtual Scope side_stream(c10::Device) { return {}; }
   /// Whether `from` can read the memory of `to` without going through the host.
   virtual bool can_access_peer(c10::Device from, c10::Device to) const { return from == to; }
@@ -85,8 +85,8 @@ class FABRIC_API Accelerator {
   virtual int threads_per_rank(int local_world_size) const;
 };
 
-/// "auto" (cuda where it is available, else cpu) | "cpu" | "cuda" | "gpu" (cuda) | a registered name, in any case. Throws
-/// ConfigError (unknown) or UnavailableError (not there).
+/// "auto" (cuda where it is available, else cpu) | "cpu" | "cuda" | "gpu" (cuda) | a registered name, in any case.
+/// Throws ConfigError (unknown) or UnavailableError (not there).
 FABRIC_API std::shared_ptr<Accelerator> make_accelerator(const std::string& name);
 /// Adds a kind of device; throws ConfigError for a name that is taken unless `override_existing`.
 FABRIC_API void register_accelerator(const std::string& name, std::function<std::shared_ptr<Accelerator>()> make,

@@ -16,8 +16,8 @@ class FABRIC_API StrategyRegistry {
   using Make = std::function<std::shared_ptr<Strategy>(const Tree& params)>;
 
   static StrategyRegistry& instance();
-  /// `preset` are settings that go with the name ("ddp_spawn" is ddp with start_method spawn). Throws ConfigError when the
-  /// name is taken, unless `override_existing`. Names are case-insensitive.
+  /// `preset` are settings that go with the name ("ddp_spawn" is ddp with start_method spawn). Throws ConfigError when
+  /// the name is taken, unless `override_existing`. Names are case-insensitive.
   void register_strategy(const std::string& name, Make make, std::string description = "", Tree preset = Tree::Map{},
                          bool override_existing = false);
   /// Throws ConfigError listing the names and the nearest one.

@@ -21,8 +21,8 @@
 
 namespace fabric {
 
-/// One call of a method of the user's module, its types hidden, so that a strategy can run things before and after it, or
-/// run it several times. Lives on the caller's stack.
+/// One call of a method of the user's module, its types hidden, so that a strategy can run things before and after it,
+/// or run it several times. Lives on the caller's stack.
 class FABRIC_API ForwardCall {
  public:
   using Visit = std::function<void(at::Tensor&)>;
@@ -72,8 +72,8 @@ class FABRIC_API JoinControl {
   };
   virtual ~JoinControl() = default;
   /// Runs `body`, this rank's training loop. A rank whose body has ended takes part in the others' communication until
-  /// all have ended; then every rank gets the parameters and buffers of one that trained longest. Every model that `body`
-  /// trains must be listed; other collectives are not allowed inside.
+  /// all have ended; then every rank gets the parameters and buffers of one that trained longest. Every model that
+  /// `body` trains must be listed; other collectives are not allowed inside.
   virtual void join(const std::vector<StrategyModule*>& modules, const Options& options,
                     const std::function<void()>& body) = 0;
 };
@@ -186,7 +186,8 @@ class FABRIC_API Strategy {
   std::shared_ptr<fabric::CheckpointIO> checkpoint_io_;
 };
 
-/// Base of the strategies that run several processes: ranks from a ClusterEnvironment, collectives over one ProcessGroup.
+/// Base of the strategies that run several processes: ranks from a ClusterEnvironment, collectives over one
+/// ProcessGroup.
 class FABRIC_API ParallelStrategy : public Strategy {
  public:
   explicit ParallelStrategy(ProcessGroup::Config group_config = {}) : group_config_(std::move(group_config)) {}

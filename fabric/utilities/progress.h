@@ -86,8 +86,7 @@ class ProgressRange {
 
  public:
   ProgressRange(Range&& range, std::string label, bool enabled, ProgressOptions options)
-      : range_(std::forward<Range>(range)),
-        progress_(std::move(label), detail::size_of(range_), enabled, options) {}
+      : range_(std::forward<Range>(range)), progress_(std::move(label), detail::size_of(range_), enabled, options) {}
 
   template <class Iterator>
   class Step {

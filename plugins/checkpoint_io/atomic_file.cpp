@@ -46,7 +46,8 @@ AtomicFile::AtomicFile(std::filesystem::path path) : path_(through_links(std::mo
   buffer_.reserve(kBuffer);
   const std::string stem = "." + path_.filename().string() + ".partial";
   if (!claim(folder_of(path_) / stem) && !claim(folder_of(path_) / (stem + "-" + std::to_string(getpid()))))
-    throw CheckpointError("cannot save to '" + path_.string() + "': other savers of the same file hold all its temporary names");
+    throw CheckpointError("cannot save to '" + path_.string() +
+                          "': other savers of the same file hold all its temporary names");
 }
 
 AtomicFile::~AtomicFile() {
@@ -63,7 +64,8 @@ bool AtomicFile::claim(const std::filesystem::path& temporary) {
     if (fd < 0) fail("cannot make the temporary file '" + temporary.string() + "'", errno);
     bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
     bool taken = !locked && errno == EWOULDBLOCK;
-    struct stat ours{}, named{};
+    struct stat ours {
+    }, named{};
     bool same = fstat(fd, &ours) == 0 && stat(temporary.c_str(), &named) == 0 && ours.st_ino == named.st_ino &&
                 ours.st_dev == named.st_dev;
     if (!taken && same && ftruncate(fd, 0) == 0) {  // file systems without locks: the check of the name is all there is
@@ -104,7 +106,8 @@ void AtomicFile::write_through(const char* data, std::size_t size) {
 void AtomicFile::commit() {
   flush();
   if (fsync(fd_) != 0) fail("cannot sync '" + temporary_.string() + "'", errno);
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot move '" + temporary_.string() + "' into place", errno);
+  if (rename(temporary_.c_str(), path_.c_str()) != 0)
+    fail("cannot move '" + temporary_.string() + "' into place", errno);
   close(std::exchange(fd_, -1));
   int folder = open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder < 0) return;  // a folder one may write but not list

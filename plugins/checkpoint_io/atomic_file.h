@@ -10,8 +10,8 @@ namespace fabric::checkpoint {
 
 /// Writes a file under a temporary name in the same folder; `commit` syncs it and moves it into place. Until then, and
 /// when anything fails or the process is killed, a file that existed before stays as it is.
-/// The temporary name is the same each time and is locked while in use, so that one left by a killed process is taken over
-/// by the next save instead of piling up.
+/// The temporary name is the same each time and is locked while in use, so that one left by a killed process is taken
+/// over by the next save instead of piling up.
 class AtomicFile {
  public:
   /// Makes parent folders. Throws CheckpointError naming path and reason, as all members do.

@@ -16,8 +16,8 @@ class ByteCursor {
 
   std::string_view take(std::uint64_t count) {
     if (count > bytes_.size() - at_)
-      throw CheckpointCorrupt(std::string(what_) + " ends too early: " + std::to_string(count) + " bytes wanted at byte " +
-                              std::to_string(at_) + " of " + std::to_string(bytes_.size()));
+      throw CheckpointCorrupt(std::string(what_) + " ends too early: " + std::to_string(count) +
+                              " bytes wanted at byte " + std::to_string(at_) + " of " + std::to_string(bytes_.size()));
     auto out = bytes_.substr(at_, count);
     at_ += count;
     return out;

@@ -43,7 +43,9 @@ Value load_file(const std::filesystem::path& path) {
 class SafetensorsIO : public CheckpointIO {
  public:
   std::string name() const override { return "safetensors"; }
-  void save(const Value& value, const std::filesystem::path& path) override { checkpoint::write_safetensors(value, path); }
+  void save(const Value& value, const std::filesystem::path& path) override {
+    checkpoint::write_safetensors(value, path);
+  }
   Value load(const std::filesystem::path& path) override { return load_file(path); }
 };
 

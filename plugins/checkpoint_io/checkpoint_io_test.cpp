@@ -71,10 +71,10 @@ TEST_CASE("maps and strings that look like the format's own marks survive", "[ch
 }
 
 TEST_CASE("every type of tensor comes back", "[checkpoint_io]") {
-  for (auto type : {torch::kDouble, torch::kFloat, torch::kHalf, torch::kBFloat16, torch::kLong, torch::kInt, torch::kShort,
-                    torch::kChar, torch::kByte, torch::kBool, torch::kUInt16, torch::kUInt32, torch::kUInt64,
-                    torch::kFloat8_e4m3fn, torch::kFloat8_e5m2, torch::kComplexFloat, torch::kComplexDouble,
-                    torch::kComplexHalf}) {
+  for (auto type :
+       {torch::kDouble, torch::kFloat, torch::kHalf, torch::kBFloat16, torch::kLong, torch::kInt, torch::kShort,
+        torch::kChar, torch::kByte, torch::kBool, torch::kUInt16, torch::kUInt32, torch::kUInt64, torch::kFloat8_e4m3fn,
+        torch::kFloat8_e5m2, torch::kComplexFloat, torch::kComplexDouble, torch::kComplexHalf}) {
     INFO(c10::toString(type));
     Value value = Value::Map{{"t", torch::randint(0, 2, {3, 5}).to(type)}, {"s", torch::ones({}).to(type)}};
     CHECK(same(round_trip(value), value));
@@ -121,7 +121,9 @@ TEST_CASE("tensors of a mapped file are aligned, writable and leave the file alo
            folder / "f");
   auto before = read_file(folder / "f");
   Value loaded = io->load(folder / "f");
-  auto address = [&](const char* name) { return reinterpret_cast<std::uintptr_t>(loaded.at(name).as<torch::Tensor>().data_ptr()); };
+  auto address = [&](const char* name) {
+    return reinterpret_cast<std::uintptr_t>(loaded.at(name).as<torch::Tensor>().data_ptr());
+  };
   CHECK(address("big") % 64 == 0);
   CHECK(address("double") % 8 == 0);
   CHECK(address("half") % 2 == 0);
@@ -133,7 +135,9 @@ TEST_CASE("tensors of a mapped file are aligned, writable and leave the file alo
 
 TEST_CASE("tensors that no file can hold are refused by name", "[checkpoint_io]") {
   Folder folder;
-  auto save = [&](torch::Tensor tensor) { make_checkpoint_io()->save(Value::Map{{"m", Value::Map{{"w", tensor}}}}, folder / "f"); };
+  auto save = [&](torch::Tensor tensor) {
+    make_checkpoint_io()->save(Value::Map{{"m", Value::Map{{"w", tensor}}}}, folder / "f");
+  };
   CHECK_THROWS_WITH(save(torch::empty({2}, torch::device(torch::kMeta))), Catch::Matchers::Contains("'m.w'"));
   CHECK_THROWS_AS(save(torch::eye(3).to_sparse()), CheckpointError);
   CHECK_THROWS_AS(save(torch::quantize_per_tensor(torch::ones(3), 0.1, 0, torch::kQInt8)), CheckpointError);
@@ -159,7 +163,8 @@ TEST_CASE("remove takes files, folders and what is not there", "[checkpoint_io]"
 TEST_CASE("a file that is missing, a folder or of another kind says so", "[checkpoint_io]") {
   Folder folder;
   auto io = make_checkpoint_io();
-  CHECK_THROWS_WITH(io->load(folder / "none"), Catch::Matchers::Contains("none") && Catch::Matchers::Contains("No such file"));
+  CHECK_THROWS_WITH(io->load(folder / "none"),
+                    Catch::Matchers::Contains("none") && Catch::Matchers::Contains("No such file"));
   CHECK_THROWS_WITH(io->load(folder.path()), Catch::Matchers::Contains("folder"));
   for (std::string content : {"", "x", "hello, this is no checkpoint"}) {
     std::ofstream(folder / "text") << content;

@@ -75,11 +75,15 @@ Arguments parse(const std::vector<std::string>& words) {
       throw UsageError("unknown flag '" + flag + "'" + fabric::did_you_mean(flag, flags));
     if (!value && i + 1 < words.size()) value = words[++i];
     if (!value) throw UsageError(flag + " needs a value");
-    if (flag == "--from") out.from = checked_format(flag, *value);
-    else if (flag == "--to") out.to = checked_format(flag, *value);
-    else out.key = *value;
+    if (flag == "--from")
+      out.from = checked_format(flag, *value);
+    else if (flag == "--to")
+      out.to = checked_format(flag, *value);
+    else
+      out.key = *value;
   }
-  if (files.size() != 2) throw UsageError("two files are needed, IN and OUT; " + std::to_string(files.size()) + " given");
+  if (files.size() != 2)
+    throw UsageError("two files are needed, IN and OUT; " + std::to_string(files.size()) + " given");
   out.in = files[0];
   out.out = files[1];
   return out;
@@ -130,8 +134,8 @@ void convert(const Arguments& arguments) {
     ++tensors;
     if (tensor.defined()) bytes += static_cast<std::int64_t>(tensor.nbytes());
   });
-  std::cout << arguments.in << " (" << from << ") -> " << arguments.out << " (" << to << "): " << tensors << " tensors, "
-            << bytes << " bytes\n";
+  std::cout << arguments.in << " (" << from << ") -> " << arguments.out << " (" << to << "): " << tensors
+            << " tensors, " << bytes << " bytes\n";
 }
 
 }  // namespace

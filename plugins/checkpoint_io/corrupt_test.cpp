@@ -33,7 +33,8 @@ Value load_bytes(const std::string& bytes) {
 
 const std::string kEight(8, '\1');
 
-/// A zip with these stored entries, well formed; the checksums are left zero, as readers of this format do not use them.
+/// A zip with these stored entries, well formed; the checksums are left zero, as readers of this format do not use
+/// them.
 std::string zip(const std::vector<std::pair<std::string, std::string>>& entries) {
   std::string out, directory;
   auto put = [](std::string& to, std::uint64_t value, int bytes) {
@@ -45,7 +46,8 @@ std::string zip(const std::vector<std::pair<std::string, std::string>>& entries)
     put(common, data.size(), 4), put(common, data.size(), 4), put(common, name.size(), 2), put(common, 0, 2);
     put(directory, 0x02014b50, 4), put(directory, 20, 2), put(directory, 20, 2);
     directory += common;
-    put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 4), put(directory, out.size(), 4);
+    put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 4),
+        put(directory, out.size(), 4);
     directory += name;
     put(out, 0x04034b50, 4), put(out, 20, 2);
     out += common + name + data;
@@ -62,10 +64,17 @@ Value load_pickle(const std::string& pickle, const std::string& storage = kEight
 }
 
 /// A tensor of float32 over storage 0, whose count, offset, sizes and strides are given as pickle operations.
-std::string tensor_pickle(const std::string& count, const std::string& offset, const std::string& sizes, const std::string& strides,
-                          const std::string& type = "FloatStorage") {
-  return "\x80\x02""ctorch._utils\n_rebuild_tensor_v2\n((U\7storagectorch\n" + type + "\nU\1""0U\3""cpu" + count + "tQ" +
-         offset + "(" + sizes + "t(" + strides + "t\x89N" "tR.";
+std::string tensor_pickle(const std::string& count, const std::string& offset, const std::string& sizes,
+                          const std::string& strides, const std::string& type = "FloatStorage") {
+  return "\x80\x02"
+         "ctorch._utils\n_rebuild_tensor_v2\n((U\7storagectorch\n" +
+         type +
+         "\nU\1"
+         "0U\3"
+         "cpu" +
+         count + "tQ" + offset + "(" + sizes + "t(" + strides +
+         "t\x89N"
+         "tR.";
 }
 std::string small(int value) { return std::string("K") + static_cast<char>(value); }
 const std::string kHuge = "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
@@ -101,8 +110,12 @@ TEST_CASE("a wrong safetensors header is refused, with what is wrong", "[checkpo
   refuses(R"({"w":{"shape":[2],"data_offsets":[0,8]}})", "no 'dtype'");
   refuses(R"({"w":{"dtype":4,"shape":[2],"data_offsets":[0,8]}})", "dtype");
   refuses(R"({"w":[1]})", "instead of a map");
-  refuses(R"({"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})", "twice");
-  refuses(R"({"v":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"w":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", "overlaps");
+  refuses(
+      R"({"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})",
+      "twice");
+  refuses(
+      R"({"v":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"w":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})",
+      "overlaps");
   refuses(R"({"v":{"dtype":"BOOL","shape":[8],"data_offsets":[0,8]}})", "booleans", std::string(8, '\2'));
   refuses(R"({"__metadata__":{"a":1}})", "only strings", "");
   refuses(R"({"__metadata__":"a"})", "instead of a map", "");
@@ -116,7 +129,8 @@ TEST_CASE("a wrong safetensors header is refused, with what is wrong", "[checkpo
 }
 
 TEST_CASE("a wrong length of the header is refused", "[checkpoint_io][corrupt]") {
-  for (std::uint64_t length : {std::uint64_t{100}, std::uint64_t{200'000'000}, UINT64_MAX, UINT64_MAX - 7, std::uint64_t{1} << 63}) {
+  for (std::uint64_t length :
+       {std::uint64_t{100}, std::uint64_t{200'000'000}, UINT64_MAX, UINT64_MAX - 7, std::uint64_t{1} << 63}) {
     std::string bytes(8, '\0');
     std::memcpy(bytes.data(), &length, 8);
     CHECK_THROWS_WITH(load_bytes(bytes + "{}"), Contains("claims a header"));
@@ -126,7 +140,9 @@ TEST_CASE("a wrong length of the header is refused", "[checkpoint_io][corrupt]")
 TEST_CASE("a wrong structure is refused", "[checkpoint_io][corrupt]") {
   auto refuses = [](std::string structure, const std::string& why) {
     for (std::size_t at = 0; (at = structure.find('"', at)) != structure.npos; at += 2) structure.insert(at, "\\");
-    auto bytes = safetensors(R"({"__metadata__":{"fabric":")" + structure + R"("},"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})", kEight);
+    auto bytes = safetensors(
+        R"({"__metadata__":{"fabric":")" + structure + R"("},"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}})",
+        kEight);
     INFO(structure);
     CHECK_THROWS_WITH(load_bytes(bytes), Contains(why));
   };
@@ -169,29 +185,54 @@ TEST_CASE("a pickle that asks for too much or makes no sense is refused", "[chec
   refuses("\x80\x02NN.", "more or less than one");
   refuses("\x80\x02(N.", "more or less than one");
   refuses("\x80\x09N.", "protocol 9");
-  refuses("\x80\x02""h\5.", "never stored");
+  refuses(
+      "\x80\x02"
+      "h\5.",
+      "never stored");
   refuses("\x80\x02t.", "never opened");
   refuses("\x80\x02]N(a.", "empty stack");
   refuses("\x80\x02N(Ka", "ends too early");
   refuses("\x80\x02N(e.", "no list");
   refuses("\x80\x02}(Nu.", "key without a value");
   refuses("\x80\x02}(]Nu.", "neither text nor an integer");
-  refuses("\x80\x02}(U\1""1NK\1Nu.", "two keys that read as '1'");
-  refuses("\x80\x02""cos\nsystem\n(U\4truetR.", "'os.system'");
-  refuses("\x80\x02""c__builtin__\neval\n.", "'__builtin__.eval'");
+  refuses(
+      "\x80\x02}(U\1"
+      "1NK\1Nu.",
+      "two keys that read as '1'");
+  refuses(
+      "\x80\x02"
+      "cos\nsystem\n(U\4truetR.",
+      "'os.system'");
+  refuses(
+      "\x80\x02"
+      "c__builtin__\neval\n.",
+      "'__builtin__.eval'");
   refuses("\x80\x02U\2osU\6system\x93.", "'os.system'");
   refuses("\x80\x02ios\nsystem\n.", "0x69");
   refuses("\x80\x02X\xff\xff\xff\xff", "ends too early");
-  refuses("\x80\x02\x8a\x09" "123456789.", "64 bits");
-  refuses("\x80\x02U\3""foo)R.", "calls something that is no class");
-  refuses("\x80\x02""ctorch._utils\n_rebuild_tensor_v2\n)R.", "too few arguments");
-  refuses("\x80\x02U\3""fooQ.", "no storage");
+  refuses(
+      "\x80\x02\x8a\x09"
+      "123456789.",
+      "64 bits");
+  refuses(
+      "\x80\x02U\3"
+      "foo)R.",
+      "calls something that is no class");
+  refuses(
+      "\x80\x02"
+      "ctorch._utils\n_rebuild_tensor_v2\n)R.",
+      "too few arguments");
+  refuses(
+      "\x80\x02U\3"
+      "fooQ.",
+      "no storage");
   refuses("\x80\x02]q\1h\1a.", "nested deeper");  // a list that holds itself
   std::string deep = "\x80\x02N";
   for (int i = 0; i < 1'000'000; ++i) deep += '\x85';
   refuses(deep + ".", "nested deeper");
   std::string doubling = "\x80\x02N";  // each level twice the one before
-  for (int i = 0; i < 50; ++i) doubling += std::string("q") + static_cast<char>(i) + "h" + static_cast<char>(i) + "\x86";
+  for (int i = 0; i < 50; ++i)
+    doubling += std::string("q") + static_cast<char>(i) + "h" + static_cast<char>(i) + "\x86";
   refuses(doubling + ".", "grows far beyond");
   std::string copies = "\x80\x02(" + std::string(100000, 'N') + "tq\1";  // a large list, made anew again and again
   for (int i = 0; i < 1000; ++i) copies += "ctorch\nSize\n(h\1tR";
@@ -201,13 +242,16 @@ TEST_CASE("a pickle that asks for too much or makes no sense is refused", "[chec
 TEST_CASE("a damaged zip archive is refused", "[checkpoint_io][corrupt]") {
   std::string good = zip({{"a/data.pkl", "\x80\x02N."}});
   CHECK(load_bytes(good).is_null());
-  auto refuses = [](const std::string& bytes, const std::string& why) { CHECK_THROWS_WITH(load_bytes(bytes), Contains(why)); };
+  auto refuses = [](const std::string& bytes, const std::string& why) {
+    CHECK_THROWS_WITH(load_bytes(bytes), Contains(why));
+  };
   refuses(good.substr(0, good.size() - 1), "truncated");
   refuses(zip({{"b/data", ""}}), "no data.pkl");
   refuses(zip({{"a/data.pkl", "N."}, {"b/data.pkl", "N."}}), "two files data.pkl");
   refuses(zip({{"a/data.pkl", "N."}, {"a/data.pkl", "N."}}), "twice");
   refuses(zip({{"a/data.pkl", "N."}, {"a/byteorder", "big"}}), "big-endian");
-  refuses(zip({{"a/data.pkl", tensor_pickle(small(2), small(0), small(2), small(1))}}), "lacks the data of storage '0'");
+  refuses(zip({{"a/data.pkl", tensor_pickle(small(2), small(0), small(2), small(1))}}),
+          "lacks the data of storage '0'");
   auto with = [&](std::size_t at, const std::string& bytes) {
     auto copy = good;
     return copy.replace(at, bytes.size(), bytes);
@@ -227,11 +271,15 @@ TEST_CASE("a damaged zip archive is refused", "[checkpoint_io][corrupt]") {
 TEST_CASE("no damage to a file makes loading crash", "[checkpoint_io][corrupt][fuzz]") {
   Folder folder;
   auto io = make_checkpoint_io();
-  io->save(Value::Map{{"w", torch::arange(6).reshape({2, 3})}, {"b", torch::ones(3, torch::kBool)},
-                      {"c", torch::complex(torch::ones(2), torch::ones(2))}, {"n", Value::List{1, 2.5, "x", Value::Map{{"$a", 1}}}}, {"\xff", 1}},
+  io->save(Value::Map{{"w", torch::arange(6).reshape({2, 3})},
+                      {"b", torch::ones(3, torch::kBool)},
+                      {"c", torch::complex(torch::ones(2), torch::ones(2))},
+                      {"n", Value::List{1, 2.5, "x", Value::Map{{"$a", 1}}}},
+                      {"\xff", 1}},
            folder / "own");
-  std::vector<std::string> seeds{read_file(folder / "own"), read_file(fixture("model.safetensors")), read_file(fixture("values.pt")),
-                                 read_file(fixture("training.pt")), read_file(fixture("values_protocol4.pt"))};
+  std::vector<std::string> seeds{read_file(folder / "own"), read_file(fixture("model.safetensors")),
+                                 read_file(fixture("values.pt")), read_file(fixture("training.pt")),
+                                 read_file(fixture("values_protocol4.pt"))};
   std::mt19937 random(20240607);
   auto below = [&](std::size_t n) { return std::uniform_int_distribution<std::size_t>(0, n - 1)(random); };
   int loaded = 0, refused = 0;
@@ -241,12 +289,23 @@ TEST_CASE("no damage to a file makes loading crash", "[checkpoint_io][corrupt][f
     auto place = [&] { return below(3) ? below(std::min<std::size_t>(bytes.size(), 2700)) : below(bytes.size()); };
     for (std::size_t i = 0, n = 1 + below(4); i < n && !bytes.empty(); ++i) {
       switch (below(6)) {
-        case 0: bytes[place()] ^= static_cast<char>(1 << below(8)); break;
-        case 1: bytes[place()] = static_cast<char>(below(256)); break;
-        case 2: bytes.resize(below(bytes.size())); break;
-        case 3: bytes.insert(place(), 1, static_cast<char>(below(256))); break;
-        case 4: bytes.erase(place(), 1 + below(8)); break;
-        default: bytes.insert(place(), bytes.substr(place(), 1 + below(32)));
+        case 0:
+          bytes[place()] ^= static_cast<char>(1 << below(8));
+          break;
+        case 1:
+          bytes[place()] = static_cast<char>(below(256));
+          break;
+        case 2:
+          bytes.resize(below(bytes.size()));
+          break;
+        case 3:
+          bytes.insert(place(), 1, static_cast<char>(below(256)));
+          break;
+        case 4:
+          bytes.erase(place(), 1 + below(8));
+          break;
+        default:
+          bytes.insert(place(), bytes.substr(place(), 1 + below(32)));
       }
     }
     write_file(folder / "f", bytes);

@@ -1,6 +1,6 @@
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
-#include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -70,7 +70,8 @@ TEST_CASE("a write that fails half way leaves the old file and nothing else", "[
     io->save(small(), folder / "f");
     {
       FileSizeLimit limit(100'000);
-      CHECK_THROWS_WITH(io->save(large(), folder / "f"), Contains((folder / "f").string()) && Contains("File too large"));
+      CHECK_THROWS_WITH(io->save(large(), folder / "f"),
+                        Contains((folder / "f").string()) && Contains("File too large"));
       CHECK_THROWS_AS(io->save(large(), folder / "g"), CheckpointError);
     }
     CHECK(folder.names() == std::vector<std::string>{"f"});

@@ -32,7 +32,7 @@ std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) 
   // O_NONBLOCK: a named pipe must not hang the caller before it is refused.
   Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.fd < 0) fail(path, std::strerror(errno));
-  struct stat info{};
+  struct stat info {};
   if (fstat(file.fd, &info) != 0) fail(path, std::strerror(errno));
   if (S_ISDIR(info.st_mode)) fail(path, "it is a folder, not a file");
   if (!S_ISREG(info.st_mode)) fail(path, "it is not a regular file");

@@ -21,7 +21,8 @@ double big_endian_double(std::string_view bytes) {
 }
 
 std::int64_t signed_integer(std::string_view bytes) {
-  if (bytes.size() > 8) throw CheckpointError("the file holds an integer of more than 64 bits, which no checkpoint value can take");
+  if (bytes.size() > 8)
+    throw CheckpointError("the file holds an integer of more than 64 bits, which no checkpoint value can take");
   std::uint64_t bits = 0;
   for (std::size_t i = bytes.size(); i-- > 0;) bits = bits << 8 | static_cast<unsigned char>(bytes[i]);
   const unsigned unused = 64 - 8 * static_cast<unsigned>(bytes.size());
@@ -77,16 +78,30 @@ class PickleReader::Machine {
   // --- operations, by what they make; each returns false for those of another group
   bool number(unsigned char operation) {
     switch (operation) {
-      case 'N': push({}); return true;
-      case 0x88: push({.kind = Kind::boolean, .integer = 1}); return true;
-      case 0x89: push({.kind = Kind::boolean}); return true;
-      case 'K': return integer(in_.number<std::uint8_t>());
-      case 'M': return integer(in_.number<std::uint16_t>());
-      case 'J': return integer(in_.number<std::int32_t>());
-      case 0x8a: return integer(signed_integer(in_.take(in_.number<std::uint8_t>())));
-      case 0x8b: return integer(signed_integer(in_.take(in_.number<std::uint32_t>())));
-      case 'G': push({.kind = Kind::real, .real = big_endian_double(in_.take(8))}); return true;
-      default: return false;
+      case 'N':
+        push({});
+        return true;
+      case 0x88:
+        push({.kind = Kind::boolean, .integer = 1});
+        return true;
+      case 0x89:
+        push({.kind = Kind::boolean});
+        return true;
+      case 'K':
+        return integer(in_.number<std::uint8_t>());
+      case 'M':
+        return integer(in_.number<std::uint16_t>());
+      case 'J':
+        return integer(in_.number<std::int32_t>());
+      case 0x8a:
+        return integer(signed_integer(in_.take(in_.number<std::uint8_t>())));
+      case 0x8b:
+        return integer(signed_integer(in_.take(in_.number<std::uint32_t>())));
+      case 'G':
+        push({.kind = Kind::real, .real = big_endian_double(in_.take(8))});
+        return true;
+      default:
+        return false;
     }
   }
   bool integer(std::int64_t value) {
@@ -96,16 +111,26 @@ class PickleReader::Machine {
 
   bool text(unsigned char operation) {
     switch (operation) {
-      case 'X': return text(Kind::text, in_.number<std::uint32_t>());
-      case 0x8c: return text(Kind::text, in_.number<std::uint8_t>());
-      case 0x8d: return text(Kind::text, in_.number<std::uint64_t>());
-      case 'U': return text(Kind::text, in_.number<std::uint8_t>());  // strings of Python 2
-      case 'T': return text(Kind::text, in_.number<std::uint32_t>());
-      case 'C': return text(Kind::bytes, in_.number<std::uint8_t>());
-      case 'B': return text(Kind::bytes, in_.number<std::uint32_t>());
-      case 0x8e: return text(Kind::bytes, in_.number<std::uint64_t>());
-      case 0x96: return text(Kind::bytes, in_.number<std::uint64_t>());
-      default: return false;
+      case 'X':
+        return text(Kind::text, in_.number<std::uint32_t>());
+      case 0x8c:
+        return text(Kind::text, in_.number<std::uint8_t>());
+      case 0x8d:
+        return text(Kind::text, in_.number<std::uint64_t>());
+      case 'U':
+        return text(Kind::text, in_.number<std::uint8_t>());  // strings of Python 2
+      case 'T':
+        return text(Kind::text, in_.number<std::uint32_t>());
+      case 'C':
+        return text(Kind::bytes, in_.number<std::uint8_t>());
+      case 'B':
+        return text(Kind::bytes, in_.number<std::uint32_t>());
+      case 0x8e:
+        return text(Kind::bytes, in_.number<std::uint64_t>());
+      case 0x96:
+        return text(Kind::bytes, in_.number<std::uint64_t>());
+      default:
+        return false;
     }
   }
   bool text(Kind kind, std::uint64_t length) {
@@ -115,30 +140,55 @@ class PickleReader::Machine {
 
   bool container(unsigned char operation) {
     switch (operation) {
-      case '(': marks_.push_back(stack_.size()); return true;
-      case ')': push({.kind = Kind::tuple}); return true;
-      case ']': push({.kind = Kind::list}); return true;
-      case 0x8f: push({.kind = Kind::list}); return true;  // a set
-      case '}': push({.kind = Kind::dict}); return true;
-      case 't': return group(Kind::tuple);
-      case 'l': return group(Kind::list);
-      case 0x91: return group(Kind::list);  // a frozen set
-      case 'd': return group(Kind::dict);
-      case 0x85: return tuple(1);
-      case 0x86: return tuple(2);
-      case 0x87: return tuple(3);
-      case 'a': return append({pop()}, Kind::list);
+      case '(':
+        marks_.push_back(stack_.size());
+        return true;
+      case ')':
+        push({.kind = Kind::tuple});
+        return true;
+      case ']':
+        push({.kind = Kind::list});
+        return true;
+      case 0x8f:
+        push({.kind = Kind::list});
+        return true;  // a set
+      case '}':
+        push({.kind = Kind::dict});
+        return true;
+      case 't':
+        return group(Kind::tuple);
+      case 'l':
+        return group(Kind::list);
+      case 0x91:
+        return group(Kind::list);  // a frozen set
+      case 'd':
+        return group(Kind::dict);
+      case 0x85:
+        return tuple(1);
+      case 0x86:
+        return tuple(2);
+      case 0x87:
+        return tuple(3);
+      case 'a':
+        return append({pop()}, Kind::list);
       case 'e':
-      case 0x90: return append(pop_to_mark(), Kind::list);
-      case 'u': return append(pop_to_mark(), Kind::dict);
+      case 0x90:
+        return append(pop_to_mark(), Kind::list);
+      case 'u':
+        return append(pop_to_mark(), Kind::dict);
       case 's': {
         Id value = pop();
         Id key = pop();
         return append({key, value}, Kind::dict);
       }
-      case '0': pop(); return true;
-      case '1': pop_to_mark(); return true;
-      default: return false;
+      case '0':
+        pop();
+        return true;
+      case '1':
+        pop_to_mark();
+        return true;
+      default:
+        return false;
     }
   }
   bool group(Kind kind) {
@@ -162,16 +212,25 @@ class PickleReader::Machine {
 
   bool memo(unsigned char operation) {
     switch (operation) {
-      case 'q': return remember(in_.number<std::uint8_t>());
-      case 'r': return remember(in_.number<std::uint32_t>());
-      case 0x94: return remember(memo_.size());
-      case 'h': return recall(in_.number<std::uint8_t>());
-      case 'j': return recall(in_.number<std::uint32_t>());
+      case 'q':
+        return remember(in_.number<std::uint8_t>());
+      case 'r':
+        return remember(in_.number<std::uint32_t>());
+      case 0x94:
+        return remember(memo_.size());
+      case 'h':
+        return recall(in_.number<std::uint8_t>());
+      case 'j':
+        return recall(in_.number<std::uint32_t>());
       case 0x80:
-        if (auto version = in_.number<std::uint8_t>(); version > 5) wrong("has the unknown protocol " + std::to_string(version));
+        if (auto version = in_.number<std::uint8_t>(); version > 5)
+          wrong("has the unknown protocol " + std::to_string(version));
         return true;
-      case 0x95: in_.take(8); return true;  // the length of a frame: no more than a hint
-      default: return false;
+      case 0x95:
+        in_.take(8);
+        return true;  // the length of a frame: no more than a hint
+      default:
+        return false;
     }
   }
   bool remember(std::uint64_t index) {
@@ -195,16 +254,20 @@ class PickleReader::Machine {
       case 0x93: {
         Id name = pop();
         Id module = pop();
-        if (reader_[name].kind != Kind::text || reader_[module].kind != Kind::text) wrong("names a class by something that is no text");
+        if (reader_[name].kind != Kind::text || reader_[module].kind != Kind::text)
+          wrong("names a class by something that is no text");
         return global(reader_[module].text, reader_[name].text);
       }
       case 'R':
-      case 0x81: return call();
-      case 'b': return build();
+      case 0x81:
+        return call();
+      case 'b':
+        return build();
       case 'Q':
         stack_.push_back(reader_.host_.persistent(reader_, pop()));
         return true;
-      default: return false;
+      default:
+        return false;
     }
   }
   bool global(std::string_view module, std::string_view name) {
@@ -258,6 +321,8 @@ PickleReader::Id PickleReader::add(Node node) {
   return static_cast<Id>(nodes_.size() - 1);
 }
 
-PickleReader::Id PickleReader::add_object(std::int64_t number) { return add({.kind = Kind::object, .integer = number}); }
+PickleReader::Id PickleReader::add_object(std::int64_t number) {
+  return add({.kind = Kind::object, .integer = number});
+}
 
 }  // namespace fabric::checkpoint

@@ -22,8 +22,8 @@ class PickleHost {
   virtual Id persistent(PickleReader& pickle, Id id) = 0;
 };
 
-/// Runs the stack machine of Python's pickle format (protocols 2 to 5, the operations that plain data need) into an arena of
-/// nodes. Throws CheckpointCorrupt for damaged bytes.
+/// Runs the stack machine of Python's pickle format (protocols 2 to 5, the operations that plain data need) into an
+/// arena of nodes. Throws CheckpointCorrupt for damaged bytes.
 class PickleReader {
  public:
   using Id = PickleHost::Id;
@@ -32,8 +32,8 @@ class PickleReader {
     Kind kind = Kind::none;
     std::int64_t integer = 0;  // booleans too; for objects the host's own number
     double real = 0;
-    std::string_view text;   // for globals "module.name"
-    std::vector<Id> items;   // dicts: keys and values in turn
+    std::string_view text;  // for globals "module.name"
+    std::vector<Id> items;  // dicts: keys and values in turn
   };
 
   PickleReader(std::string_view bytes, PickleHost& host);

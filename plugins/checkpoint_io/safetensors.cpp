@@ -17,10 +17,12 @@ namespace {
 constexpr std::int64_t kFormat = 1;
 constexpr int kLargestPower = 6;  // 64 bytes
 
-// The format allows no padding between tensors. Sorted by the largest power of two that divides their size, each begins at
-// a multiple of that power, hence of its element size.
+// The format allows no padding between tensors. Sorted by the largest power of two that divides their size, each begins
+// at a multiple of that power, hence of its element size.
 void sort_for_alignment(std::vector<NamedTensor>& tensors) {
-  auto power = [](const NamedTensor& entry) { return std::min(std::countr_zero(entry.tensor.nbytes()), kLargestPower); };
+  auto power = [](const NamedTensor& entry) {
+    return std::min(std::countr_zero(entry.tensor.nbytes()), kLargestPower);
+  };
   std::stable_sort(tensors.begin(), tensors.end(), [&](const auto& a, const auto& b) { return power(a) > power(b); });
 }
 
@@ -34,8 +36,7 @@ Tree parse_structure(const std::string& text) {
   Tree tree = read_json_of_file(text, "the structure");
   const Tree* version = tree.find("version");
   const Tree* content = tree.find("tree");
-  if (!version || !version->is_int() || !content)
-    throw CheckpointCorrupt("the structure has no 'version' and 'tree'");
+  if (!version || !version->is_int() || !content) throw CheckpointCorrupt("the structure has no 'version' and 'tree'");
   if (version->as_int() != kFormat)
     throw CheckpointError("the file has version " + std::to_string(version->as_int()) +
                           " of the layout; this library reads version " + std::to_string(kFormat));
@@ -73,7 +74,8 @@ Value read_safetensors(const std::shared_ptr<MappedFile>& file) {
   std::unordered_map<std::string, at::Tensor> tensors;
   Value::Map flat;
   for (const auto& entry : header.entries) {
-    at::Tensor tensor = tensor_at(file->data() + start + entry.begin, entry.end - entry.begin, entry.shape, entry.type, file);
+    at::Tensor tensor =
+        tensor_at(file->data() + start + entry.begin, entry.end - entry.begin, entry.shape, entry.type, file);
     if (header.structure)
       tensors.emplace(entry.name, std::move(tensor));
     else

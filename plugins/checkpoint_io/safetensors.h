@@ -12,7 +12,8 @@ namespace fabric::checkpoint {
 /// What is not a tensor lives in the header's `__metadata__`, key "fabric".
 void write_safetensors(const Value& checkpoint, const std::filesystem::path& path);
 
-/// A file that another program wrote comes back as a flat map of its tensors. Throws CheckpointCorrupt saying what is wrong.
+/// A file that another program wrote comes back as a flat map of its tensors. Throws CheckpointCorrupt saying what is
+/// wrong.
 Value read_safetensors(const std::shared_ptr<MappedFile>& file);
 
 bool looks_like_safetensors(const MappedFile& file);

@@ -63,7 +63,8 @@ TensorEntry parse_entry(const std::string& name, const Tree& tree, std::uint64_t
 std::optional<std::string> parse_metadata(const Tree& metadata) {
   if (!metadata.is_map()) wrong("__metadata__", std::string("is ") + metadata.kind() + " instead of a map");
   for (const auto& [key, value] : metadata.as_map())
-    if (!value.is_string()) wrong("__metadata__", "has " + std::string(value.kind()) + " under '" + key + "'; only strings may be there");
+    if (!value.is_string())
+      wrong("__metadata__", "has " + std::string(value.kind()) + " under '" + key + "'; only strings may be there");
   const Tree* structure = metadata.find("fabric");
   if (!structure) return std::nullopt;
   return structure->as_string();
@@ -74,7 +75,8 @@ void require_cover(const std::vector<TensorEntry>& entries, std::uint64_t data_s
   for (const auto& entry : entries) {
     if (entry.begin != expected)
       wrong(entry.name, std::string(entry.begin < expected ? "overlaps the one before it" : "leaves a gap before it") +
-                            ": it begins at byte " + std::to_string(entry.begin) + " instead of " + std::to_string(expected));
+                            ": it begins at byte " + std::to_string(entry.begin) + " instead of " +
+                            std::to_string(expected));
     expected = entry.end;
   }
   if (expected != data_size)
@@ -102,9 +104,8 @@ SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size) {
     else
       header.entries.push_back(parse_entry(name, entry, data_size));
   }
-  std::stable_sort(header.entries.begin(), header.entries.end(), [](const auto& a, const auto& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
+  std::stable_sort(header.entries.begin(), header.entries.end(),
+                   [](const auto& a, const auto& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   require_cover(header.entries, data_size);
   return header;
 }

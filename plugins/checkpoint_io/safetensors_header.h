@@ -26,7 +26,7 @@ struct TensorEntry {
 };
 
 struct SafetensorsHeader {
-  std::vector<TensorEntry> entries;     // by position in the file
+  std::vector<TensorEntry> entries;      // by position in the file
   std::optional<std::string> structure;  // the metadata that this library writes
 };
 
@@ -37,8 +37,8 @@ Tree read_json_of_file(std::string_view text, const std::string& what);
 /// Throws CheckpointCorrupt naming the entry and what is wrong with it.
 SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size);
 
-/// Length and header for these tensors, which must be written in this order; padded so that the data begins at a multiple
-/// of 64 bytes.
+/// Length and header for these tensors, which must be written in this order; padded so that the data begins at a
+/// multiple of 64 bytes.
 std::string make_header(const std::vector<NamedTensor>& tensors, const std::string& structure);
 
 }  // namespace fabric::checkpoint

@@ -59,7 +59,9 @@ class Taker {
   std::vector<NamedTensor> tensors;
 
  private:
-  static std::string below(const std::string& path, const std::string& key) { return path.empty() ? key : path + "." + key; }
+  static std::string below(const std::string& path, const std::string& key) {
+    return path.empty() ? key : path + "." + key;
+  }
 
   Tree tensor(const at::Tensor& tensor, const std::string& path) {
     if (!tensor.defined()) return tagged("$tensor", {});
@@ -67,8 +69,8 @@ class Taker {
     const bool complex = plain.is_complex();
     if (complex) plain = at::view_as_real(plain);
     if (!safetensors_name(plain.scalar_type()))
-      throw CheckpointError("the tensor '" + path + "' cannot be saved: its type " + c10::toString(plain.scalar_type()) +
-                            " has no place in the format; convert it first");
+      throw CheckpointError("the tensor '" + path + "' cannot be saved: its type " +
+                            c10::toString(plain.scalar_type()) + " has no place in the format; convert it first");
     std::string name = unique(path);
     tensors.push_back({name, plain});
     return tagged(complex ? "$complex" : "$tensor", name);

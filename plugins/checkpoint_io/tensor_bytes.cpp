@@ -20,14 +20,22 @@ struct TypeName {
   std::string_view name;
 };
 constexpr std::array kTypes{
-    TypeName{c10::ScalarType::Double, "F64"},         TypeName{c10::ScalarType::Float, "F32"},
-    TypeName{c10::ScalarType::Half, "F16"},           TypeName{c10::ScalarType::BFloat16, "BF16"},
-    TypeName{c10::ScalarType::Long, "I64"},           TypeName{c10::ScalarType::Int, "I32"},
-    TypeName{c10::ScalarType::Short, "I16"},          TypeName{c10::ScalarType::Char, "I8"},
-    TypeName{c10::ScalarType::UInt64, "U64"},         TypeName{c10::ScalarType::UInt32, "U32"},
-    TypeName{c10::ScalarType::UInt16, "U16"},         TypeName{c10::ScalarType::Byte, "U8"},
-    TypeName{c10::ScalarType::Bool, "BOOL"},          TypeName{c10::ScalarType::Float8_e4m3fn, "F8_E4M3"},
-    TypeName{c10::ScalarType::Float8_e5m2, "F8_E5M2"}, TypeName{c10::ScalarType::Float8_e8m0fnu, "F8_E8M0"},
+    TypeName{c10::ScalarType::Double, "F64"},
+    TypeName{c10::ScalarType::Float, "F32"},
+    TypeName{c10::ScalarType::Half, "F16"},
+    TypeName{c10::ScalarType::BFloat16, "BF16"},
+    TypeName{c10::ScalarType::Long, "I64"},
+    TypeName{c10::ScalarType::Int, "I32"},
+    TypeName{c10::ScalarType::Short, "I16"},
+    TypeName{c10::ScalarType::Char, "I8"},
+    TypeName{c10::ScalarType::UInt64, "U64"},
+    TypeName{c10::ScalarType::UInt32, "U32"},
+    TypeName{c10::ScalarType::UInt16, "U16"},
+    TypeName{c10::ScalarType::Byte, "U8"},
+    TypeName{c10::ScalarType::Bool, "BOOL"},
+    TypeName{c10::ScalarType::Float8_e4m3fn, "F8_E4M3"},
+    TypeName{c10::ScalarType::Float8_e5m2, "F8_E5M2"},
+    TypeName{c10::ScalarType::Float8_e8m0fnu, "F8_E8M0"},
     TypeName{c10::ScalarType::ComplexFloat, "C64"},
 };
 constexpr std::int64_t kPieceBytes = std::int64_t{64} << 20;
@@ -101,7 +109,8 @@ at::Tensor tensor_at(void* data, std::uint64_t bytes, const std::vector<std::int
     std::memcpy(copy.mutable_data_ptr(), data, bytes);
     return copy;
   }
-  return at::from_blob(data, shape, [owner](void*) {}, at::TensorOptions(type));
+  return at::from_blob(
+      data, shape, [owner](void*) {}, at::TensorOptions(type));
 }
 
 }  // namespace fabric::checkpoint

@@ -14,7 +14,8 @@
 
 namespace checkpoint_test {
 
-/// A folder that goes with the test; in memory where there is such a place, so that a busy disk does not slow the tests.
+/// A folder that goes with the test; in memory where there is such a place, so that a busy disk does not slow the
+/// tests.
 class Folder {
  public:
   Folder() {
@@ -42,7 +43,9 @@ class Folder {
 };
 
 /// A file that Python wrote (tests/parity/make_checkpoints.py).
-inline std::filesystem::path fixture(const std::string& name) { return std::filesystem::path(FABRIC_CHECKPOINT_FIXTURES) / name; }
+inline std::filesystem::path fixture(const std::string& name) {
+  return std::filesystem::path(FABRIC_CHECKPOINT_FIXTURES) / name;
+}
 
 inline std::string read_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);

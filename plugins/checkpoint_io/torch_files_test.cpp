@@ -56,8 +56,8 @@ TEST_CASE("values that Python saved come back", "[checkpoint_io][torch]") {
     CHECK(tied[0].as<torch::Tensor>().data_ptr() == tied[1].as<torch::Tensor>().data_ptr());
     CHECK(same(v.at("ordered"), Value::Map{{"b", 1}, {"a", -2}}));
     CHECK(same(v.at("counter"), Value::Map{{"3", 1}}));
-    CHECK(same(v.at("numbers"), Value::List{0, 255, 256, 65536, -1, 2147483648, -2147483649, INT64_MAX, INT64_MIN, 0.1, -0.0,
-                                            INFINITY, std::nan("")}));
+    CHECK(same(v.at("numbers"), Value::List{0, 255, 256, 65536, -1, 2147483648, -2147483649, INT64_MAX, INT64_MIN, 0.1,
+                                            -0.0, INFINITY, std::nan("")}));
     CHECK(same(v.at("words"), Value::List{"", "text", "é 漢 😀"}));
     CHECK(v.at("nothing").is_null());
     CHECK(same(v.at("flags"), Value::List{true, false}));
@@ -103,7 +103,8 @@ TEST_CASE("files that only running code could rebuild are refused by name", "[ch
 TEST_CASE("the torch format holds what the default one holds", "[checkpoint_io][torch]") {
   Folder folder;
   auto base = torch::arange(6, torch::kFloat);
-  Value value = Value::Map{{"tensors", Value::List{base.view({2, 3}).t(), torch::empty({0, 2}), torch::tensor(3), torch::ones(2, torch::kBFloat16)}},
+  Value value = Value::Map{{"tensors", Value::List{base.view({2, 3}).t(), torch::empty({0, 2}), torch::tensor(3),
+                                                   torch::ones(2, torch::kBFloat16)}},
                            {"numbers", Value::List{1, INT64_MIN, INT64_MAX, 0.1, std::nan(""), -0.0}},
                            {"words", Value::List{"é 漢 😀", std::string("\xff\x00", 2), ""}},
                            {"none", Value()},
@@ -124,7 +125,8 @@ TEST_CASE("the torch format holds what the default one holds", "[checkpoint_io][
 TEST_CASE("an archive of very many entries is read back", "[checkpoint_io][torch]") {
   Folder folder;
   Value::List many;
-  for (int i = 0; i < 70000; ++i) many.push_back(torch::scalar_tensor(i, torch::kInt));  // more than a zip's short count
+  for (int i = 0; i < 70000; ++i)
+    many.push_back(torch::scalar_tensor(i, torch::kInt));  // more than a zip's short count
   make_checkpoint_io("torch")->save(many, folder / "f.pt");
   Value back = load(folder / "f.pt");
   CHECK(back.as_list().size() == many.size());
@@ -139,10 +141,11 @@ TEST_CASE("Python reads what is written here", "[checkpoint_io][torch][parity]")
   }
   Folder folder;
   auto weight = torch::arange(6, torch::kFloat).reshape({2, 3});
-  make_checkpoint_io()->save(Value::Map{{"model", Value::Map{{"weight", weight}, {"half", torch::ones(3, torch::kBFloat16)}}},
-                                        {"epoch", 3},
-                                        {"rate", 0.1}},
-                             folder / "f.safetensors");
+  make_checkpoint_io()->save(
+      Value::Map{{"model", Value::Map{{"weight", weight}, {"half", torch::ones(3, torch::kBFloat16)}}},
+                 {"epoch", 3},
+                 {"rate", 0.1}},
+      folder / "f.safetensors");
 
   torch::nn::Linear net(3, 2);
   torch::optim::AdamW optimizer(net->parameters(), torch::optim::AdamWOptions(0.25));
@@ -152,10 +155,18 @@ TEST_CASE("Python reads what is written here", "[checkpoint_io][torch][parity]")
     optimizer.step();
   }
   Value::Map types;
-  for (auto [name, type] : std::initializer_list<std::pair<const char*, torch::ScalarType>>{
-           {"float64", torch::kDouble}, {"float16", torch::kHalf}, {"bfloat16", torch::kBFloat16}, {"int64", torch::kLong},
-           {"int8", torch::kChar}, {"uint8", torch::kByte}, {"bool", torch::kBool}, {"uint16", torch::kUInt16},
-           {"float8_e4m3fn", torch::kFloat8_e4m3fn}, {"float8_e5m2", torch::kFloat8_e5m2}, {"complex64", torch::kComplexFloat}})
+  for (auto [name, type] :
+       std::initializer_list<std::pair<const char*, torch::ScalarType>>{{"float64", torch::kDouble},
+                                                                        {"float16", torch::kHalf},
+                                                                        {"bfloat16", torch::kBFloat16},
+                                                                        {"int64", torch::kLong},
+                                                                        {"int8", torch::kChar},
+                                                                        {"uint8", torch::kByte},
+                                                                        {"bool", torch::kBool},
+                                                                        {"uint16", torch::kUInt16},
+                                                                        {"float8_e4m3fn", torch::kFloat8_e4m3fn},
+                                                                        {"float8_e5m2", torch::kFloat8_e5m2},
+                                                                        {"complex64", torch::kComplexFloat}})
     types[name] = torch::tensor({0, 1, 1}).to(type);
   make_checkpoint_io("torch")->save(Value::Map{{"weight", weight.t()},
                                                {"tied", Value::List{weight, weight}},
@@ -169,6 +180,7 @@ TEST_CASE("Python reads what is written here", "[checkpoint_io][torch][parity]")
                                                {"optimizer", optimizer_state_dict(optimizer)}},
                                     folder / "f.pt");
   auto script = fixture("../check_checkpoints.py");
-  CHECK(std::system((std::string(python) + " '" + script.string() + "' '" + (folder / "f.safetensors").string() + "' '" +
-                     (folder / "f.pt").string() + "'").c_str()) == 0);
+  CHECK(std::system((std::string(python) + " '" + script.string() + "' '" + (folder / "f.safetensors").string() +
+                     "' '" + (folder / "f.pt").string() + "'")
+                        .c_str()) == 0);
 }

@@ -24,7 +24,7 @@ using Kind = PickleReader::Kind;
 using Node = PickleReader::Node;
 
 constexpr std::size_t kMaxPickle = std::size_t{64} << 20;
-constexpr int kMaxDepth = 60;                // as deep as this library's own format goes
+constexpr int kMaxDepth = 60;  // as deep as this library's own format goes
 // Lists and texts that are shared inside the pickle are copied in the result; a small file must not become a huge tree.
 constexpr std::size_t kMaxValues = std::size_t{1} << 20, kValuesPerByte = 8;
 constexpr std::size_t kMaxText = std::size_t{16} << 20, kTextPerByte = 64;
@@ -50,15 +50,28 @@ class TorchHost : public PickleHost {
   TorchHost(const ZipReader& archive, std::string prefix) : archive_(archive), prefix_(std::move(prefix)) {}
 
   void require_allowed(const std::string& name) override {
-    static const std::unordered_set<std::string> allowed{
-        "collections.OrderedDict", "collections.Counter", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
-        "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state", "torch._tensor._rebuild_from_type_v2",
-        "torch.Tensor", "torch.nn.parameter.Parameter", "torch.Size", "torch.device", "torch.storage.UntypedStorage",
-        "_codecs.encode", "builtins.set", "__builtin__.set", "builtins.frozenset", "builtins.bytearray"};
+    static const std::unordered_set<std::string> allowed{"collections.OrderedDict",
+                                                         "collections.Counter",
+                                                         "torch._utils._rebuild_tensor_v2",
+                                                         "torch._utils._rebuild_tensor_v3",
+                                                         "torch._utils._rebuild_parameter",
+                                                         "torch._utils._rebuild_parameter_with_state",
+                                                         "torch._tensor._rebuild_from_type_v2",
+                                                         "torch.Tensor",
+                                                         "torch.nn.parameter.Parameter",
+                                                         "torch.Size",
+                                                         "torch.device",
+                                                         "torch.storage.UntypedStorage",
+                                                         "_codecs.encode",
+                                                         "builtins.set",
+                                                         "__builtin__.set",
+                                                         "builtins.frozenset",
+                                                         "builtins.bytearray"};
     if (allowed.contains(name) || dtype(name) || storage_type(name)) return;
-    throw CheckpointError("the file holds a Python object '" + name.substr(0, 200) +
-                          "'; only Python can rebuild it, by running code. Save a plain state dict of tensors, numbers, "
-                          "strings, lists and dicts instead");
+    throw CheckpointError(
+        "the file holds a Python object '" + name.substr(0, 200) +
+        "'; only Python can rebuild it, by running code. Save a plain state dict of tensors, numbers, "
+        "strings, lists and dicts instead");
   }
 
   Id call(PickleReader& pickle, const std::string& name, Id arguments) override {
@@ -136,8 +149,8 @@ class TorchHost : public PickleHost {
     auto bytes = checked_bytes({count}, type ? c10::elementSize(*type) : 1);
     Storage out{memory(key), type, bytes.value_or(UINT64_MAX)};
     if (out.bytes > out.memory.bytes)
-      throw CheckpointCorrupt("the storage '" + key + "' should have " + std::to_string(out.bytes) + " bytes, but has " +
-                              std::to_string(out.memory.bytes));
+      throw CheckpointCorrupt("the storage '" + key + "' should have " + std::to_string(out.bytes) +
+                              " bytes, but has " + std::to_string(out.memory.bytes));
     return out;
   }
 
@@ -181,9 +194,9 @@ class TorchHost : public PickleHost {
     }
     if (last >= elements) wrong("has a tensor that reaches beyond its storage");
     auto* data = storage.memory.data + offset * c10::elementSize(type);
-    if (type == c10::ScalarType::Bool)
-      require_bools(reinterpret_cast<const unsigned char*>(data), last - offset + 1);
-    return at::from_blob(data, shape, strides, [owner = storage.memory.owner](void*) {}, at::TensorOptions(type));
+    if (type == c10::ScalarType::Bool) require_bools(reinterpret_cast<const unsigned char*>(data), last - offset + 1);
+    return at::from_blob(
+        data, shape, strides, [owner = storage.memory.owner](void*) {}, at::TensorOptions(type));
   }
 
   Id same_tensor(const PickleReader& pickle, Id id) {
@@ -194,7 +207,8 @@ class TorchHost : public PickleHost {
   /// (function, type, arguments, state): a tensor that carried attributes.
   Id subclass(PickleReader& pickle, const std::vector<Id>& args) {
     const Node &function = pickle[args[0]], &inner = pickle[args[2]];
-    if (function.kind != Kind::global || inner.kind != Kind::tuple || !function.text.starts_with("torch._utils._rebuild_"))
+    if (function.kind != Kind::global || inner.kind != Kind::tuple ||
+        !function.text.starts_with("torch._utils._rebuild_"))
       wrong("rebuilds a tensor in an unknown way");
     return call(pickle, std::string(function.text), args[2]);
   }
@@ -229,8 +243,10 @@ class TorchHost : public PickleHost {
     std::string name;
     for (Id id : args) {
       const Node& part = pickle[id];
-      if (part.kind == Kind::text) name += part.text;
-      else if (part.kind == Kind::integer) name += ":" + std::to_string(part.integer);
+      if (part.kind == Kind::text)
+        name += part.text;
+      else if (part.kind == Kind::integer)
+        name += ":" + std::to_string(part.integer);
     }
     return pickle.add({.kind = Kind::text, .text = pickle.keep(std::move(name))});
   }
@@ -276,16 +292,24 @@ class Converter {
     if (values_left_-- == 0 || node.text.size() > text_left_) wrong("grows far beyond its size");
     text_left_ -= node.text.size();
     switch (node.kind) {
-      case Kind::none: return {};
-      case Kind::boolean: return node.integer != 0;
-      case Kind::integer: return node.integer;
-      case Kind::real: return node.real;
+      case Kind::none:
+        return {};
+      case Kind::boolean:
+        return node.integer != 0;
+      case Kind::integer:
+        return node.integer;
+      case Kind::real:
+        return node.real;
       case Kind::text:
       case Kind::bytes:
-      case Kind::global: return node.text;  // a type, such as torch.float32
-      case Kind::object: return host_.tensor_of(node);
-      case Kind::dict: return dict(node, depth);
-      default: return list(node, depth);
+      case Kind::global:
+        return node.text;  // a type, such as torch.float32
+      case Kind::object:
+        return host_.tensor_of(node);
+      case Kind::dict:
+        return dict(node, depth);
+      default:
+        return list(node, depth);
     }
   }
 
@@ -303,7 +327,8 @@ class Converter {
       std::string name = key(pickle_[node.items[i]]);
       if (name.size() > text_left_) wrong("grows far beyond its size");
       text_left_ -= name.size();
-      if (!seen.insert(name).second) throw CheckpointError("a dict in the file has two keys that read as '" + name + "'");
+      if (!seen.insert(name).second)
+        throw CheckpointError("a dict in the file has two keys that read as '" + name + "'");
       out.append(std::move(name), convert(node.items[i + 1], depth + 1));
     }
     return out;
@@ -311,11 +336,16 @@ class Converter {
 
   static std::string key(const Node& node) {
     switch (node.kind) {
-      case Kind::text: return std::string(node.text);
-      case Kind::integer: return std::to_string(node.integer);
-      case Kind::boolean: return node.integer ? "True" : "False";
-      case Kind::none: return "None";
-      default: throw CheckpointError("a dict in the file has a key that is neither text nor an integer");
+      case Kind::text:
+        return std::string(node.text);
+      case Kind::integer:
+        return std::to_string(node.integer);
+      case Kind::boolean:
+        return node.integer ? "True" : "False";
+      case Kind::none:
+        return "None";
+      default:
+        throw CheckpointError("a dict in the file has a key that is neither text nor an integer");
     }
   }
 
@@ -330,8 +360,9 @@ std::string find_prefix(const ZipReader& archive) {
   bool found = false;
   for (const auto& [name, entry] : archive.entries()) {
     if (name.ends_with("/constants.pkl"))
-      throw CheckpointError("it is a TorchScript archive (torch.jit.save, or torch::save of C++), which holds a program; "
-                            "save a state dict with torch.save of Python, or with this library");
+      throw CheckpointError(
+          "it is a TorchScript archive (torch.jit.save, or torch::save of C++), which holds a program; "
+          "save a state dict with torch.save of Python, or with this library");
     if (!name.ends_with("/data.pkl")) continue;
     if (found) throw CheckpointCorrupt("the archive has two files data.pkl");
     found = true;
@@ -349,7 +380,8 @@ Value read_torch(const std::shared_ptr<MappedFile>& file) {
   ZipReader archive(file);
   const std::string prefix = find_prefix(archive);
   if (const auto* order = archive.find(prefix + "byteorder"); order && archive.bytes(*order) != "little")
-    throw CheckpointError("its numbers are in " + std::string(archive.bytes(*order).substr(0, 16)) + "-endian order, not little");
+    throw CheckpointError("its numbers are in " + std::string(archive.bytes(*order).substr(0, 16)) +
+                          "-endian order, not little");
   std::string_view bytes = archive.bytes(*archive.find(prefix + "data.pkl"));
   if (bytes.size() > kMaxPickle) throw CheckpointError("its data.pkl has more than 64 MiB; keep large data in tensors");
   file->populate();

@@ -38,34 +38,50 @@ bool is_optimizer_state(const Value& value) {
   const Value* state = value.find("state");
   const Value* groups = value.find("param_groups");
   return state && state->is_map() && groups && groups->is_list() &&
-         std::all_of(state->as_map().begin(), state->as_map().end(), [](const auto& entry) { return is_number(entry.first); });
+         std::all_of(state->as_map().begin(), state->as_map().end(),
+                     [](const auto& entry) { return is_number(entry.first); });
 }
 
 class Composer {
  public:
   void value(const Value& value, const std::string& path, int depth) {
     if (depth > kMaxDepth)
-      throw CheckpointError("the value at '" + path.substr(0, 80) + "…' is nested deeper than " + std::to_string(kMaxDepth) + " levels");
-    if (value.is_null()) out_.none();
-    else if (value.is_bool()) out_.boolean(value.as_bool());
-    else if (value.is_int()) out_.integer(value.as_int());
-    else if (value.is_double()) out_.real(value.as_double());
-    else if (value.is_string()) text(value.as_string());
-    else if (value.is_list()) list(value.as_list(), path, depth);
-    else if (value.is_map()) map(value, path, depth);
-    else tensor(value.as<at::Tensor>(), path);
+      throw CheckpointError("the value at '" + path.substr(0, 80) + "…' is nested deeper than " +
+                            std::to_string(kMaxDepth) + " levels");
+    if (value.is_null())
+      out_.none();
+    else if (value.is_bool())
+      out_.boolean(value.as_bool());
+    else if (value.is_int())
+      out_.integer(value.as_int());
+    else if (value.is_double())
+      out_.real(value.as_double());
+    else if (value.is_string())
+      text(value.as_string());
+    else if (value.is_list())
+      list(value.as_list(), path, depth);
+    else if (value.is_map())
+      map(value, path, depth);
+    else
+      tensor(value.as<at::Tensor>(), path);
   }
   std::string take() { return out_.take(); }
   /// What the storages "0", "1", … hold.
   const std::vector<at::Tensor>& storages() const { return storages_; }
 
  private:
-  static std::string below(const std::string& path, const std::string& key) { return path.empty() ? key : path + "." + key; }
+  static std::string below(const std::string& path, const std::string& key) {
+    return path.empty() ? key : path + "." + key;
+  }
 
   void text(const std::string& value) {
-    if (value.size() > kMaxText / 2) throw CheckpointError("the checkpoint holds a string of " + std::to_string(value.size()) + " bytes; keep large data in tensors");
-    if (detail::find_invalid_utf8(value) == value.npos) out_.text(value);
-    else out_.bytes(value);
+    if (value.size() > kMaxText / 2)
+      throw CheckpointError("the checkpoint holds a string of " + std::to_string(value.size()) +
+                            " bytes; keep large data in tensors");
+    if (detail::find_invalid_utf8(value) == value.npos)
+      out_.text(value);
+    else
+      out_.bytes(value);
   }
 
   void list(const Value::List& items, const std::string& path, int depth) {
@@ -82,10 +98,14 @@ class Composer {
     const bool optimizer = is_optimizer_state(map);
     out_.mark();
     for (const auto& [key, item] : map.as_map()) {
-      if (numbered) out_.integer(std::stoll(key));
-      else text(key);
-      if (optimizer && key == "state") this->map(item, below(path, key), depth + 1, true);
-      else value(item, below(path, key), depth + 1);
+      if (numbered)
+        out_.integer(std::stoll(key));
+      else
+        text(key);
+      if (optimizer && key == "state")
+        this->map(item, below(path, key), depth + 1, true);
+      else
+        value(item, below(path, key), depth + 1);
     }
     out_.set_items_since_mark();
   }
@@ -111,15 +131,18 @@ class Composer {
 
   // Tensors over the same memory share one storage, so that tied weights stay tied in Python.
   void storage(const at::Tensor& tensor, const TorchType& type) {
-    auto [known, fresh] = numbers_.try_emplace({tensor.const_data_ptr(), tensor.nbytes(), tensor.scalar_type()}, storages_.size());
+    auto [known, fresh] =
+        numbers_.try_emplace({tensor.const_data_ptr(), tensor.nbytes(), tensor.scalar_type()}, storages_.size());
     if (fresh || tensor.nbytes() == 0) {
       known->second = storages_.size();
       storages_.push_back(tensor);
     }
     out_.mark();
     out_.text("storage");
-    if (type.storage.empty()) out_.global("torch.storage", "UntypedStorage");
-    else out_.global("torch", type.storage);
+    if (type.storage.empty())
+      out_.global("torch.storage", "UntypedStorage");
+    else
+      out_.global("torch", type.storage);
     out_.text(std::to_string(known->second));
     out_.text("cpu");
     out_.integer(type.storage.empty() ? static_cast<std::int64_t>(tensor.nbytes()) : tensor.numel());

@@ -66,7 +66,8 @@ ZipReader::ZipReader(std::shared_ptr<MappedFile> file) : file_(std::move(file)) 
 const ZipReader::Entry* ZipReader::find(const std::string& name) const {
   auto found = entries_.find(name);
   if (found == entries_.end()) return nullptr;
-  if (found->second.compressed) wrong("has the compressed entry '" + name + "'; torch.save writes entries without compression");
+  if (found->second.compressed)
+    wrong("has the compressed entry '" + name + "'; torch.save writes entries without compression");
   return &found->second;
 }
 
@@ -113,13 +114,16 @@ void ZipReader::read_directory(const Directory& directory) {
   for (std::uint64_t i = 0; i < directory.count; ++i) {
     CentralEntry entry = read_central(cursor);
     std::size_t offset = data_offset(entry.name, entry.header);
-    if (entry.stored > file_->size() - offset) wrong("has the entry '" + entry.name + "' outside of the file: it is truncated");
-    if (!entries_.emplace(entry.name, Entry{offset, entry.stored, entry.compressed}).second) wrong("has the entry '" + entry.name + "' twice");
+    if (entry.stored > file_->size() - offset)
+      wrong("has the entry '" + entry.name + "' outside of the file: it is truncated");
+    if (!entries_.emplace(entry.name, Entry{offset, entry.stored, entry.compressed}).second)
+      wrong("has the entry '" + entry.name + "' twice");
   }
 }
 
 std::size_t ZipReader::data_offset(const std::string& name, std::uint64_t header) const {
-  if (header > file_->size() || file_->size() - header < kLocalSize) wrong("has the entry '" + name + "' outside of the file");
+  if (header > file_->size() || file_->size() - header < kLocalSize)
+    wrong("has the entry '" + name + "' outside of the file");
   ByteCursor cursor(file_->text(header, kLocalSize), "a local header");
   if (cursor.number<std::uint32_t>() != kLocalHeader) wrong("has no entry where its directory says '" + name + "' is");
   cursor.take(22);

@@ -10,9 +10,9 @@
 
 namespace fabric::checkpoint {
 
-/// The entries of a zip archive that was written without compression, as PyTorch writes them. Throws CheckpointCorrupt for
-/// damaged ones; every position is checked against the file before it is used. Checksums are not compared: PyTorch can
-/// be told to leave them out.
+/// The entries of a zip archive that was written without compression, as PyTorch writes them. Throws CheckpointCorrupt
+/// for damaged ones; every position is checked against the file before it is used. Checksums are not compared: PyTorch
+/// can be told to leave them out.
 class ZipReader {
  public:
   struct Entry {

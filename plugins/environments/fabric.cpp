@@ -2,8 +2,8 @@
 
 #include <fabric/error.h>
 
-#include "plugins/environments/checks.h"
 #include "launcher/ports.h"
+#include "plugins/environments/checks.h"
 
 namespace fabric {
 namespace {

@@ -9,8 +9,8 @@
 #include <fabric/error.h>
 #include <fabric/log.h>
 
-#include "plugins/environments/checks.h"
 #include "launcher/hostlist.h"
+#include "plugins/environments/checks.h"
 
 namespace fabric {
 namespace {

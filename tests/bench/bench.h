@@ -39,9 +39,7 @@ Pair compare(Ours&& ours, Theirs&& theirs, int count, int rounds) {
   return best;
 }
 
-inline void header() {
-  std::printf("%-52s %12s %12s %8s %8s\n", "what", "ours", "compared", "ratio", "bar");
-}
+inline void header() { std::printf("%-52s %12s %12s %8s %8s\n", "what", "ours", "compared", "ratio", "bar"); }
 /// One row: two figures with their unit, the ratio, the bar it must stay under and whether it does.
 inline void row(const std::string& what, double ours, double theirs, const char* unit, double bar) {
   double ratio = ours / theirs;
@@ -51,7 +49,8 @@ inline void row(const std::string& what, double ours, double theirs, const char*
 }
 /// One row for a figure with a bar of its own instead of a ratio.
 inline void figure(const std::string& what, double ours, const char* unit, double bar) {
-  std::printf("%-52s %9.2f %-2s %12s %8s %8.2f %s\n", what.c_str(), ours, unit, "", "", bar, ours <= bar ? "ok" : "OVER");
+  std::printf("%-52s %9.2f %-2s %12s %8s %8.2f %s\n", what.c_str(), ours, unit, "", "", bar,
+              ours <= bar ? "ok" : "OVER");
   std::fflush(stdout);
 }
 

@@ -60,12 +60,16 @@ int main() {
   for (std::size_t i = 0; i < kTensors; ++i) tensors["t" + std::to_string(i)] = torch::randn({(int64_t)kFloats});
   std::vector<char> bytes(kTensors * kFloats * sizeof(float));
   for (std::size_t i = 0; i < kTensors; ++i)
-    std::memcpy(bytes.data() + i * kFloats * 4, tensors.at("t" + std::to_string(i)).as<at::Tensor>().data_ptr(), kFloats * 4);
+    std::memcpy(bytes.data() + i * kFloats * 4, tensors.at("t" + std::to_string(i)).as<at::Tensor>().data_ptr(),
+                kFloats * 4);
 
   std::uint64_t sink = 0;
   bench::header();
-  auto save = bench::compare([&] { fabric.save(ours_path, {{"model", fabric::Value(tensors)}}); },
-                             [&] { raw_write(raw_path, bytes); }, 1, 7);
+  auto save = bench::compare(
+      [&] {
+        fabric.save(ours_path, {{"model", fabric::Value(tensors)}});
+      },
+      [&] { raw_write(raw_path, bytes); }, 1, 7);
   bench::row("save 400 MB / raw write + fsync", save.ours / 1e3, save.theirs / 1e3, "ms", 1.1);
   auto load = bench::compare(
       [&] {

@@ -82,9 +82,11 @@ void report_all_reduce(fabric::Fabric& fabric) {
     };
     auto pair = bench::compare(ours, plain, count == 1 ? 20000 : 500, 9);
     if (fabric.global_rank() != 0) continue;
-    if (count == 1) bench::figure("all_reduce, 4 bytes: more than MPI_Allreduce (" + std::to_string(pair.theirs) + " us)",
-                                  pair.ours - pair.theirs, "us", 3.0);
-    else bench::row("all_reduce, 1 MiB / MPI_Allreduce", pair.ours, pair.theirs, "us", 1.15);
+    if (count == 1)
+      bench::figure("all_reduce, 4 bytes: more than MPI_Allreduce (" + std::to_string(pair.theirs) + " us)",
+                    pair.ours - pair.theirs, "us", 3.0);
+    else
+      bench::row("all_reduce, 1 MiB / MPI_Allreduce", pair.ours, pair.theirs, "us", 1.15);
   }
 }
 

@@ -64,8 +64,12 @@ template <class Side>
 void report(const std::string& what, Side& sides, int count, int rounds, double bar) {
   auto pair = bench::compare([&] { sides.fabric_step(); }, [&] { sides.raw_step(); }, count, rounds);
   bench::row(what, pair.ours, pair.theirs, "us", bar);
-  auto ours = bench::instructions([&] { for (int i = 0; i < count; ++i) sides.fabric_step(); });
-  auto theirs = bench::instructions([&] { for (int i = 0; i < count; ++i) sides.raw_step(); });
+  auto ours = bench::instructions([&] {
+    for (int i = 0; i < count; ++i) sides.fabric_step();
+  });
+  auto theirs = bench::instructions([&] {
+    for (int i = 0; i < count; ++i) sides.raw_step();
+  });
   if (theirs) bench::row(what + ", instructions", ours / 1e3 / count, theirs / 1e3 / count, "k", bar);
 }
 
@@ -85,7 +89,8 @@ void time_only(const std::string& load, const std::string& optimizer) {
   using Sequential = torch::nn::Sequential;
   if (load == "transformer")
     print_time(Sides<Transformer, torch::optim::SGD, Text>(Transformer(TransformerConfig{}),
-                                                           Transformer(TransformerConfig{}), sgd), 4);
+                                                           Transformer(TransformerConfig{}), sgd),
+               4);
   else if (optimizer == "adamw")
     print_time(Sides<Sequential, fabric::optim::AdamW, Mlp>(make_mlp(), make_mlp(), adamw), 500);
   else
@@ -104,8 +109,12 @@ int main(int argc, char** argv) {
   {
     Sides<torch::nn::Sequential, torch::optim::SGD, Mlp> sides(make_mlp(), make_mlp(), sgd);
     report("step through Fabric, MLP, SGD / raw loop", sides, 1000, 15, 1.02);
-    auto ours = bench::allocations([&] { for (int i = 0; i < 1000; ++i) sides.fabric_step(); });
-    auto theirs = bench::allocations([&] { for (int i = 0; i < 1000; ++i) sides.raw_step(); });
+    auto ours = bench::allocations([&] {
+      for (int i = 0; i < 1000; ++i) sides.fabric_step();
+    });
+    auto theirs = bench::allocations([&] {
+      for (int i = 0; i < 1000; ++i) sides.raw_step();
+    });
     bench::figure("allocations per step added by Fabric, MLP", (double(ours) - double(theirs)) / 1000, "", 4);
   }
   {

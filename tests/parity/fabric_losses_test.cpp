@@ -29,8 +29,12 @@ std::vector<Run> recorded(const std::string& strategy) {
   std::vector<Run> runs;
   for (const auto& entry : tree.at("runs").as_list()) {
     if (entry.at("strategy").as_string() != strategy) continue;
-    Run run{entry.at("optimizer").as_string(), entry.at("precision").as_string(), strategy, static_cast<int>(entry.at("accumulate").as_int()),
-            entry.at("clip").as_double(), {}};
+    Run run{entry.at("optimizer").as_string(),
+            entry.at("precision").as_string(),
+            strategy,
+            static_cast<int>(entry.at("accumulate").as_int()),
+            entry.at("clip").as_double(),
+            {}};
     for (const auto& rank : entry.at("losses").as_list()) {
       auto& losses = run.losses.emplace_back();
       for (const auto& loss : rank.as_list()) losses.push_back(loss.as_double());
@@ -95,7 +99,7 @@ RANKS_TEST("two ranks train like Lightning Fabric's ddp", "[parity]", 2) {
     double worst = train(run);
     if (worst > 1e-6)
       ranks::fail(__FILE__, __LINE__,
-                  run.optimizer + ' ' + run.precision + ", accumulate " + std::to_string(run.accumulate) + ", clip " + std::to_string(run.clip) +
-                      ": off by " + std::to_string(worst));
+                  run.optimizer + ' ' + run.precision + ", accumulate " + std::to_string(run.accumulate) + ", clip " +
+                      std::to_string(run.clip) + ": off by " + std::to_string(worst));
   }
 }

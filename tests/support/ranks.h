@@ -7,13 +7,13 @@
 
 #include "tests/support/catch.h"
 
-// Tests whose ranks are real processes. RANKS_TEST("name", "[tag]", 2) { … } registers a test that starts two copies of the
-// test program; each runs the body with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR and
+// Tests whose ranks are real processes. RANKS_TEST("name", "[tag]", 2) { … } registers a test that starts two copies of
+// the test program; each runs the body with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR and
 // MASTER_PORT set and fails by throwing (RANK_CHECK) or by its exit code.
 namespace ranks {
 
 struct Outcome {
-  int exit_code = 0;  // 128 + n when killed by signal n; 124 when it ran out of time
+  int exit_code = 0;   // 128 + n when killed by signal n; 124 when it ran out of time
   std::string output;  // stdout and stderr together
 };
 struct Options {
@@ -37,22 +37,20 @@ std::string self();
 
 }  // namespace ranks
 
-#define RANK_CHECK(...)                                                        \
-  do {                                                                         \
-    if (!(__VA_ARGS__)) ::ranks::fail(__FILE__, __LINE__, #__VA_ARGS__);       \
+#define RANK_CHECK(...)                                                  \
+  do {                                                                   \
+    if (!(__VA_ARGS__)) ::ranks::fail(__FILE__, __LINE__, #__VA_ARGS__); \
   } while (false)
 
 #define RANKS_NAME2_(a, b) a##b
 #define RANKS_NAME_(a, b) RANKS_NAME2_(a, b)
 /// Only registers the body; a TEST_CASE calls ranks::run with options of its own.
-#define RANKS_BODY(name)                                                                            \
-  static void RANKS_NAME_(ranks_body_, __LINE__)(int rank, int world_size);                         \
-  static const bool RANKS_NAME_(ranks_added_, __LINE__) =                                           \
-      ::ranks::add_body(name, RANKS_NAME_(ranks_body_, __LINE__));                                  \
+#define RANKS_BODY(name)                                                                                               \
+  static void RANKS_NAME_(ranks_body_, __LINE__)(int rank, int world_size);                                            \
+  static const bool RANKS_NAME_(ranks_added_, __LINE__) = ::ranks::add_body(name, RANKS_NAME_(ranks_body_, __LINE__)); \
   static void RANKS_NAME_(ranks_body_, __LINE__)([[maybe_unused]] int rank, [[maybe_unused]] int world_size)
-#define RANKS_TEST(name, tags, count)                                                               \
-  static void RANKS_NAME_(ranks_body_, __LINE__)(int rank, int world_size);                         \
-  static const bool RANKS_NAME_(ranks_added_, __LINE__) =                                           \
-      ::ranks::add_body(name, RANKS_NAME_(ranks_body_, __LINE__));                                  \
-  TEST_CASE(name, tags) { ::ranks::run_and_require(name, {.world_size = count}); }                  \
+#define RANKS_TEST(name, tags, count)                                                                                  \
+  static void RANKS_NAME_(ranks_body_, __LINE__)(int rank, int world_size);                                            \
+  static const bool RANKS_NAME_(ranks_added_, __LINE__) = ::ranks::add_body(name, RANKS_NAME_(ranks_body_, __LINE__)); \
+  TEST_CASE(name, tags) { ::ranks::run_and_require(name, {.world_size = count}); }                                     \
   static void RANKS_NAME_(ranks_body_, __LINE__)([[maybe_unused]] int rank, [[maybe_unused]] int world_size)

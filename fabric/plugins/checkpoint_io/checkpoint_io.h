@@ -14,7 +14,8 @@ class FABRIC_API CheckpointIO {
  public:
   virtual ~CheckpointIO() = default;
   virtual std::string name() const = 0;
-  /// Writes the whole tree or nothing: an existing file at `path` stays as it is when anything fails. Makes parent folders.
+  /// Writes the whole tree or nothing: an existing file at `path` stays as it is when anything fails. Makes parent
+  /// folders.
   virtual void save(const Value& checkpoint, const std::filesystem::path& path) = 0;
   /// Tensors come back on CPU and may share the file's mapped pages (private: writing to them never changes the file).
   /// Throws CheckpointError when the file is missing, CheckpointCorrupt when it cannot be trusted.
@@ -24,9 +25,9 @@ class FABRIC_API CheckpointIO {
   virtual void teardown() {}
 };
 
-/// "safetensors" (the default) or "torch" (a file for Python's torch.load). Either loads files of both formats, recognised
-/// by their content: also what Python wrote with torch.save, as long as it holds plain values and tensors; no code in it is
-/// ever run. Throws ConfigError for another name.
+/// "safetensors" (the default) or "torch" (a file for Python's torch.load). Either loads files of both formats,
+/// recognised by their content: also what Python wrote with torch.save, as long as it holds plain values and tensors;
+/// no code in it is ever run. Throws ConfigError for another name.
 FABRIC_API std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name = "safetensors");
 
 }  // namespace fabric

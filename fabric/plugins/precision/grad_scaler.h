@@ -14,8 +14,8 @@ class Optimizer;
 
 namespace fabric {
 
-/// For optimizers whose step can divide the gradients by the scale and skip by itself, so that the host need not wait for
-/// the device: derive from this beside torch::optim::Optimizer.
+/// For optimizers whose step can divide the gradients by the scale and skip by itself, so that the host need not wait
+/// for the device: derive from this beside torch::optim::Optimizer.
 class FABRIC_API UnscalingOptimizer {
  public:
   virtual ~UnscalingOptimizer() = default;
@@ -24,9 +24,10 @@ class FABRIC_API UnscalingOptimizer {
   virtual void set_grad_scale(const at::Tensor& scale, const at::Tensor& found_inf) = 0;
 };
 
-/// Keeps the gradients of 16-bit floating operators from vanishing: the loss is multiplied by a scale, the gradients are
-/// divided by it before the step, and a step whose gradients are not finite is skipped. The scale grows after a number of
-/// good steps in a row and shrinks after a skipped one. Same numbers and same state as PyTorch's class. Not thread-safe.
+/// Keeps the gradients of 16-bit floating operators from vanishing: the loss is multiplied by a scale, the gradients
+/// are divided by it before the step, and a step whose gradients are not finite is skipped. The scale grows after a
+/// number of good steps in a row and shrinks after a skipped one. Same numbers and same state as PyTorch's class. Not
+/// thread-safe.
 class FABRIC_API GradScaler {
  public:
   struct Config {
@@ -39,7 +40,8 @@ class FABRIC_API GradScaler {
   };
 
   GradScaler() : GradScaler(Config()) {}
-  /// Throws ConfigError for a growth factor of 1 or less, a backoff factor outside (0, 1), a scale or interval of 0 or less.
+  /// Throws ConfigError for a growth factor of 1 or less, a backoff factor outside (0, 1), a scale or interval of 0 or
+  /// less.
   explicit GradScaler(Config config);
   ~GradScaler();
   GradScaler(const GradScaler&) = delete;
@@ -64,7 +66,8 @@ class FABRIC_API GradScaler {
 
   /// The present scale; 1 when disabled. Waits for the device.
   double get_scale() const;
-  /// Whether the optimizer's gradients, since the last update, were unscaled, and found not finite (waits for the device).
+  /// Whether the optimizer's gradients, since the last update, were unscaled, and found not finite (waits for the
+  /// device).
   bool is_unscaled(const torch::optim::Optimizer& optimizer) const;
   bool found_inf(const torch::optim::Optimizer& optimizer) const;
   bool has_stepped(const torch::optim::Optimizer& optimizer) const;

@@ -8,8 +8,9 @@
 
 namespace fabric {
 
-/// Parameters in 32 bits, operators in 16 where that is safe (autocast): 16-mixed and bf16-mixed. Floating inputs become
-/// 16-bit when they enter the model, floating outputs 32-bit when they leave it. 16-mixed scales the loss with a GradScaler.
+/// Parameters in 32 bits, operators in 16 where that is safe (autocast): 16-mixed and bf16-mixed. Floating inputs
+/// become 16-bit when they enter the model, floating outputs 32-bit when they leave it. 16-mixed scales the loss with a
+/// GradScaler.
 class FABRIC_API MixedPrecision : public Precision {
  public:
   /// `dtype` is kHalf or kBFloat16. Without a scaler kHalf makes one with its defaults. Throws ConfigError for another
@@ -26,7 +27,8 @@ class FABRIC_API MixedPrecision : public Precision {
   bool requires_backward_call() const override { return true; }
 
   void backward(const at::Tensor& loss) override;
-  /// With a scaler the closure runs once, before the step. Throws MisuseError for LBFGS, which has to run it repeatedly.
+  /// With a scaler the closure runs once, before the step. Throws MisuseError for LBFGS, which has to run it
+  /// repeatedly.
   at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Closure& closure) override;
   /// Throws MisuseError for an optimizer that unscales by itself.
   void unscale_gradients(torch::optim::Optimizer& optimizer) override;

@@ -49,8 +49,8 @@ class FABRIC_API Precision {
   virtual std::vector<at::Tensor> main_params(torch::optim::Optimizer& optimizer);
   /// Makes the optimizer's gradients those of the unscaled loss; a second call before the step does nothing.
   virtual void unscale_gradients(torch::optim::Optimizer&) {}
-  /// True when the optimizer's unscaled gradients are known to hold infinities, so that its step will be skipped: clipping
-  /// then has nothing to complain about.
+  /// True when the optimizer's unscaled gradients are known to hold infinities, so that its step will be skipped:
+  /// clipping then has nothing to complain about.
   virtual bool will_skip_step(torch::optim::Optimizer&) { return false; }
   /// True when the last optimizer_step changed nothing because the gradients were not finite.
   virtual bool step_was_skipped() const { return false; }
@@ -63,9 +63,9 @@ class FABRIC_API Precision {
   virtual void teardown() {}
 };
 
-/// "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" and the aliases 64, 32 (true), 16, bf16 (mixed,
-/// with a warning), in any case. `device_type` is the accelerator's name: 16-mixed on "cpu" warns and becomes bf16-mixed.
-/// Throws ConfigError naming the nearest.
+/// "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" and the aliases 64, 32 (true), 16, bf16
+/// (mixed, with a warning), in any case. `device_type` is the accelerator's name: 16-mixed on "cpu" warns and becomes
+/// bf16-mixed. Throws ConfigError naming the nearest.
 FABRIC_API std::shared_ptr<Precision> make_precision(const std::string& name, const std::string& device_type = "cpu");
 /// Adds a precision; throws ConfigError for a name that is taken unless `override_existing`.
 FABRIC_API void register_precision(const std::string& name,

@@ -6,8 +6,9 @@
 
 namespace fabric {
 
-/// Parameters and operators in one format: 64-true, 16-true and bf16-true. Floating parameters and buffers are converted at
-/// setup, floating inputs when they enter the model, floating outputs to the default dtype when they leave it.
+/// Parameters and operators in one format: 64-true, 16-true and bf16-true. Floating parameters and buffers are
+/// converted at setup, floating inputs when they enter the model, floating outputs to the default dtype when they leave
+/// it.
 class FABRIC_API TruePrecision : public Precision {
  public:
   /// Throws ConfigError for anything but kDouble, kFloat, kHalf and kBFloat16.
