@@ -1,5 +1,8 @@
 #pragma once
 // Everything of fabric/helpers: standalone objects for a training loop of one's own, with Fabric and without it.
 
+#include <fabric/helpers/lr_scheduler_registry.h>
+#include <fabric/helpers/lr_schedulers.h>
 #include <fabric/helpers/metrics.h>
+#include <fabric/helpers/optimizer_registry.h>
 #include <fabric/helpers/peers.h>
