@@ -4,5 +4,7 @@
 #include <fabric/helpers/lr_scheduler_registry.h>
 #include <fabric/helpers/lr_schedulers.h>
 #include <fabric/helpers/metrics.h>
+#include <fabric/helpers/model_checkpoint.h>
 #include <fabric/helpers/optimizer_registry.h>
 #include <fabric/helpers/peers.h>
+#include <fabric/helpers/resume.h>

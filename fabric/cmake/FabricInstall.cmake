@@ -25,7 +25,9 @@ install(DIRECTORY ${PROJECT_SOURCE_DIR}/fabric DESTINATION ${CMAKE_INSTALL_INCLU
   PATTERN "fabric/connector.h" EXCLUDE PATTERN "fabric/optimizer_archive.h" EXCLUDE
   PATTERN "fabric/optimizer_fields.h" EXCLUDE PATTERN "fabric/plugin_library.h" EXCLUDE
   PATTERN "fabric/config/scalar.h" EXCLUDE PATTERN "fabric/utilities/terminal.h" EXCLUDE
-  PATTERN "fabric/utilities/curve_svg.h" EXCLUDE PATTERN "fabric/helpers/class_registry.h" EXCLUDE)
+  PATTERN "fabric/utilities/curve_svg.h" EXCLUDE PATTERN "fabric/helpers/class_registry.h" EXCLUDE
+  PATTERN "fabric/helpers/model_checkpoint_impl.h" EXCLUDE PATTERN "fabric/helpers/checkpoint_files.h" EXCLUDE
+  PATTERN "fabric/helpers/checkpoint_target.h" EXCLUDE)
 
 install(EXPORT TorchFabricTargets NAMESPACE TorchFabric:: DESTINATION ${package_dir})
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/TorchFabricConfig.cmake.in

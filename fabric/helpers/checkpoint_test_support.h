@@ -1,0 +1,54 @@
+#pragma once
+// What the tests of checkpoints share.
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include <ATen/ops/full.h>
+
+#include <fabric/helpers/model_checkpoint.h>
+#include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+
+#include "plugins/checkpoint_io/test_files.h"
+
+namespace checkpoint_test {
+
+using fabric::Metrics;
+using fabric::ModelCheckpoint;
+using fabric::State;
+using fabric::Value;
+using Names = std::vector<std::string>;
+
+inline Names names_in(const std::filesystem::path& folder) {
+  Names names;
+  if (std::filesystem::exists(folder))
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+inline Names names_in(const Folder& folder) { return names_in(folder.path()); }
+
+inline Value read(const std::filesystem::path& path) { return fabric::make_checkpoint_io()->load(path); }
+
+/// The number that `numbered` put into a checkpoint.
+inline double number_in(const std::filesystem::path& path) {
+  return read(path).at("weight").as<at::Tensor>().mean().item<double>();
+}
+inline State numbered(double number, std::int64_t size = 4) { return {{"weight", at::full({size}, number)}}; }
+
+/// A loop of one update per number, the metric `val_loss`.
+inline void run(ModelCheckpoint& keep, const std::vector<double>& losses) {
+  for (double loss : losses) keep.update({{"val_loss", loss}}, numbered(loss));
+}
+
+/// A folder that fits no more than some bytes, or that can be made read-only; `ok` is false without the right to mount.
+struct SmallDisk {
+  SmallDisk(const std::filesystem::path& path, const char* options);
+  ~SmallDisk();
+  void make_read_only() const;
+  std::filesystem::path path;
+  bool ok;
+};
+
+}  // namespace checkpoint_test

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <fabric/helpers/peers.h>
+
+namespace fabric {
+
+struct SkippedCheckpoint {
+  std::filesystem::path path;
+  std::string reason;
+};
+
+/// Where a run can go on.
+struct ResumePoint {
+  /// Empty: nowhere, the run starts anew.
+  std::filesystem::path path;
+  /// What is newer and cannot be used, newest first.
+  std::vector<SkippedCheckpoint> skipped;
+  explicit operator bool() const { return !path.empty(); }
+};
+
+/// The newest whole checkpoint in `folder` and the folders in it, by the time it was written, then by the numbers in
+/// its name. Each candidate is read and checked as `Fabric::load` would, so that a file that is truncated or was
+/// damaged is passed over, as are links that lead nowhere and what a killed save left; rank 0 logs a warning about
+/// each. `keys` must be at the file's top level, so that files of another kind are passed over, too. Every rank calls
+/// it and gets what rank 0 found. A folder that does not exist holds nothing; one that cannot be read throws
+/// CheckpointError.
+FABRIC_API ResumePoint resume_latest(const std::filesystem::path& folder, const Peers& peers = {},
+                                     const std::vector<std::string>& keys = {});
+
+}  // namespace fabric
