@@ -5,8 +5,7 @@
 #include <fabric/helpers/model_checkpoint.h>
 #include <fabric/tree_io.h>
 
-#include "fabric/helpers/checkpoint_test_support.h"
-#include "tests/support/catch.h"
+#include "tests/support/checkpoints.h"
 
 using namespace checkpoint_test;
 using fabric::Tree;

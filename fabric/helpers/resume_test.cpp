@@ -3,8 +3,7 @@
 #include <fabric/error.h>
 #include <fabric/helpers/resume.h>
 
-#include "fabric/helpers/checkpoint_test_support.h"
-#include "tests/support/catch.h"
+#include "tests/support/checkpoints.h"
 
 using namespace checkpoint_test;
 using Catch::Matchers::Contains;

@@ -1,6 +1,8 @@
 #pragma once
 // What the tests of checkpoints share.
 
+#include <sys/mount.h>
+
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -11,6 +13,7 @@
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 #include "plugins/checkpoint_io/test_files.h"
+#include "tests/support/catch.h"
 
 namespace checkpoint_test {
 
@@ -44,9 +47,15 @@ inline void run(ModelCheckpoint& keep, const std::vector<double>& losses) {
 
 /// A folder that fits no more than some bytes, or that can be made read-only; `ok` is false without the right to mount.
 struct SmallDisk {
-  SmallDisk(const std::filesystem::path& path, const char* options);
-  ~SmallDisk();
-  void make_read_only() const;
+  SmallDisk(const std::filesystem::path& at, const char* options) : path(at) {
+    std::filesystem::create_directory(path);
+    ok = mount("tmpfs", path.c_str(), "tmpfs", 0, options) == 0;
+    if (!ok) WARN("skipped: mounting a small file system needs more rights");
+  }
+  ~SmallDisk() {
+    if (ok) umount2(path.c_str(), MNT_DETACH);
+  }
+  void make_read_only() const { REQUIRE(mount(nullptr, path.c_str(), nullptr, MS_REMOUNT | MS_RDONLY, nullptr) == 0); }
   std::filesystem::path path;
   bool ok;
 };
