@@ -1,6 +1,7 @@
 #pragma once
 // Everything of fabric/helpers: standalone objects for a training loop of one's own, with Fabric and without it.
 
+#include <fabric/helpers/early_stopping.h>
 #include <fabric/helpers/lr_scheduler_registry.h>
 #include <fabric/helpers/lr_schedulers.h>
 #include <fabric/helpers/metrics.h>

@@ -60,7 +60,7 @@ void MomentumCycle::load(const Value& state) {
 // --- CyclicLR
 
 void CyclicLRConfig::validate() const {
-  if (!base_lr || !max_lr) throw ConfigError("CyclicLR: base_lr and max_lr must be given");
+  if (!base_lr.is_given() || !max_lr.is_given()) throw ConfigError("CyclicLR: base_lr and max_lr must be given");
   if (step_size_up < 1)
     throw ConfigError("CyclicLR: step_size_up must be 1 or more, given " + std::to_string(step_size_up));
   if (step_size_down && *step_size_down < 0)
@@ -78,8 +78,8 @@ CyclicLR::CyclicLR(torch::optim::Optimizer& optimizer, Config config) : Configur
 
 void CyclicLR::begin(std::int64_t last_epoch) {
   auto& groups = optimizer().param_groups();
-  auto base = config_.base_lr->expand("CyclicLR: base_lr", groups.size());
-  auto max = config_.max_lr->expand("CyclicLR: max_lr", groups.size());
+  auto base = config_.base_lr.expand("CyclicLR: base_lr", groups.size());
+  auto max = config_.max_lr.expand("CyclicLR: max_lr", groups.size());
   if (config_.cycle_momentum)
     momentum_.start(name(), optimizer(), config_.base_momentum, config_.max_momentum, last_epoch == -1);
   for (std::size_t g = 0; last_epoch == -1 && g < groups.size(); ++g) set_lr(groups[g], base[g]);
@@ -160,7 +160,7 @@ void OneCycleLRConfig::validate() const {
     if (value < 1)
       throw ConfigError(std::string("OneCycleLR: ") + what + " must be 1 or more, given " + std::to_string(value));
   };
-  if (!max_lr) throw ConfigError("OneCycleLR: max_lr must be given");
+  if (!max_lr.is_given()) throw ConfigError("OneCycleLR: max_lr must be given");
   if (total_steps) {
     positive("total_steps", *total_steps);
   } else if (epochs && steps_per_epoch) {
@@ -183,7 +183,7 @@ OneCycleLR::OneCycleLR(torch::optim::Optimizer& optimizer, Config config) : Conf
 
 void OneCycleLR::begin(std::int64_t last_epoch) {
   auto& groups = optimizer().param_groups();
-  auto max = config_.max_lr->expand("OneCycleLR: max_lr", groups.size());
+  auto max = config_.max_lr.expand("OneCycleLR: max_lr", groups.size());
   if (config_.cycle_momentum)
     momentum_.start(name(), optimizer(), config_.base_momentum, config_.max_momentum, last_epoch == -1);
   std::vector<double> initial(max), min(max);

@@ -33,8 +33,8 @@ class FABRIC_API MomentumCycle {
 
 struct FABRIC_API CyclicLRConfig {
   /// The bounds of the learning rate, which must be given; the cycle starts at the lower one.
-  std::optional<PerGroup> base_lr = {};
-  std::optional<PerGroup> max_lr = {};
+  PerGroup base_lr = {};
+  PerGroup max_lr = {};
   std::int64_t step_size_up = 2000;
   /// Empty: as step_size_up.
   std::optional<std::int64_t> step_size_down = {};
@@ -85,7 +85,7 @@ class FABRIC_API CyclicLR : public ConfiguredLR<CyclicLRConfig> {
 
 struct FABRIC_API OneCycleLRConfig {
   /// The highest learning rate; must be given.
-  std::optional<PerGroup> max_lr = {};
+  PerGroup max_lr = {};
   /// Steps of the whole cycle; or else epochs * steps_per_epoch.
   std::optional<std::int64_t> total_steps = {};
   std::optional<std::int64_t> epochs = {};

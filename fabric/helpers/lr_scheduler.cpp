@@ -157,11 +157,13 @@ std::vector<double> PerGroup::expand(const std::string& what, std::size_t groups
 }
 
 PerGroup PerGroup::from_tree(const Tree& tree) {
+  if (tree.is_null()) return {};
   if (tree.is_list()) return detail::with_layer(std::vector<double>{}, tree);
   return detail::with_layer(0.0, tree);
 }
 
 Tree PerGroup::to_tree() const {
+  if (!is_given()) return {};
   if (one_for_all_) return values_[0];
   return Tree::List(values_.begin(), values_.end());
 }

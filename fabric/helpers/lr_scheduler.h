@@ -136,16 +136,18 @@ class ConfiguredLR : public LRScheduler {
   Settings config_;
 };
 
-/// One number for all groups, or one for each; in files `0.1` or `[0.1, 0.01]`.
+/// One number for all groups, or one for each; in files `0.1` or `[0.1, 0.01]`. Without either it was not given.
 class FABRIC_API PerGroup {
  public:
-  PerGroup(double value = 0) : values_{value} {}
+  PerGroup() : one_for_all_(false) {}
+  PerGroup(double value) : values_{value} {}
   PerGroup(std::vector<double> values) : values_(std::move(values)), one_for_all_(false) {}
   PerGroup(std::initializer_list<double> values) : PerGroup(std::vector<double>(values)) {}
 
   /// One number for each of `groups`. Throws ConfigError, naming `what`, for a list of another length.
   std::vector<double> expand(const std::string& what, std::size_t groups) const;
-  bool is_list() const { return !one_for_all_; }
+  bool is_given() const { return !values_.empty(); }
+  bool is_list() const { return is_given() && !one_for_all_; }
   const std::vector<double>& values() const { return values_; }
 
   static PerGroup from_tree(const Tree& tree);
