@@ -98,12 +98,16 @@ Value restore_state(State& target, Value checkpoint, const StateAccess& access, 
   if (strict && !missing.empty())
     throw CheckpointKeyError("the checkpoint lacks " + missing + "; it holds " + quoted_keys(saved) +
                              ". Load with strict = false to keep their present values");
+  auto goes_first = [](const StateEntry& entry) { return entry.stateful() && entry.stateful()->restores_first(); };
+  auto restore_those = [&](bool first) {
+    for (auto& [key, entry] : target)
+      if (Value* found = saved.find(key); found && goes_first(entry) == first)
+        named(key, [&] { restore(entry, std::move(*found), access, strict); });
+  };
+  restore_those(true);
   for (const auto& [key, entry] : target)
     if (const Value* found = saved.find(key)) named(key, [&] { check(entry, *found, access, strict); });
-
-  for (auto& [key, entry] : target) {
-    if (Value* found = saved.find(key)) named(key, [&] { restore(entry, std::move(*found), access, strict); });
-  }
+  restore_those(false);
   Value::Map rest;
   for (auto& [key, value] : saved)
     if (!target.contains(key)) rest.append(key, std::move(value));

@@ -24,6 +24,9 @@ class FABRIC_API Stateful {
   virtual ~Stateful() = default;
   virtual Value state_dict() const = 0;
   virtual void load_state_dict(const Value& state) = 0;
+  /// True for what brings others into the shape that their own state needs (the groups of an optimizer, say): it is
+  /// restored before modules and optimizers, wherever it stands in the State.
+  virtual bool restores_first() const { return false; }
 };
 
 /// One entry of what is saved or loaded: a plain value, or an object that is asked for its state and restored in place.
@@ -36,6 +39,8 @@ class FABRIC_API StateEntry {
       : content_(Value(std::forward<T>(value))) {}
   StateEntry(torch::nn::Module& module) : content_(&module) {}
   StateEntry(torch::optim::Optimizer& optimizer) : content_(&optimizer) {}
+  /// The variable is borrowed, and asked for the optimizer that it holds at the time.
+  StateEntry(const std::shared_ptr<torch::optim::Optimizer>& variable) : content_(&variable) {}
   StateEntry(Stateful& object) : content_(&object) {}
   /// Module holders, shared pointers, FabricModule and FabricOptimizer: anything that `fabric_state_object` finds.
   template <class T>
@@ -45,7 +50,10 @@ class FABRIC_API StateEntry {
   Value* value() { return std::get_if<Value>(&content_); }
   const Value* value() const { return std::get_if<Value>(&content_); }
   torch::nn::Module* module() const { return get<torch::nn::Module>(); }
-  torch::optim::Optimizer* optimizer() const { return get<torch::optim::Optimizer>(); }
+  torch::optim::Optimizer* optimizer() const {
+    if (auto* found = std::get_if<const std::shared_ptr<torch::optim::Optimizer>*>(&content_)) return (*found)->get();
+    return get<torch::optim::Optimizer>();
+  }
   Stateful* stateful() const { return get<Stateful>(); }
 
  private:
@@ -54,7 +62,9 @@ class FABRIC_API StateEntry {
     auto* found = std::get_if<T*>(&content_);
     return found ? *found : nullptr;
   }
-  std::variant<Value, torch::nn::Module*, torch::optim::Optimizer*, Stateful*> content_;
+  std::variant<Value, torch::nn::Module*, torch::optim::Optimizer*, const std::shared_ptr<torch::optim::Optimizer>*,
+               Stateful*>
+      content_;
 };
 
 /// What `Fabric::save` writes and `Fabric::load` restores, by name.

@@ -163,3 +163,34 @@ TEST_CASE("filters choose entries of maps", "[state]") {
   CHECK_THROWS_AS(collect_state(state, access, {{"epoch", weights}}), MisuseError);
   CHECK_THROWS_AS(collect_state(state, access, {{"model", nullptr}}), MisuseError);
 }
+
+TEST_CASE("a variable's optimizer is looked up when it is used", "[state]") {
+  Net net;
+  std::shared_ptr<torch::optim::Optimizer> variable = std::make_shared<torch::optim::SGD>(net.parameters(), 0.5);
+  State state{{"optimizer", variable}};
+  variable = std::make_shared<torch::optim::SGD>(net.parameters(), 0.25);
+  Value saved = collect_state(state, StateAccess::plain());
+  CHECK(saved.at("optimizer").at("param_groups").as_list()[0].at("lr").as_double() == 0.25);
+}
+
+TEST_CASE("what brings others into shape is restored first, wherever it stands", "[state]") {
+  struct Groups : Stateful {
+    explicit Groups(torch::optim::Optimizer& optimizer) : optimizer(optimizer) {}
+    Value state_dict() const override { return Value(static_cast<int>(optimizer.param_groups().size())); }
+    void load_state_dict(const Value& state) override {
+      while (static_cast<int>(optimizer.param_groups().size()) < state.as_int())
+        optimizer.add_param_group(torch::optim::OptimizerParamGroup({extra}));
+    }
+    bool restores_first() const override { return true; }
+    torch::optim::Optimizer& optimizer;
+    at::Tensor extra = torch::ones(2, torch::requires_grad());
+  };
+  Net net;
+  torch::optim::SGD grown(net.parameters(), torch::optim::SGDOptions(0.5)), fresh(net.parameters(), 0.1);
+  Groups grown_groups(grown), fresh_groups(fresh);
+  grown.add_param_group(torch::optim::OptimizerParamGroup({grown_groups.extra}));
+  State source{{"optimizer", grown}, {"groups", grown_groups}}, target{{"optimizer", fresh}, {"groups", fresh_groups}};
+  restore_state(target, deep_copy(collect_state(source, StateAccess::plain())), StateAccess::plain());
+  REQUIRE(fresh.param_groups().size() == 2);
+  CHECK(fresh.param_groups()[0].options().get_lr() == 0.5);
+}

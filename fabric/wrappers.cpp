@@ -39,12 +39,20 @@ void ModuleCore::run(ForwardCall& call) {
 
 FabricOptimizer::FabricOptimizer(std::shared_ptr<torch::optim::Optimizer> optimizer, std::shared_ptr<Strategy> strategy,
                                  std::shared_ptr<std::vector<std::shared_ptr<Callback>>> callbacks)
-    : optimizer_(std::move(optimizer)), strategy_(std::move(strategy)), callbacks_(std::move(callbacks)) {}
+    : optimizer_(std::make_shared<std::shared_ptr<torch::optim::Optimizer>>(std::move(optimizer))),
+      strategy_(std::move(strategy)),
+      callbacks_(std::move(callbacks)) {}
 
 at::Tensor FabricOptimizer::step(const Closure& closure) const {
-  at::Tensor loss = strategy_->optimizer_step(*optimizer_, closure);
-  for (const auto& callback : *callbacks_) callback->on_after_optimizer_step(*strategy_, *optimizer_);
+  at::Tensor loss = strategy_->optimizer_step(**optimizer_, closure);
+  for (const auto& callback : *callbacks_) callback->on_after_optimizer_step(*strategy_, **optimizer_);
   return loss;
+}
+
+std::shared_ptr<torch::optim::Optimizer> FabricOptimizer::replace(
+    std::shared_ptr<torch::optim::Optimizer> optimizer) const {
+  if (!optimizer) throw MisuseError("replace was given an empty optimizer");
+  return std::exchange(*optimizer_, strategy_->setup_optimizer(std::move(optimizer)));
 }
 
 }  // namespace fabric

@@ -33,6 +33,7 @@ class FABRIC_API ModuleCore {
   /// Converts inputs, runs the call the strategy's way under the precision's context, converts and guards the outputs.
   void run(ForwardCall& call);
   StrategyModule& strategy_module() { return *module_; }
+  const std::shared_ptr<Strategy>& strategy() const { return strategy_; }
   torch::nn::Module& module() { return *module_->module(); }
   c10::Device device() const { return device_; }
 
@@ -141,6 +142,10 @@ class FabricModule {
   Value state_dict() const { return module_state_dict(*impl_); }
   void load_state_dict(const Value& state, bool strict = true) const { load_module_state_dict(*impl_, state, strict); }
   StrategyModule& strategy_module() const { return core_->strategy_module(); }
+  const std::shared_ptr<Strategy>& strategy() const { return core_->strategy(); }
+  /// Tells the strategy that `requires_grad` of parameters was changed after `setup`; every rank calls it, before the
+  /// next forward pass.
+  void parameters_changed() const { strategy_module().parameters_changed(); }
 
  private:
   template <class Method, class... Args>
@@ -155,7 +160,8 @@ class FabricModule {
   std::shared_ptr<detail::ModuleCore> core_;
 };
 
-/// The user's optimizer as Fabric steps it. A handle: copies share the optimizer.
+/// The user's optimizer as Fabric steps it. A handle: copies share the optimizer, and all of them see a new one after
+/// `replace`.
 class FABRIC_API FabricOptimizer {
  public:
   using Closure = Precision::Closure;
@@ -164,17 +170,21 @@ class FABRIC_API FabricOptimizer {
 
   /// The closure's loss, or an undefined tensor without one.
   at::Tensor step(const Closure& closure = nullptr) const;
-  void zero_grad(bool set_to_none = true) const { strategy_->zero_grad(*optimizer_, set_to_none); }
+  void zero_grad(bool set_to_none = true) const { strategy_->zero_grad(**optimizer_, set_to_none); }
   /// LibTorch's own optimizer: param_groups(), defaults(), state().
-  torch::optim::Optimizer* operator->() const { return optimizer_.get(); }
-  torch::optim::Optimizer& operator*() const { return *optimizer_; }
-  const std::shared_ptr<torch::optim::Optimizer>& optimizer() const { return optimizer_; }
-  std::vector<torch::optim::OptimizerParamGroup>& param_groups() const { return optimizer_->param_groups(); }
-  Value state_dict() const { return strategy_->get_optimizer_state(*optimizer_); }
-  void load_state_dict(const Value& state) const { strategy_->load_optimizer_state(*optimizer_, state); }
+  torch::optim::Optimizer* operator->() const { return optimizer_->get(); }
+  torch::optim::Optimizer& operator*() const { return **optimizer_; }
+  const std::shared_ptr<torch::optim::Optimizer>& optimizer() const { return *optimizer_; }
+  std::vector<torch::optim::OptimizerParamGroup>& param_groups() const { return (*optimizer_)->param_groups(); }
+  const std::shared_ptr<Strategy>& strategy() const { return strategy_; }
+  /// Makes this handle and its copies step another optimizer, over parameters of the same model, and returns the one
+  /// before. Throws MisuseError for an empty one.
+  std::shared_ptr<torch::optim::Optimizer> replace(std::shared_ptr<torch::optim::Optimizer> optimizer) const;
+  Value state_dict() const { return strategy_->get_optimizer_state(**optimizer_); }
+  void load_state_dict(const Value& state) const { strategy_->load_optimizer_state(**optimizer_, state); }
 
  private:
-  std::shared_ptr<torch::optim::Optimizer> optimizer_;
+  std::shared_ptr<std::shared_ptr<torch::optim::Optimizer>> optimizer_;
   std::shared_ptr<Strategy> strategy_;
   std::shared_ptr<std::vector<std::shared_ptr<Callback>>> callbacks_;
 };
@@ -196,7 +206,9 @@ template <class M>
 torch::nn::Module& fabric_state_object(const FabricModule<M>& module) {
   return *module;
 }
-inline torch::optim::Optimizer& fabric_state_object(const FabricOptimizer& optimizer) { return *optimizer; }
+inline const std::shared_ptr<torch::optim::Optimizer>& fabric_state_object(const FabricOptimizer& optimizer) {
+  return optimizer.optimizer();
+}
 
 }  // namespace fabric
 

@@ -72,11 +72,8 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> module, const DDPStrategy::Con
                config.find_unused_parameters && !config.static_graph, config.gradient_as_bucket_view},
       static_graph_(config.static_graph),
       broadcast_buffers_(config.broadcast_buffers) {
+  require_parameters();
   collect_parameters();
-  if (params_.empty())
-    throw MisuseError(
-        "the module has no parameter that requires a gradient, so that ddp has nothing to synchronise. Leave it out of "
-        "setup and move it yourself: module->to(fabric.device())");
   if (group_.size() > 1) {
     if (!config.comm_hook.name.empty() || !config.comm_hook_wrapper.empty())
       hook_ = make_comm_hook(config.comm_hook.name.empty() ? Choice("allreduce") : config.comm_hook,
@@ -98,6 +95,30 @@ void Engine::collect_parameters() {
     names_.push_back(item.key());
     sparse_.push_back(sparse.count(param.unsafeGetTensorImpl()) > 0);
   }
+}
+
+void Engine::require_parameters() const {
+  for (const auto& param : module_->parameters())
+    if (param.requires_grad()) return;
+  throw MisuseError(
+      "the module has no parameter that requires a gradient, so that ddp has nothing to synchronise. Leave it out of "
+      "setup and move it yourself: module->to(fabric.device())");
+}
+
+void Engine::parameters_changed() {
+  if (modules_->join)
+    throw MisuseError(
+        "parameters were frozen or thawed inside join, whose ranks are at different steps; do it outside");
+  if (reducer_ && reducer_->unfinished()) report_unfinished();
+  if (reducer_) check_same_parameters(*module_, group_);
+  require_parameters();
+  params_.clear();
+  names_.clear();
+  sparse_.clear();
+  collect_parameters();
+  if (!reducer_) return;
+  build({}, hook_);
+  forwarded_ = false;
 }
 
 void Engine::build(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook) {

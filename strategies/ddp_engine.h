@@ -50,6 +50,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool finds_unused() const { return options_.find_unused_parameters; }
 
   void forward(ForwardCall& call);
+  /// Starts anew with the parameters that require gradients now.
+  void parameters_changed();
   /// Around each backward pass that Fabric runs. `after_backward` throws MisuseError for gradients of a forward pass
   /// that went around the wrapper.
   void before_backward(const at::Tensor& loss);
@@ -75,6 +77,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
  private:
   bool quiet() const { return !reducer_ || no_sync_depth_ > 0 || modules_->gradients_local || tolerant_; }
   void collect_parameters();
+  void require_parameters() const;
   void build(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook);
   bool moved() const;
   void follow_move();
@@ -114,6 +117,7 @@ class WrappedModule : public StrategyModule {
       : StrategyModule(engine->module()), engine_(std::move(engine)) {}
   bool intercepts_forward() const override { return engine_->active(); }
   void call(ForwardCall& forward) override { engine_->forward(forward); }
+  void parameters_changed() override { engine_->parameters_changed(); }
   Engine& engine() { return *engine_; }
 
  private:

@@ -291,6 +291,49 @@ RANKS_TEST("ddp takes tied and sparse parameters, and modules that move after se
   }
 }
 
+RANKS_TEST("ddp follows parameters that are frozen and thawed after setup, once it is told", "[ddp]", 2) {
+  auto group = join_group();
+  for (bool views : {true, false}) {
+    Net net(at::kDouble), single(at::kDouble);
+    auto strategy = make_ddp(group, {.gradient_as_bucket_view = views});
+    auto model = wrap(strategy, net);
+    {
+      torch::NoGradGuard no_grad;
+      for (std::size_t i = 0; i < net->parameters().size(); ++i) single->parameters()[i].copy_(net->parameters()[i]);
+    }
+    auto x = torch::arange(24, at::kDouble).reshape({4, 6}) / 24;
+    auto step = [&] {
+      for (auto* module : {net.get(), single.get()}) module->zero_grad();
+      strategy->backward(model(share(x, rank, 2)).square().mean(), nullptr);
+      single(x).square().mean().backward();
+      for (std::size_t i = 0; i < net->parameters().size(); ++i) {
+        const auto& mine = net->parameters()[i].grad();
+        RANK_CHECK(mine.defined() == net->parameters()[i].requires_grad());
+        if (mine.defined()) RANK_CHECK(torch::allclose(mine, single->parameters()[i].grad(), 1e-12, 1e-14));
+      }
+    };
+    auto freeze = [&](bool frozen) {
+      for (auto* module : {net.get(), single.get()})
+        for (auto& parameter : module->first->parameters()) {
+          parameter.set_requires_grad(!frozen);
+          if (frozen) parameter.mutable_grad() = at::Tensor();
+        }
+      model.parameters_changed();
+    };
+    step();
+    freeze(true);
+    step();
+    step();
+    freeze(false);
+    step();
+    // Ranks that froze different parameters are told apart, on every rank.
+    if (rank == 1) net->second->bias.set_requires_grad(false);
+    RANK_CHECK(contains(error_of<fabric::MismatchError>([&] { model.parameters_changed(); }), "second.bias"));
+    for (auto& parameter : net->parameters()) parameter.set_requires_grad(false);
+    RANK_CHECK(error_of<fabric::MisuseError>([&] { model.parameters_changed(); }) != "");
+  }
+}
+
 RANKS_TEST("a static graph may use parameters several times or never", "[ddp]", 2) {
   auto group = join_group();
   struct OddImpl : torch::nn::Module {

@@ -46,6 +46,9 @@ class FABRIC_API StrategyModule {
   virtual bool intercepts_forward() const { return false; }
   /// Runs one forward pass (or another method) the strategy's way.
   virtual void call(ForwardCall& forward) { forward.run(*module_); }
+  /// `requires_grad` of some parameters was changed since `setup`. Every rank calls it, between an optimizer step and
+  /// the next forward pass. Strategies that synchronise gradients then expect them of those that require one.
+  virtual void parameters_changed() {}
 
  private:
   std::shared_ptr<torch::nn::Module> module_;
