@@ -216,6 +216,10 @@ void ModelCheckpoint::write_yaml(const fs::path& path) const {
 // --- for other helpers
 
 void ModelCheckpoint::add_observer(CheckpointObserver& observer) { impl_->observers.push_back(&observer); }
+void ModelCheckpoint::add_observer(std::shared_ptr<CheckpointObserver> observer) {
+  add_observer(*observer);
+  impl_->owned_observers.push_back(std::move(observer));
+}
 void ModelCheckpoint::remove_observer(CheckpointObserver& observer) { std::erase(impl_->observers, &observer); }
 
 void ModelCheckpoint::protect(const fs::path& path) { impl_->protected_paths.insert(whole_path(path)); }

@@ -190,6 +190,8 @@ class FABRIC_API ModelCheckpoint : public Stateful {
   // --- for other helpers
   /// Borrowed; told until it is removed.
   void add_observer(CheckpointObserver& observer);
+  /// Kept alive, for observers that may be done before this object.
+  void add_observer(std::shared_ptr<CheckpointObserver> observer);
   void remove_observer(CheckpointObserver& observer);
   /// Never removes this file: one that a run was resumed from, or that is being read. After `release` it is removed as
   /// any other; what should have gone meanwhile goes then.

@@ -89,6 +89,7 @@ struct ModelCheckpoint::Impl {
   Path folder;
   CheckpointRecords records;
   std::vector<CheckpointObserver*> observers;
+  std::vector<std::shared_ptr<CheckpointObserver>> owned_observers;
   std::set<Path> protected_paths;
   std::set<Path> postponed;  // should have been removed while they were protected
 
