@@ -8,6 +8,7 @@
 #include <fabric/nearest_name.h>
 #include <fabric/version.h>
 
+#include "launcher/rendezvous/settings.h"
 #include "launcher/run/options.h"
 
 namespace fabric::run {
@@ -16,8 +17,8 @@ namespace {
 /// Values as they were typed; checked and converted after all of them are known.
 struct Typed {
   std::string nnodes = "1", nproc = "1", node_rank = "0", master_port, max_restarts = "0", grace, stop_on, forward;
-  std::string rdzv_backend, rdzv_conf, monitor_interval = "0.1", numa_binding, start_method, event_log_handler;
-  std::string local_addr, iface, heartbeat_timeout = "600", heartbeat_warmup = "1800", progress_timeout = "0";
+  std::string monitor_interval = "0.1", numa_binding, start_method, event_log_handler;
+  std::string heartbeat_timeout = "600", heartbeat_warmup = "1800", progress_timeout = "0";
   std::string require_all = "0";
   std::vector<std::string> variables;
   bool standalone = false, run_path = false, help = false, version = false;
@@ -74,12 +75,15 @@ class CommandLine {
   void add_job() {
     group_ = "The job";
     value("-n,--nproc-per-node", typed_.nproc, "workers on this node: a number, auto, cpu or gpu");
-    value("--nnodes", typed_.nnodes, "nodes of the job");
-    value("--node-rank", typed_.node_rank, "index of this node");
-    value("--master-addr", typed_.options.master_addr, "address of node 0 (default 127.0.0.1)");
+    value("--nnodes", typed_.nnodes, "nodes of the job, or MIN:MAX of them");
+    value("--node-rank", typed_.node_rank, "index of this node (default: the rendezvous gives one)");
+    value("--rdzv-endpoint", typed_.options.rdzv_endpoint, "HOST[:PORT] where several nodes meet (port 29400)");
+    value("--master-addr", typed_.options.master_addr, "address of rank 0 (default: one that all nodes reach)");
     value("--master-port", typed_.master_port, "port of rank 0's store (default: a free one)");
-    value("--rdzv-endpoint", typed_.options.rdzv_endpoint, "HOST[:PORT], the same as --master-addr and --master-port");
-    value("--rdzv-id", typed_.options.run_id, "name of the job");
+    value("--rdzv-id", typed_.options.run_id, "name of the job, the same on all of its nodes");
+    value("--rdzv-conf", typed_.options.rdzv_conf, "NAME=VALUE,… for several nodes, as join_timeout=600");
+    value("--local-addr", typed_.options.local_addr, "address of this node for the others (default: all are tried)");
+    value("--iface", typed_.options.iface, "network interface of this node for the others");
     flag("--standalone", typed_.standalone, "one node and a free port, whatever else is given");
     value("--role", typed_.options.role, "a word for the workers, handed out as ROLE_NAME");
     flag("--mpi", typed_.options.mpi, "let mpirun start the workers");
@@ -131,14 +135,12 @@ class CommandLine {
 
   void add_torchrun() {
     group_ = "Accepted for torchrun's sake";
-    value("--rdzv-backend", typed_.rdzv_backend, "static or c10d; the start is the same");
-    value("--rdzv-conf", typed_.rdzv_conf, "has no effect");
+    value("--rdzv-backend", typed_.options.rdzv_backend,
+          "static: node 0 hosts; c10d: the node that the endpoint names");
     value("--monitor-interval", typed_.monitor_interval, "has no effect: ends are seen at once");
     value("--start-method", typed_.start_method, "has no effect");
     value("--event-log-handler", typed_.event_log_handler, "null only");
     value("--numa-binding", typed_.numa_binding, "node is --bind-to numa, socket is --bind-to socket");
-    value("--local-addr", typed_.local_addr, "has no effect on one node");
-    value("--iface", typed_.iface, "has no effect on one node");
     flag("--run-path", typed_.run_path, "has no effect");
   }
 
@@ -164,6 +166,8 @@ double seconds(const std::string& text, const std::string& flag) {
   return value;
 }
 
+constexpr int kRendezvousPort = 29400;
+
 void choose_nodes(Typed& typed) {
   auto& options = typed.options;
   auto colon = typed.nnodes.find(':');
@@ -179,6 +183,7 @@ void choose_nodes(Typed& typed) {
     options.master_addr.clear();
     options.rdzv_endpoint.clear();
   }
+  rendezvous::parse_timing(options.rdzv_conf);
   auto& endpoint = options.rdzv_endpoint;
   if (!endpoint.empty()) {
     // The colons of an IPv6 address are inside of brackets.
@@ -186,9 +191,13 @@ void choose_nodes(Typed& typed) {
     bool has_port = port_at != std::string::npos && endpoint.find(']', port_at) == std::string::npos;
     auto host = endpoint.substr(0, has_port ? port_at : std::string::npos);
     if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-    if (options.master_addr.empty()) options.master_addr = host;
-    if (has_port && options.master_port == 0)
-      options.master_port = integer(endpoint.substr(port_at + 1), "--rdzv-endpoint " + endpoint, 0, 65535);
+    options.endpoint_hosts = {host};
+    int port = kRendezvousPort;
+    if (has_port) port = integer(endpoint.substr(port_at + 1), "--rdzv-endpoint " + endpoint, 0, 65535);
+    options.endpoint_ports = {port};
+    options.endpoint_port_given = has_port;
+    if (port == 0 && options.max_nodes > 1)
+      throw ConfigError("--rdzv-endpoint " + endpoint + ": all nodes must know the port; give one from 1 to 65535");
   }
   if (options.node_rank >= options.max_nodes)
     throw ConfigError("--node-rank " + typed.node_rank + ": there are " + typed.nnodes + " nodes, so the highest is " +
@@ -252,8 +261,9 @@ void check_output(const Options& options) {
 }
 
 void check_torchrun(const Typed& typed) {
-  if (!typed.rdzv_backend.empty() && typed.rdzv_backend != "static" && typed.rdzv_backend != "c10d")
-    throw ConfigError("--rdzv-backend " + typed.rdzv_backend + ": static and c10d are known; etcd is not offered");
+  const auto& backend = typed.options.rdzv_backend;
+  if (!backend.empty() && backend != "static" && backend != "c10d")
+    throw ConfigError("--rdzv-backend " + backend + ": static and c10d are known; etcd is not offered");
   if (!typed.event_log_handler.empty() && typed.event_log_handler != "null")
     throw ConfigError("--event-log-handler " + typed.event_log_handler + ": only null; use --report FILE instead");
 }
@@ -301,6 +311,7 @@ Parsed parse_options(const std::vector<std::string>& words, const EnvReader& env
   if (rest.empty()) throw ConfigError("no program was given: fabric run [flags] PROGRAM [its arguments]");
   choose_nodes(typed);
   typed.options.nodes_given = typed.standalone || line.app().get_option("--nnodes")->count() > 0;
+  typed.options.node_rank_given = line.app().get_option("--node-rank")->count() > 0 && !typed.standalone;
   choose_workers(typed, line.app().get_option("--nproc-per-node")->count() > 0);
   choose_ending(typed, env);
   check_output(typed.options);

@@ -1,5 +1,6 @@
 #include "launcher/run/failure_report.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -8,6 +9,7 @@
 #include <fabric/tree_io.h>
 
 #include "launcher/run/options.h"
+#include "launcher/utf8.h"
 
 namespace fabric::run {
 namespace {
@@ -44,6 +46,8 @@ const char* end_name(Attempt::End end) {
       return "lost its guardian";
     case Attempt::not_all_ended:
       return "not all ranks ended";
+    case Attempt::stopped_elsewhere:
+      return "stopped with the other nodes";
   }
   return "";
 }
@@ -72,7 +76,7 @@ std::string hint(const WorkerEnd& worker) {
   return "  no core was dumped; `ulimit -c unlimited` before the start allows it\n";
 }
 
-std::string cause_text(const Job& job, const WorkerEnd& worker) {
+std::string cause_text(const WorkerEnd& worker) {
   std::string text = hint(worker);
   if (worker.error && worker.error->problem.empty()) {
     text += "  error: " + worker.error->message + "\n";
@@ -84,7 +88,7 @@ std::string cause_text(const Job& job, const WorkerEnd& worker) {
   if (worker.last_lines.empty()) return text + "  it wrote nothing to stderr\n";
   text += "  last lines of its stderr:\n";
   for (const auto& line : worker.last_lines) text += "      " + line + "\n";
-  return text + (job.nodes > 1 ? "  other nodes report for themselves\n" : "");
+  return text;
 }
 
 std::string others_text(const Attempt& attempt) {
@@ -127,21 +131,6 @@ Tree worker_tree(const WorkerEnd& worker, const Job& job) {
   return tree;
 }
 
-// Programs may write any bytes; JSON takes UTF-8 only.
-void make_utf8(Tree& tree) {
-  if (tree.is_map())
-    for (auto& [name, value] : tree.as_map()) make_utf8(value);
-  if (tree.is_list())
-    for (auto& value : tree.as_list()) make_utf8(value);
-  if (!tree.is_string()) return;
-  try {
-    write_json(tree);
-  } catch (const Error&) {
-    for (auto& letter : tree.as<std::string>())
-      if (static_cast<unsigned char>(letter) >= 128) letter = '?';
-  }
-}
-
 }  // namespace
 
 std::string end_in_words(const WorkerEnd& worker) {
@@ -150,16 +139,28 @@ std::string end_in_words(const WorkerEnd& worker) {
   return "ended with exit code " + std::to_string(worker.code);
 }
 
+long long Attempt::best_step() const {
+  long long best = -1;
+  for (const auto& worker : workers) best = std::max(best, worker.step);
+  return best;
+}
+
+std::string cause_in_words(const Job& job, const Attempt& attempt, bool in_full) {
+  if (attempt.first < 0) return attempt.reason + (in_full && job.nodes > 1 ? " (on " + job.host + ")" : "");
+  const auto& worker = attempt.workers[static_cast<std::size_t>(attempt.first)];
+  auto end = attempt.end == Attempt::hung ? worker.hang : end_in_words(worker);
+  return (in_full ? who(job, worker) : "rank " + std::to_string(worker.rank)) + " " + end;
+}
+
 std::string report_text(const Job& job, const Attempt& attempt, const std::string& log_folder) {
   std::string text = "fabric: the job failed: ";
   char when[64];
   std::snprintf(when, sizeof when, "after %.1f s, attempt %d", attempt.seconds, attempt.number);
   if (attempt.first < 0) {
-    text += attempt.reason + "; " + when + "\n";
+    text += cause_in_words(job, attempt) + "; " + when + "\n";
   } else {
     const auto& worker = attempt.workers[static_cast<std::size_t>(attempt.first)];
-    text += who(job, worker) + " " + (attempt.end == Attempt::hung ? worker.hang : end_in_words(worker)) + "; " + when +
-            "\n" + cause_text(job, worker);
+    text += cause_in_words(job, attempt) + "; " + when + "\n" + cause_text(worker);
   }
   text += others_text(attempt);
   if (!log_folder.empty()) text += "  logs: " + log_folder + "\n";

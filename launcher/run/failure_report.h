@@ -48,7 +48,7 @@ struct WorkerEnd {
 
 /// How one attempt ended.
 struct Attempt {
-  enum End { succeeded, failed, hung, signalled, cannot_start, guardian_lost, not_all_ended };
+  enum End { succeeded, failed, hung, signalled, cannot_start, guardian_lost, not_all_ended, stopped_elsewhere };
   End end = succeeded;
   int number = 0;
   int code = 0;
@@ -58,6 +58,11 @@ struct Attempt {
   double seconds = 0;  // from start to end
   bool forbids_retry = false;
   std::vector<WorkerEnd> workers;
+  /// The cause is on this node.
+  bool is_failure() const { return end != succeeded && end != signalled && end != stopped_elsewhere; }
+  bool can_retry() const { return signal == 0 && (end == failed || end == hung); }
+  /// The highest step that any worker reported; -1: none.
+  long long best_step() const;
 };
 
 /// The first failure, in words, for the end of stderr.
@@ -67,6 +72,8 @@ Tree report_tree(const Job& job, const std::vector<Attempt>& attempts, int code,
 /// Writes it as JSON, by way of a new file and a rename. Returns what went wrong, or nothing.
 std::string write_report(const std::string& path, const Tree& report);
 
+/// One line: who failed on this node, and how; `in_full` with pid and host.
+std::string cause_in_words(const Job& job, const Attempt& attempt, bool in_full = true);
 /// "was killed by signal 9 (SIGKILL)" or "ended with exit code 7".
 std::string end_in_words(const WorkerEnd& worker);
 

@@ -1,6 +1,7 @@
 #include "launcher/run/job.h"
 
 #include <sys/random.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -18,73 +19,132 @@ std::string random_id() {
   return text;
 }
 
-int port_from_job(const std::string& id) {
-  auto digits = id.substr(id.size() > 4 ? id.size() - 4 : 0);
-  bool numeric = !digits.empty() && digits.find_first_not_of("0123456789") == std::string::npos;
-  return 15000 + (numeric ? std::atoi(digits.c_str()) : 0);
+// The one of the job, and others for the case that somebody sits on it.
+std::vector<int> ports_from_job(const std::string& job, const std::string& step) {
+  auto digits = job.substr(job.size() > 4 ? job.size() - 4 : 0);
+  bool is_number = !digits.empty() && digits.find_first_not_of("0123456789") == std::string::npos;
+  int offset = (is_number ? std::atoi(digits.c_str()) : 0) + std::atoi(step.c_str());
+  std::vector<int> ports;
+  for (int i = 0; i < 4; ++i) ports.push_back(15000 + (offset + i * 2503) % 10000);
+  return ports;
 }
 
-void check_nodes(const Options& options) {
-  if (options.min_nodes != options.max_nodes)
-    throw ConfigError("--nnodes " + std::to_string(options.min_nodes) + ":" + std::to_string(options.max_nodes) +
-                      ": jobs whose number of nodes changes are not offered; give one number");
-  if (options.max_nodes == 1 || options.mpi_ranks > 0) return;
-  if (options.master_addr.empty() || options.master_port == 0)
-    throw ConfigError("--nnodes " + std::to_string(options.max_nodes) +
-                      ": say where node 0 is, with --master-addr and --master-port or --rdzv-endpoint HOST:PORT, and "
-                      "which node this is, with --node-rank");
+void check_endpoint(const Options& options) {
+  if (!options.endpoint_hosts.empty()) return;
+  auto nodes = std::to_string(options.min_nodes);
+  if (options.max_nodes != options.min_nodes) nodes += ":" + std::to_string(options.max_nodes);
+  throw ConfigError(
+      "--nnodes " + nodes +
+      ": say where the nodes meet, the same on each of them: --rdzv-endpoint HOST:PORT, where HOST is one "
+      "of them; or --master-addr HOST --master-port PORT of node 0, and on each node its --node-rank");
+}
+
+std::string token_of(const Options& options, const EnvReader& env) {
+  return env.get_or("FABRIC_RDZV_TOKEN", options.run_id);
+}
+
+rendezvous::NodeSetup plan_rendezvous(const Options& options, const Job& job, const EnvReader& env) {
+  rendezvous::NodeSetup setup;
+  auto& settings = setup.settings;
+  settings.min_nodes = options.min_nodes;
+  settings.max_nodes = options.max_nodes;
+  settings.max_restarts = options.max_restarts;
+  settings.grace = options.grace_seconds;
+  settings.timing = rendezvous::parse_timing(options.rdzv_conf);
+  settings.run_id = job.id;
+  settings.expected = options.expected_nodes;
+  setup.endpoint_hosts = options.endpoint_hosts;
+  setup.ports = options.endpoint_ports;
+  if (setup.endpoint_hosts.empty() && !options.master_addr.empty()) {
+    // torchrun's static way: the agents meet where rank 0 is, and the store of the ranks gets another port.
+    setup.endpoint_hosts = {options.master_addr};
+    setup.ports = {options.master_port ? options.master_port : 29500};
+  } else {
+    settings.master_addr = options.master_addr;
+    settings.master_port = options.master_port;
+  }
+  bool is_static = options.node_rank_given && options.min_nodes == options.max_nodes;
+  setup.hosts = settings.timing.is_host ? settings.timing.is_host : options.hosts_rendezvous;
+  if (!setup.hosts && is_static && options.rdzv_backend != "c10d") setup.hosts = options.node_rank == 0;
+  setup.token = token_of(options, env);
+  setup.own.id = random_id() + random_id();
+  setup.own.host = job.host;
+  setup.own.pid = getpid();
+  setup.own.local_size = job.local_size;
+  setup.own.wanted_rank = options.node_rank_given ? options.node_rank : -1;
+  setup.own.addresses = rendezvous::own_addresses(options.iface, options.local_addr);
+  return setup;
+}
+
+void check_filter(const Options& options, int local_size) {
+  for (int rank : parse_ranks(options.local_ranks_filter, "--local-ranks-filter"))
+    if (rank >= local_size)
+      throw ConfigError("--local-ranks-filter " + options.local_ranks_filter + ": there are " +
+                        std::to_string(local_size) + " local ranks, so the highest is " +
+                        std::to_string(local_size - 1));
 }
 
 }  // namespace
 
 Options complete_from_slurm(Options options, const EnvReader& env) {
   bool in_step = env.has("SLURM_STEP_ID") && env.has("SLURM_NODEID") && env.has("SLURM_NTASKS");
-  if (!in_step || options.nodes_given) return options;
+  bool is_alone = options.nodes_given && options.max_nodes == 1;
+  if (!in_step || is_alone) return options;
   int nodes = env.get_int("SLURM_STEP_NUM_NODES", 1).value_or(env.get_int("SLURM_NNODES", 1).value_or(1));
   int tasks = env.require_int("SLURM_NTASKS", "srun");
   if (tasks > nodes)
     throw ConfigError("srun started " + std::to_string(tasks) + " launchers on " + std::to_string(nodes) +
                       " nodes. One a node is right: srun --ntasks-per-node=1 fabric run -n N …; or let srun start the "
                       "program itself, without fabric run");
-  options.min_nodes = options.max_nodes = nodes;
-  options.node_rank = env.require_int("SLURM_NODEID", "srun");
-  if (options.run_id.empty()) options.run_id = env.get_or("SLURM_JOB_ID", "0") + "." + env.get_or("SLURM_STEP_ID", "0");
-  if (nodes == 1) return options;
-  auto hosts = expand_hostlist(env.get_or("SLURM_STEP_NODELIST", env.get_or("SLURM_NODELIST", "")));
-  if (options.master_addr.empty() && !hosts.empty()) options.master_addr = hosts.front();
-  if (options.master_port == 0) options.master_port = port_from_job(env.get_or("SLURM_JOB_ID", ""));
+  auto job = env.get_or("SLURM_JOB_ID", "0"), step = env.get_or("SLURM_STEP_ID", "0");
+  if (!options.nodes_given) options.min_nodes = options.max_nodes = nodes;
+  int node = env.require_int("SLURM_NODEID", "srun");
+  if (!options.node_rank_given) options.node_rank = node;
+  options.node_rank_given = true;
+  if (options.run_id.empty()) options.run_id = job + "." + step;
+  if (options.max_nodes == 1) return options;
+  options.expected_nodes = expand_hostlist(env.get_or("SLURM_STEP_NODELIST", env.get_or("SLURM_NODELIST", "")));
+  if (!options.endpoint_hosts.empty() || !options.master_addr.empty() || options.expected_nodes.empty()) return options;
+  options.hosts_rendezvous = node == 0;
+  options.endpoint_hosts = {options.expected_nodes.front()};
+  // Names of nodes that are made up on one machine lead nowhere; the job's token tells whether another place is right.
+  if (host_name(env) != host_name(MapEnv())) options.endpoint_hosts.push_back("localhost");
+  if (auto launcher = env.get("SLURM_LAUNCH_NODE_IPADDR")) options.endpoint_hosts.push_back(*launcher);
+  options.endpoint_ports = ports_from_job(job, step);
   return options;
 }
 
 PlannedJob plan_job(const Options& options, const EnvReader& env) {
-  check_nodes(options);
   PlannedJob planned;
   auto& job = planned.job;
-  job.id = options.run_id.empty() ? random_id() : options.run_id;
+  bool is_several = options.max_nodes > 1 && options.mpi_ranks == 0;
+  if (options.mpi_ranks > 0 && options.min_nodes != options.max_nodes)
+    throw ConfigError("--mpi: mpirun's number of nodes does not change; give one number to --nnodes");
+  job.id = !options.run_id.empty() ? options.run_id : is_several ? "none" : random_id();
   job.host = host_name(env);
   job.role = options.role;
-  job.node = options.node_rank;
-  job.nodes = options.max_nodes;
   job.local_size = count_workers(options.nproc, env);
-  job.first_rank = job.node * job.local_size;
-  job.world_size = job.nodes * job.local_size;
   job.max_restarts = options.max_restarts;
-  job.master_addr = options.master_addr.empty() ? "127.0.0.1" : options.master_addr;
+  check_filter(options, job.local_size);
+  if (is_several) {
+    if (options.master_addr.empty()) check_endpoint(options);
+    planned.rendezvous = plan_rendezvous(options, job, env);
+    return planned;
+  }
+  job.nodes = options.max_nodes;
+  job.world_size = job.nodes * job.local_size;
+  job.master_addr = options.master_addr;
   job.master_port = options.master_port;
+  if (!options.endpoint_hosts.empty() && job.master_addr.empty()) job.master_addr = options.endpoint_hosts.front();
+  if (options.endpoint_port_given && job.master_port == 0) job.master_port = options.endpoint_ports.front();
+  if (job.master_addr.empty()) job.master_addr = "127.0.0.1";
   if (job.master_port == 0) {
     planned.port.emplace();
     job.master_port = planned.port->port();
-  } else if (job.node == 0) {
-    if (auto owner = port_owner(job.master_port))
-      throw LaunchError("port " + std::to_string(job.master_port) + " is taken by " + *owner +
-                        ". Give another --master-port, or none, and a free one is chosen");
+  } else if (auto owner = port_owner(job.master_port)) {
+    throw LaunchError("port " + std::to_string(job.master_port) + " is taken by " + *owner +
+                      ". Give another --master-port, or none, and a free one is chosen");
   }
-  auto filter = parse_ranks(options.local_ranks_filter, "--local-ranks-filter");
-  for (int rank : filter)
-    if (rank >= job.local_size)
-      throw ConfigError("--local-ranks-filter " + options.local_ranks_filter + ": there are " +
-                        std::to_string(job.local_size) + " local ranks, so the highest is " +
-                        std::to_string(job.local_size - 1));
   return planned;
 }
 

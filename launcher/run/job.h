@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "launcher/ports.h"
+#include "launcher/rendezvous/node.h"
 #include "launcher/run/options.h"
 #include "launcher/run/worker_environment.h"
 
@@ -12,10 +13,12 @@ namespace fabric::run {
 /// started several launchers on one node.
 Options complete_from_slurm(Options options, const EnvReader& env);
 
-/// The job of this node, and its port, which nobody else is given as long as the reservation lives.
+/// The job of this node. On one node all of it is known, and its port is given to nobody else as long as the
+/// reservation lives; on several, `rendezvous` tells how the nodes meet, and each round its place and its port.
 struct PlannedJob {
   Job job;
   std::optional<PortReservation> port;
+  std::optional<rendezvous::NodeSetup> rendezvous;
 };
 
 /// Throws ConfigError for what contradicts itself, LaunchError naming the owner of a port that was asked for and taken.

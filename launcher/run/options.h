@@ -16,8 +16,17 @@ struct Options {
   int min_nodes = 1, max_nodes = 1;
   bool nodes_given = false;
   int node_rank = 0;
+  bool node_rank_given = false;
   std::string run_id;
+  /// Where nodes meet: hosts of which each may be the right one, and ports of which the first free one is taken.
   std::string rdzv_endpoint;
+  std::vector<std::string> endpoint_hosts;
+  std::vector<int> endpoint_ports;
+  bool endpoint_port_given = false;
+  std::optional<bool> hosts_rendezvous;  // nothing: as the flags and the endpoint say
+  std::string rdzv_backend, rdzv_conf;
+  std::string iface, local_addr;
+  std::vector<std::string> expected_nodes;  // by node rank, where a scheduler told
   std::string master_addr;
   int master_port = 0;  // 0: a free one
   std::string role = "default";

@@ -33,15 +33,17 @@ TEST_CASE("torchrun's command lines are understood", "[options]") {
   CHECK(options.nproc == "4");
   CHECK(options.max_nodes == 2);
   CHECK(options.node_rank == 1);
-  CHECK(options.master_addr == "::1");
-  CHECK(options.master_port == 29400);
+  CHECK(options.node_rank_given);
+  CHECK(options.endpoint_hosts == std::vector<std::string>{"::1"});
+  CHECK(options.endpoint_ports == std::vector<int>{29400});
   CHECK(options.run_id == "7");
   CHECK(options.max_restarts == 3);
   CHECK(options.tee == "3");
   CHECK(options.grace_seconds == 2.5);
   CHECK(options.stop_on == std::vector<int>{SIGTERM, SIGUSR1});
   CHECK(options.forward == std::vector<int>{SIGUSR2});
-  CHECK(parse({"--rdzv-endpoint", "host"}).master_port == 0);
+  CHECK(parse({"--rdzv-endpoint", "host"}).endpoint_ports == std::vector<int>{29400});
+  CHECK(plan_job(parse({"--rdzv-endpoint", "localhost"}), MapEnv()).job.master_port != 29400);
   CHECK(parse({"--standalone", "--master-port", "5"}).master_port == 0);
 }
 
@@ -141,25 +143,49 @@ TEST_CASE("one launcher on each node of a SLURM step needs no flags", "[job]") {
                                           {"SLURM_NTASKS", "2"},        {"SLURM_STEP_NUM_NODES", "2"},
                                           {"SLURM_JOB_ID", "123456"},   {"SLURM_STEP_NODELIST", "gpu-[08-09]"},
                                           {"SLURMD_NODENAME", "gpu-09"}};
-  auto job = plan_job(complete_from_slurm(parse({"-n", "4"}), MapEnv(step)), MapEnv(step)).job;
-  CHECK(job.nodes == 2);
-  CHECK(job.node == 1);
-  CHECK(job.first_rank == 4);
-  CHECK(job.world_size == 8);
-  CHECK(job.master_addr == "gpu-08");
-  CHECK(job.master_port == 18456);
-  CHECK(job.host == "gpu-09");
-  CHECK(job.id == "123456.0");
+  auto planned = plan_job(complete_from_slurm(parse({"-n", "4"}), MapEnv(step)), MapEnv(step));
+  CHECK(planned.job.host == "gpu-09");
+  CHECK(planned.job.id == "123456.0");
+  REQUIRE(planned.rendezvous);
+  const auto& setup = *planned.rendezvous;
+  CHECK(setup.settings.min_nodes == 2);
+  CHECK(setup.settings.max_nodes == 2);
+  CHECK(setup.own.wanted_rank == 1);
+  CHECK(setup.own.local_size == 4);
+  CHECK(setup.hosts == false);
+  CHECK(setup.endpoint_hosts.front() == "gpu-08");
+  CHECK(setup.ports.front() == 18456);
+  CHECK(setup.token == "123456.0");
+  CHECK(setup.settings.expected == std::vector<std::string>{"gpu-08", "gpu-09"});
+  auto elastic = complete_from_slurm(parse({"--nnodes", "1:2"}), MapEnv(step));
+  CHECK(elastic.min_nodes == 1);
+  CHECK(elastic.endpoint_hosts.front() == "gpu-08");
+  CHECK(complete_from_slurm(parse({"--standalone"}), MapEnv(step)).max_nodes == 1);
   step["SLURM_NTASKS"] = "8";
   CHECK_THROWS_AS(complete_from_slurm(parse({"-n", "4"}), MapEnv(step)), ConfigError);
   step.erase("SLURM_STEP_ID");
   CHECK(complete_from_slurm(parse({}), MapEnv(step)).max_nodes == 1);
 }
 
-TEST_CASE("jobs on several nodes must say where node 0 is", "[job]") {
+TEST_CASE("jobs on several nodes must say where they meet", "[job]") {
   CHECK_THROWS_AS(plan_job(parse({"--nnodes", "2"}), MapEnv()), ConfigError);
   CHECK_THROWS_AS(plan_job(parse({"--nnodes", "1:2"}), MapEnv()), ConfigError);
-  auto job = plan_job(parse({"--nnodes", "2", "--node-rank", "1", "--rdzv-endpoint", "h:5"}), MapEnv()).job;
-  CHECK(job.first_rank == 1);
-  CHECK(job.master_port == 5);
+  CHECK_THROWS_AS(parse({"--nnodes", "1:2", "--rdzv-endpoint", "h:0"}), ConfigError);
+  auto setup = [](std::vector<std::string> words) { return *plan_job(parse(std::move(words)), MapEnv()).rendezvous; };
+  auto node = setup({"--nnodes", "2", "--node-rank", "1", "--rdzv-endpoint", "h:5", "--rdzv-id", "secret"});
+  CHECK(node.own.wanted_rank == 1);
+  CHECK(node.hosts == false);
+  CHECK(node.ports == std::vector<int>{5});
+  CHECK(node.token == "secret");
+  // The static way: the launchers meet at the master's address, and rank 0's store gets a port of its own.
+  auto fixed = setup({"--nnodes", "2", "--node-rank", "0", "--master-addr", "h", "--master-port", "7"});
+  CHECK(fixed.hosts == true);
+  CHECK(fixed.endpoint_hosts == std::vector<std::string>{"h"});
+  CHECK(fixed.ports == std::vector<int>{7});
+  CHECK(fixed.settings.master_port == 0);
+  auto both = setup({"--nnodes", "2", "--rdzv-endpoint", "h:5", "--master-port", "7"});
+  CHECK(both.settings.master_port == 7);
+  CHECK_FALSE(both.hosts);
+  CHECK_FALSE(setup({"--nnodes", "1:2", "--node-rank", "0", "--rdzv-endpoint", "h:5"}).hosts);
+  CHECK(setup({"--nnodes", "1:2", "--rdzv-endpoint", "h:5", "--rdzv-conf", "is_host=1"}).hosts == true);
 }

@@ -16,6 +16,7 @@
 
 #include <fabric/error.h>
 
+#include "launcher/rendezvous/node.h"
 #include "launcher/run/machine.h"
 #include "launcher/run/process_tree.h"
 #include "launcher/run/stack_dump.h"
@@ -65,7 +66,9 @@ std::string start_problem(const Event& event, const RoundContext& context) {
 
 }  // namespace
 
-int descriptors_needed(int local_size) { return 3 + 6 * local_size + 24; }
+int descriptors_needed(int local_size, int nodes) {
+  return 3 + 6 * local_size + 24 + (nodes > 1 ? 2 * std::min(nodes, 1000) + 64 : 0);
+}
 
 Round::Round(const RoundContext& context, int number) : context_(context), start_(Clock::now()) {
   attempt_.number = number;
@@ -147,6 +150,7 @@ Attempt Round::run() {
   watch(guardian_->events(), Source::guardian);
   watch(guardian_->process(), Source::guardian_end);
   watch(context_.signals, Source::signals);
+  if (context_.node) watch(context_.node->fd(), Source::node);
   while (!is_over()) {
     wait();
     check_deadlines();
@@ -211,6 +215,8 @@ void Round::take(Source source, std::size_t index) {
     }
     case Source::signals:
       return take_signals();
+    case Source::node:
+      return heed_other_nodes();
     case Source::console:
       return;
   }
@@ -266,8 +272,12 @@ void Round::note_exit(const Event& event) {
     attempt_.code = worker.code;
     stop(Attempt::failed, SIGTERM);
   }
-  if (worker.state == WorkerEnd::succeeded && worker.rank == 0 && context_.options.require_all_seconds > 0)
-    require_all_at_ = Clock::now() + in_clock(context_.options.require_all_seconds);
+  if (worker.state == WorkerEnd::succeeded && worker.rank == 0 && context_.options.require_all_seconds > 0) {
+    if (context_.node)
+      context_.node->first_ended(context_.options.require_all_seconds);
+    else
+      require_all_at_ = Clock::now() + in_clock(context_.options.require_all_seconds);
+  }
 }
 
 void Round::take_signals() {
@@ -281,12 +291,23 @@ void Round::take_signals() {
       attempt_.code = 128 + number;
       attempt_.reason = "the launcher got " + signal_name(number);
       stop(Attempt::signalled, number);
+      if (context_.node) context_.node->leave(number);
     } else {
       // Whoever asks again wants no grace, but a scheduler may well send the same signal twice.
       attempt_.signal = number;
       if (number == SIGINT || number == SIGQUIT) kill_now();
     }
   }
+}
+
+void Round::heed_other_nodes() {
+  auto& node = *context_.node;
+  node.advance();
+  if (stopping_ || (!node.stop() && !node.finish())) return;
+  attempt_.reason = node.stop() ? node.stop()->reason : node.finish()->reason;
+  attempt_.code = node.stop() ? node.stop()->code : node.finish()->code;
+  context_.console.say("stopping the workers of this node: " + attempt_.reason);
+  stop(Attempt::stopped_elsewhere, SIGTERM);
 }
 
 void Round::read_heartbeat(std::size_t index) {
@@ -348,6 +369,7 @@ void Round::check_hangs(Clock::time_point now) {
     auto hang = workers_[i].heartbeats.hang(now);
     if (!hang) continue;
     worker.hang = *hang;
+    if (context_.node) context_.node->be_busy(2 * std::chrono::duration<double>(kStackLimit).count());
     worker.stacks = dump_stacks(worker.pid, kStackLimit);
     if (attempt_.first < 0) attempt_.first = static_cast<int>(i);
   }

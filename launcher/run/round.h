@@ -12,6 +12,10 @@
 #include "launcher/run/program.h"
 #include "launcher/run/worker_logs.h"
 
+namespace fabric::rendezvous {
+class Node;
+}
+
 namespace fabric::run {
 
 /// What all attempts share. The signal descriptor delivers what is in --stop-on and --forward.
@@ -26,6 +30,7 @@ struct RoundContext {
   std::string prefix_template;
   int signals = -1;
   int heartbeat_number = 3;
+  rendezvous::Node* node = nullptr;  // of a job on several nodes
 };
 
 /// One attempt: starts all workers of this node, passes on what they write, watches them, and ends them together. One
@@ -45,7 +50,7 @@ class Round {
     Heartbeats heartbeats;
     bool hears[2] = {true, true};  // stdout and stderr; false while held back
   };
-  enum class Source : std::uint32_t { output, error, heartbeat, guardian, guardian_end, signals, console };
+  enum class Source : std::uint32_t { output, error, heartbeat, guardian, guardian_end, signals, console, node };
 
   std::vector<WorkerStart> prepare(std::vector<Descriptor>& kept);
   void watch(int fd, Source source, std::size_t index = 0);
@@ -56,6 +61,7 @@ class Round {
   void note_start(const Event& event);
   void note_exit(const Event& event);
   void take_signals();
+  void heed_other_nodes();
   void read_heartbeat(std::size_t index);
   void check_deadlines();
   void check_hangs(Clock::time_point now);
@@ -83,7 +89,7 @@ class Round {
   std::optional<Clock::time_point> kill_at_, give_up_at_, drain_until_, require_all_at_;
 };
 
-/// A socket and pipes for each worker, and what the launcher itself needs.
-int descriptors_needed(int local_size);
+/// A socket and pipes for each worker, a connection for each other node, and what the launcher itself needs.
+int descriptors_needed(int local_size, int nodes = 1);
 
 }  // namespace fabric::run

@@ -1,0 +1,174 @@
+// What goes over the wire, and the settings and rules that need no network.
+#include "launcher/rendezvous/frame.h"
+#include "launcher/rendezvous/addresses.h"
+#include "launcher/rendezvous/election.h"
+#include "launcher/rendezvous/message.h"
+#include "launcher/rendezvous/server.h"
+#include "launcher/rendezvous/settings.h"
+#include "tests/support/catch.h"
+
+using namespace fabric::rendezvous;
+using fabric::ConfigError;
+using fabric::Tree;
+
+namespace {
+
+NodeInfo node(const std::string& id, const std::string& host, int wanted = -1) {
+  NodeInfo made;
+  made.id = id;
+  made.host = host;
+  made.pid = 7;
+  made.wanted_rank = wanted;
+  made.addresses = {"10.0.0.1", "fd00::1"};
+  made.port = 29400;
+  return made;
+}
+
+Message through_wire(const Message& message) {
+  FrameReader reader;
+  reader.set_limit(kMemberLimit);
+  auto bytes = encode_frame(to_tree(message));
+  for (char byte : bytes) {
+    CHECK_FALSE(reader.next());
+    reader.feed({&byte, 1});
+  }
+  return to_message(*reader.next());
+}
+
+std::string frame(const std::string& text) {
+  std::string bytes = "FAB1";
+  for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(text.size() >> shift);
+  return bytes + text;
+}
+
+std::string problem_of(const std::string& bytes) {
+  FrameReader reader;
+  reader.feed(bytes);
+  try {
+    auto tree = reader.next();
+    if (!tree) return "incomplete";
+    to_message(*tree);
+    return "";
+  } catch (const FrameError& error) {
+    return error.what();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("messages arrive as they were sent, byte by byte too", "[frames]") {
+  Start start;
+  start.roster.round = 3;
+  start.roster.run_id = "a job";
+  start.roster.nodes = {node("a", "n1", 1), node("b", "n2")};
+  start.roster.best_step = 1LL << 40;
+  start.master_addr = "fd00::1";
+  start.master_port = 1234;
+  auto back = std::get<Start>(through_wire(start));
+  CHECK(back.roster.nodes.size() == 2);
+  CHECK(back.roster.nodes[0].addresses == start.roster.nodes[0].addresses);
+  CHECK(back.roster.nodes[0].wanted_rank == 1);
+  CHECK(back.roster.best_step == 1LL << 40);
+  CHECK(back.master_addr == "fd00::1");
+  Ended ended{.round = 2, .failed = true, .code = 139, .cause = "raw \xff bytes", .report = "two\nlines"};
+  auto end = std::get<Ended>(through_wire(ended));
+  CHECK(end.code == 139);
+  CHECK(end.cause == "raw ? bytes");
+  CHECK(end.report == "two\nlines");
+  CHECK(std::holds_alternative<Beat>(through_wire(Beat{})));
+}
+
+TEST_CASE("bytes that are no message of ours are errors", "[frames]") {
+  CHECK(problem_of("GET / HTTP/1.1\r\n").find("no frames") != std::string::npos);
+  CHECK(problem_of("F") == "incomplete");
+  CHECK(problem_of("FX").find("no frames") != std::string::npos);
+  CHECK(problem_of(std::string("FAB1\xff\xff\xff\xff", 8)).find("longer than") != std::string::npos);
+  CHECK(problem_of(frame(std::string(kStrangerLimit + 1, ' '))).find("longer than") != std::string::npos);
+  for (const char* text :
+       {"", "[]", "3", "{", "{\"type\":\"who\"", "{}", R"({"type":7})", R"({"type":"nothing"})", R"({"type":"who"})",
+        R"({"type":"who","token":7})", R"({"type":"hello","token":"x","node":[]})", R"({"type":"busy","seconds":"1"})",
+        R"({"type":"leave","signal":99999999999})", R"({"type":"ended","round":0})", "\xff\xfe"}) {
+    INFO(text);
+    CHECK_FALSE(problem_of(frame(text)).empty());
+    CHECK(problem_of(frame(text)) != "incomplete");
+  }
+  auto bad_port = node("a", "n");
+  bad_port.port = 70000;
+  CHECK_THROWS_AS(to_message(to_tree(Prepare{0, bad_port})), FrameError);
+  std::string deep(3000, '[');
+  CHECK_FALSE(problem_of(frame("{\"type\":" + deep)).empty());
+}
+
+TEST_CASE("tokens", "[frames]") {
+  CHECK(same_token("", ""));
+  CHECK(same_token("abc", "abc"));
+  for (const char* wrong : {"", "ab", "abd", "abcd"}) CHECK_FALSE(same_token(wrong, "abc"));
+}
+
+TEST_CASE("--rdzv-conf", "[settings]") {
+  auto timing = parse_timing("join_timeout=60,heartbeat_interval=0.5,heartbeat_misses=4,is_host=true,majority=false");
+  CHECK(timing.join == 60);
+  CHECK(timing.silence_limit() == std::chrono::seconds(2));
+  CHECK(timing.is_host == true);
+  CHECK_FALSE(timing.majority);
+  CHECK(parse_timing("keep_alive_interval=2,keep_alive_max_attempt=5").silence_limit() == std::chrono::seconds(10));
+  CHECK(parse_timing("timeout=7,store_type=tcp,").join == 7);
+  CHECK(parse_timing("").silence_limit() == std::chrono::seconds(15));
+  for (const char* wrong : {"join_timeout=x", "join_timeout=-1", "join_timeout", "join=3", "is_host=maybe",
+                            "heartbeat_interval=nan", "heartbeat_misses=0"}) {
+    INFO(wrong);
+    CHECK_THROWS_AS(parse_timing(wrong), ConfigError);
+  }
+  try {
+    parse_timing("join_timeot=3");
+  } catch (const ConfigError& error) {
+    CHECK(std::string(error.what()).find("did you mean 'join_timeout'?") != std::string::npos);
+  }
+}
+
+TEST_CASE("the order of group ranks follows from the nodes alone", "[election]") {
+  CHECK(comes_before(node("b", "n2"), node("a", "n10")));
+  CHECK(comes_before(node("b", "z", 0), node("a", "a")));
+  CHECK(comes_before(node("b", "z", 1), node("a", "a", 2)));
+  CHECK(comes_before(node("a", "n"), node("b", "n")));
+  CHECK_FALSE(comes_before(node("a", "n"), node("a", "n")));
+}
+
+TEST_CASE("the next host, and which part of a cut job goes on", "[election]") {
+  Roster roster;
+  roster.host_id = "c";
+  roster.nodes = {node("a", "n1"), node("b", "n2"), node("c", "n3"), node("d", "n4")};
+  roster.spares = {node("s", "n5")};
+  CHECK(next_host(roster, {})->id == "c");
+  CHECK(next_host(roster, {{"c", true}})->id == "a");
+  CHECK(next_host(roster, {{"c", true}, {"a", false}, {"b", true}, {"d", false}})->id == "s");
+  CHECK_FALSE(next_host(roster, {{"c", true}, {"a", true}, {"b", true}, {"d", true}, {"s", true}}));
+  // Two and two: the half of the host goes on.
+  CHECK(has_quorum(roster, {{"a", false}, {"b", false}}, {"c", "d"}));
+  CHECK_FALSE(has_quorum(roster, {{"c", false}, {"d", false}}, {"a", "b"}));
+  // The host certainly ended: two of three that may live.
+  CHECK(has_quorum(roster, {{"c", true}, {"d", false}}, {"a", "b"}));
+  CHECK_FALSE(has_quorum(roster, {{"c", true}, {"a", false}, {"b", false}}, {"d"}));
+  // All others certainly ended.
+  CHECK(has_quorum(roster, {{"a", true}, {"b", true}, {"c", true}}, {"d"}));
+  // Spares do not count.
+  CHECK_FALSE(has_quorum(roster, {{"c", false}, {"a", false}, {"b", false}}, {"d", "s"}));
+}
+
+TEST_CASE("addresses", "[addresses]") {
+  std::string problem;
+  CHECK(resolve("127.0.0.1", std::chrono::seconds(1), problem) == std::vector<std::string>{"127.0.0.1"});
+  CHECK(resolve("::1", std::chrono::seconds(1), problem) == std::vector<std::string>{"::1"});
+  CHECK_FALSE(resolve("localhost", std::chrono::seconds(5), problem).empty());
+  CHECK(resolve("no such host", std::chrono::seconds(5), problem).empty());
+  CHECK(problem.find("no such host") != std::string::npos);
+  CHECK(is_own_host("whatever", {"127.0.1.1"}));
+  CHECK_FALSE(is_own_host("whatever", {"192.0.2.1"}));
+  CHECK(with_port("fd00::1", 5) == "[fd00::1]:5");
+  auto all = own_addresses("", "");
+  REQUIRE_FALSE(all.empty());
+  CHECK(is_own_host("whatever", {all.front()}));
+  CHECK(own_addresses("", "127.0.0.1") == std::vector<std::string>{"127.0.0.1"});
+  CHECK(own_addresses("lo", "").front() == "127.0.0.1");
+  CHECK_THROWS_AS(own_addresses("no0", ""), ConfigError);
+}

@@ -1,0 +1,206 @@
+// How a node finds the host of the rendezvous, and what it does when the host is gone.
+#include <algorithm>
+
+#include "launcher/rendezvous/node.h"
+#include "launcher/run/failure_report.h"
+
+namespace fabric::rendezvous {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr int kMostReturns = 5;
+constexpr milliseconds kRetry{200}, kLongestPause{1000};
+constexpr seconds kResolveLimit{5}, kResolveAgain{5}, kTellAfter{5}, kStrangerPatience{15}, kHomePeriod{1};
+
+}  // namespace
+
+void Node::connect_to_self(Time now) {
+  auto [mine, theirs] = connected_pair();
+  server_->adopt(std::move(theirs));
+  server_->set_other_host(std::nullopt);
+  host_ = goal_node_ = setup_.own;
+  say_hello(std::make_unique<Connection>(epoll_.get(), std::move(mine), "this node"), now);
+}
+
+void Node::say_hello(std::unique_ptr<Connection> connection, Time now) {
+  upstream_ = std::move(connection);
+  upstream_->set_limit(kMemberLimit);
+  is_member_ = false;
+  heard_ = now;
+  Hello hello{setup_.token, setup_.own, setup_.settings.min_nodes, setup_.settings.max_nodes};
+  hello.resumes = was_member_ && roster_;
+  hello.round = roster_ ? roster_->round : -1;
+  upstream_->send(hello);
+}
+
+void Node::search(Time now) {
+  if (auto moved = server_->take_moved(); moved && server_->host() && !server_->host()->has_started()) {
+    say_("the job lives on under another host, " + describe(*moved) + "; joining it");
+    server_->resign(true);
+    server_->set_other_host(moved);
+    upstream_.reset();
+    goal_ = Goal::host;
+    goal_node_ = *moved;
+    was_member_ = false;
+    next_try_ = now;
+  }
+  go_home(now);
+  if (upstream_) {
+    if (is_member_ || now < heard_ + in_clock(timing_.connect)) return;
+    upstream_.reset();
+    problem_ = "it does not answer";
+    next_try_ = now + kRetry;
+    if (goal_ == Goal::next_host && now >= elect_until_) {
+      gone_[goal_node_.id] = false;
+      elect(now);
+    }
+    return;
+  }
+  if (dial_) {
+    dial_->tick(now);
+    take_dial(now);
+    return;
+  }
+  if (goal_ == Goal::endpoint && now >= join_until_) return fail(why_not_found());
+  if (now >= next_try_) begin_dialing(now);
+}
+
+void Node::begin_dialing(Time now) {
+  auto targets = goal_ == Goal::endpoint ? endpoint_targets(now) : targets_of(goal_node_);
+  dial_ = std::make_unique<Dial>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
+  take_dial(now);
+}
+
+std::vector<Target> Node::endpoint_targets(Time now) {
+  if (!resolve_at_ || now >= *resolve_at_) {
+    endpoint_addresses_.clear();
+    for (const auto& host : setup_.endpoint_hosts)
+      for (const auto& address : resolve(host, kResolveLimit, problem_)) endpoint_addresses_.push_back(address);
+    resolve_at_ = Clock::now() + (endpoint_addresses_.empty() ? seconds(0) : kResolveAgain);
+  }
+  std::vector<Target> targets;
+  for (const auto& address : endpoint_addresses_)
+    for (int port : setup_.ports) targets.push_back({address, port});
+  return targets;
+}
+
+void Node::take_dial(Time now) {
+  while (auto reached = dial_->take_reached()) {
+    if (reached->here.id == setup_.own.id) continue;
+    dial_.reset();
+    pause_ = kRetry / 4;
+    return say_hello(std::move(reached->connection), now);
+  }
+  if (!dial_->is_over()) return;
+  bool refused = dial_->any_refused(), hung_up = dial_->any_hung_up();
+  const auto& failures = dial_->failures();
+  bool strangers = std::any_of(failures.begin(), failures.end(), [](const auto& one) { return one.stranger; });
+  if (!failures.empty()) problem_ = dial_->failures_in_words();
+  dial_.reset();
+  if (goal_ == Goal::endpoint) {
+    next_try_ = now + pause_;
+    pause_ = std::min(pause_ * 2, kLongestPause);
+    auto waited = now - (join_until_ - in_clock(setup_.settings.timing.join));
+    if (was_member_ && refused)
+      return fail("the host of the rendezvous, at " + where() + ", ended before the job began");
+    if (strangers && setup_.ports.size() == 1 && waited > kStrangerPatience) return fail(why_not_found());
+    if (!has_told_ && waited > kTellAfter) {
+      has_told_ = true;
+      say_("waiting for the host of the rendezvous at " + where() + " (" + problem_ + "), at most " +
+           std::to_string(static_cast<int>(setup_.settings.timing.join)) + " s");
+    }
+  } else if (!roster_) {
+    goal_ = Goal::endpoint;
+    next_try_ = now + kRetry;
+  } else if (goal_ == Goal::host && hung_up && ++returns_ <= kMostReturns) {
+    next_try_ = now + kRetry;
+  } else if (goal_ == Goal::host || refused || now >= elect_until_) {
+    gone_[goal_node_.id] = refused;
+    elect(now);
+  } else {
+    next_try_ = now + kRetry;
+  }
+}
+
+void Node::lose_host(Loss loss, Time now) {
+  upstream_.reset();
+  is_member_ = false;
+  next_try_ = now;
+  if (server_->host()) return connect_to_self(now);
+  if (!roster_ || host_.id.empty()) {
+    goal_ = Goal::endpoint;
+  } else if (loss == Loss::silent) {
+    gone_[host_.id] = false;
+    elect(now);
+  } else {
+    // A connection may break while the launchers at both ends live. If that is all, it goes on as if nothing was.
+    goal_ = Goal::host;
+    goal_node_ = host_;
+    returns_ = 0;
+  }
+}
+
+void Node::elect(Time now) {
+  auto why = describe(host_) + ", which hosted the rendezvous, is gone";
+  if (is_running_ && !stop_) stop_ = Stop{roster_->round, run::kRendezvous, why};
+  auto next = next_host(*roster_, gone_);
+  if (!next) return fail(why + ", and there is no other node");
+  if (next->id == setup_.own.id) return take_over(now);
+  say_(why + "; " + describe(*next) + " is the next to host");
+  goal_ = Goal::next_host;
+  goal_node_ = host_ = *next;
+  elect_until_ = now + timing_.silence_limit() + in_clock(timing_.connect);
+  next_try_ = now;
+}
+
+void Node::take_over(Time now) {
+  server_->begin_hosting(std::make_unique<Host>(setup_.settings, setup_.own, *roster_, gone_, now));
+  // Nodes that come late ask at the endpoint.
+  bool taken = false;
+  if (is_endpoint_here())
+    for (int port : setup_.ports)
+      if (auto listener = listen_on(port, taken)) {
+        server_->listen(std::move(listener));
+        break;
+      }
+  home_at_ = now;
+  connect_to_self(now);
+}
+
+// A node that was started again at the endpoint would begin a second job; it is told that the first lives on.
+void Node::go_home(Time now) {
+  if (!server_->host() || !roster_ || endpoint_addresses_.empty()) return;
+  if (home_) {
+    home_->tick(now);
+    while (auto reached = home_->take_reached())
+      if (reached->here.id != setup_.own.id && reached->here.host_id == reached->here.id)
+        reached->connection->send(Moved{setup_.token, setup_.own});
+    if (!home_->is_over()) return;
+    home_.reset();
+    home_at_ = now + kHomePeriod;
+  } else if (now >= home_at_) {
+    std::vector<Target> targets;
+    for (const auto& address : endpoint_addresses_)
+      for (int port : setup_.ports) targets.push_back({address, port});
+    home_ = std::make_unique<Dial>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
+  }
+}
+
+bool Node::is_endpoint_here() {
+  if (endpoint_addresses_.empty()) endpoint_targets(Clock::now());
+  return is_own_host(setup_.endpoint_hosts.front(), endpoint_addresses_);
+}
+
+std::string Node::where() const { return with_port(setup_.endpoint_hosts.front(), setup_.ports.front()); }
+
+std::string Node::why_not_found() const {
+  auto limit = std::to_string(static_cast<int>(setup_.settings.timing.join + 0.5));
+  std::string text = "the host of the rendezvous was not found at " + where() + " within " + limit + " s";
+  if (!problem_.empty()) text += " (" + problem_ + ")";
+  if (!setup_.settings.expected.empty()) text += ". Missing: node 0 (" + setup_.settings.expected.front() + ")";
+  return text + ". Does its launcher run? If this node is to host, add --rdzv-conf is_host=true";
+}
+
+}  // namespace fabric::rendezvous

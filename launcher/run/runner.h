@@ -1,0 +1,56 @@
+#pragma once
+
+#include <sys/resource.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launcher/run/round.h"
+
+namespace fabric::run {
+
+/// What all attempts on this node share: the program, the folders, the console, signals, and what came of the attempts.
+class Runner {
+ public:
+  /// Finds the program and makes the folders. Throws ProgramError, ConfigError, LaunchError.
+  Runner(const Options& options, const Job& job, const EnvReader& env);
+
+  /// Runs all workers of this node once. With `node`, stops them when the other nodes are to stop.
+  const Attempt& run(const Job& job, int number, rendezvous::Node* node = nullptr);
+  const std::vector<Attempt>& attempts() const { return attempts_; }
+  Console& console() { return console_; }
+  /// Delivers the signals of --stop-on and --forward.
+  int signals() const { return signals_.get(); }
+  const Options& options() const { return options_; }
+
+  /// Says why the last attempt failed; the job goes on.
+  void say_failure();
+  /// Says it for the last time, and why the workers are not started again.
+  int fail(int code, const std::string& reason = "");
+  /// Writes the report file and all that the console still holds; returns the code.
+  int finish(int code);
+
+ private:
+  void take_signals();
+  void say_attempts();
+  std::string kept_logs() const;
+  RoundContext context(rendezvous::Node* node);
+
+  Options options_;
+  Program program_;
+  Job job_;
+  rlimit files_;
+  LogFolders folders_;
+  Variables outer_, variables_;
+  std::string own_error_file_, prefix_template_;
+  Console console_;
+  Cgroup cgroup_;
+  Descriptor signals_;
+  sigset_t mask_;
+  std::vector<Attempt> attempts_;
+  int processors_;
+  int heartbeat_number_;
+};
+
+}  // namespace fabric::run
