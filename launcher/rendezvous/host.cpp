@@ -9,9 +9,6 @@
 namespace fabric::rendezvous {
 namespace {
 
-// A connection may break without its ends having ended; a launcher that ended does not come back.
-constexpr std::chrono::milliseconds kReturnLimit{400};
-
 std::string in_seconds(std::chrono::nanoseconds time) {
   char text[32];
   std::snprintf(text, sizeof text, "%.1f s", std::chrono::duration<double>(time).count());
@@ -140,7 +137,26 @@ void Host::end_with_me(int signal) {
 
 void Host::cut(const std::string& id, Time now) {
   auto found = members_.find(id);
-  if (found != members_.end()) found->second.cut_at = now;
+  if (found == members_.end()) return;
+  found->second.cut_at = now;
+  doubts_.push_back(id);
+}
+
+std::vector<NodeInfo> Host::take_doubts() {
+  std::vector<NodeInfo> nodes;
+  for (const auto& id : std::exchange(doubts_, {}))
+    if (auto found = members_.find(id); found != members_.end() && found->second.cut_at)
+      nodes.push_back(found->second.info);
+  return nodes;
+}
+
+void Host::settle(const std::string& id, Fate fate, Time now) {
+  auto found = members_.find(id);
+  if (phase_ == Phase::over || found == members_.end() || !found->second.cut_at) return;
+  if (fate == Fate::ended) remove(id, true, "is gone: its launcher ended", run::kRendezvous, now);
+  if (fate == Fate::unknown) remove(id, false, "is gone: it cannot be reached any more", run::kRendezvous, now);
+  if (fate == Fate::moved)
+    finish({run::kRendezvous, "the job goes on under another host, which took over while this one was not heard of"});
 }
 
 void Host::tick(Time now) {
@@ -175,19 +191,15 @@ void Host::tell_all(const Message& message) {
 void Host::drop_silent(Time now) {
   struct Loss {
     std::string id, why;
-    bool certain;
   };
   std::vector<Loss> lost;
   for (const auto& [id, member] : members_) {
     if (id == own_id_) continue;
     auto limit = member.heard + settings_.timing.silence_limit();
     if (member.busy_until) limit = std::max(limit, *member.busy_until);
-    if (member.cut_at && now >= *member.cut_at + kReturnLimit)
-      lost.push_back({id, "is gone: its launcher ended", true});
-    else if (now >= limit)
-      lost.push_back({id, "is gone: it was silent for " + in_seconds(now - member.heard), false});
+    if (now >= limit) lost.push_back({id, "is gone: it was silent for " + in_seconds(now - member.heard)});
   }
-  for (const auto& loss : lost) remove(loss.id, loss.certain, loss.why, run::kRendezvous, now);
+  for (const auto& loss : lost) remove(loss.id, false, loss.why, run::kRendezvous, now);
 }
 
 void Host::remove(const std::string& id, bool certain, const std::string& why, int code, Time now) {
@@ -222,8 +234,6 @@ int Host::present() const {
 Time Host::deadline() const {
   if (phase_ == Phase::over) return Time::max();
   Time first = last_beat_ + settings_.timing.beat_period();
-  for (const auto& [id, member] : members_)
-    if (member.cut_at) lower(first, std::optional(*member.cut_at + kReturnLimit));
   lower(first, rejoin_at_);
   lower(first, last_call_until_);
   lower(first, require_all_at_);

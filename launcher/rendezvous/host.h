@@ -25,8 +25,16 @@ class Host {
   /// A node came, or came back. Returns why it is refused, or nothing.
   std::optional<Refused> join(const Hello& hello, Time now);
   void receive(const std::string& id, const Message& message, Time now);
-  /// Its connection is closed. It has a moment to come back.
+  /// Its connection is closed: whether its launcher ended is to be found out for `take_doubts`, and told to `settle`.
   void cut(const std::string& id, Time now);
+  std::vector<NodeInfo> take_doubts();
+  enum class Fate {
+    ended,    // nobody listens there any more
+    unknown,  // no answer
+    lives,    // it may come back
+    moved     // it follows another host
+  };
+  void settle(const std::string& id, Fate fate, Time now);
   /// Whether the others may go on when this launcher leaves; else the job ends with it.
   bool can_do_without_me() const;
   void end_with_me(int signal);
@@ -110,7 +118,7 @@ class Host {
   Time last_beat_, join_until_, phase_until_;
   std::optional<Time> last_call_until_, rejoin_at_, expect_until_, require_all_at_;
   std::vector<Outgoing> outgoing_;
-  std::vector<std::string> notes_;
+  std::vector<std::string> notes_, doubts_;
 };
 
 }  // namespace fabric::rendezvous

@@ -70,6 +70,10 @@ class Play {
       if (alive_.contains(name)) end(name, 0, true);
   }
   void cut(const std::string& name) {
+    break_connection(name);
+    host_.settle(name, Host::Fate::ended, at(now_));
+  }
+  void break_connection(const std::string& name) {
     alive_.erase(name);
     host_.cut(name, at(now_));
   }
@@ -316,11 +320,32 @@ TEST_CASE("a silent node counts as gone after three intervals, a busy one later"
 
 TEST_CASE("a broken connection that comes back at once is nothing", "[host]") {
   auto play = running(some(1, 2), 2);
-  play.cut("a2");
+  play.break_connection("a2");
+  play.go(0.2);
+  REQUIRE(play.host().take_doubts().size() == 1);
+  play.host().settle("a2", Host::Fate::lives, Time(in_clock(1000)));
   play.go(0.2);
   CHECK(play.join("a2", -1, true, 0).empty());
   play.go(5);
   CHECK(play.stops.empty());
+  // One that lives and stays away is silent in the end.
+  play.break_connection("a2");
+  play.host().settle("a2", Host::Fate::lives, Time(in_clock(1000)));
+  play.go(2.5);
+  CHECK(play.stops.empty());
+  play.go(1);
+  CHECK(play.stops.contains("a1"));
+}
+
+TEST_CASE("a host whose nodes went over to another while it slept gives up", "[host]") {
+  auto play = running(some(1, 3), 3);
+  play.break_connection("a2");
+  play.break_connection("a3");
+  play.host().settle("a2", Host::Fate::moved, Time(in_clock(1000)));
+  play.go(0.1);
+  REQUIRE(play.ends.contains("a1"));
+  CHECK(play.ends["a1"].code == 95);
+  CHECK(has(play.ends["a1"].reason, "another host"));
 }
 
 TEST_CASE("too few nodes left: the job ends within seconds and says who is gone", "[host]") {

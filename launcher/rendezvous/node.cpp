@@ -11,9 +11,13 @@
 
 namespace fabric::rendezvous {
 
-Node::Node(const NodeSetup& setup, Say say) : setup_(setup), say_(std::move(say)), timing_(setup.settings.timing) {
-  epoll_ = above_stdio(epoll_create1(EPOLL_CLOEXEC), "the rendezvous");
-  timer_ = above_stdio(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "the rendezvous");
+Node::Node(const NodeSetup& setup, Say say)
+    : setup_(setup),
+      say_(std::move(say)),
+      epoll_(above_stdio(epoll_create1(EPOLL_CLOEXEC), "the rendezvous")),
+      timer_(above_stdio(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "the rendezvous")),
+      checks_(epoll_.get(), setup.token, setup.own.id),
+      timing_(setup.settings.timing) {
   watch(epoll_.get(), timer_.get());
   server_ = std::make_unique<Server>(epoll_.get(), setup_.token, setup_.own.id, say_);
   auto now = Clock::now();
@@ -88,7 +92,7 @@ void Node::handle(int fd, Time now) {
       say_(std::string("the host of the rendezvous sends nonsense: ") + error.what());
       lose_host(Loss::closed, now);
     }
-  } else if (!server_->handle(fd, now)) {
+  } else if (!server_->handle(fd, now) && !checks_.handle(fd)) {
     for (auto* dial : {dial_.get(), probe_.get(), home_.get()})
       if (dial && dial->handle(fd)) return;
   }
@@ -210,6 +214,10 @@ void Node::reserve_port(Prepared& prepared) {
 }
 
 void Node::keep_time(Time now) {
+  if (auto* host = server_->host()) {
+    for (const auto& node : host->take_doubts()) checks_.begin(node, in_clock(timing_.connect), now);
+    for (const auto& [id, fate] : checks_.tick(now)) host->settle(id, fate, now);
+  }
   if (probe_) {
     probe_->tick(now);
     if (probe_->is_over()) end_probing();
@@ -227,6 +235,7 @@ void Node::arm_timer(Time now) {
   if (dial_) first = std::min(first, dial_->deadline());
   if (probe_) first = std::min(first, probe_->deadline());
   if (home_) first = std::min(first, home_->deadline());
+  first = std::min(first, checks_.deadline());
   if (!upstream_ && !dial_) first = std::min(first, next_try_);
   if (server_->host() && !home_ && home_at_ > now) first = std::min(first, home_at_);
   if (upstream_ && is_member_) first = std::min(first, last_beat_ + timing_.beat_period());

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "launcher/ports.h"
-#include "launcher/rendezvous/dial.h"
+#include "launcher/rendezvous/life_checks.h"
 #include "launcher/rendezvous/server.h"
 
 namespace fabric::rendezvous {
@@ -87,6 +87,7 @@ class Node {
   std::unique_ptr<Server> server_;
   std::unique_ptr<Connection> upstream_;
   std::unique_ptr<Dial> dial_, probe_, home_;
+  LifeChecks checks_;
   bool is_member_ = false;  // the host has welcomed us, on this connection
   bool was_member_ = false;
   Goal goal_ = Goal::endpoint;

@@ -151,6 +151,7 @@ void Node::elect(Time now) {
   say_(why + "; " + describe(*next) + " is the next to host");
   goal_ = Goal::next_host;
   goal_node_ = host_ = *next;
+  server_->set_other_host(host_);
   elect_until_ = now + timing_.silence_limit() + in_clock(timing_.connect);
   next_try_ = now;
 }

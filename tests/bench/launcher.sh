@@ -57,3 +57,45 @@ begin=${EPOCHREALTIME/./}
 "$fabric" run -n 4 sh -c '[ $RANK = 1 ] && kill -KILL $$; exec sleep 100' >/dev/null 2>&1 || true
 end=${EPOCHREALTIME/./}
 echo "start, one rank killed, all others gone, report printed: $(milliseconds $((end - begin))) (bar: 1000 ms)"
+
+# A machine is gone: two network namespaces, one cable pulled, the launcher behind it killed.
+in_namespace() { local holder=$1; shift; nsenter -t "$holder" -n "$@"; }
+machine_gone() {
+  local interval=$1 holders=() log pids=() begin end
+  log=$(mktemp -d)
+  for i in 0 1; do
+    unshare -n sleep 600 &
+    holders+=($!)
+  done
+  sleep 0.3
+  if ! in_namespace "${holders[0]}" ip link add eth0 type veth peer name eth0 netns "${holders[1]}" 2>/dev/null; then
+    echo "a machine is gone: cannot be measured here, network namespaces need root and the program ip"
+    kill "${holders[@]}"
+    return
+  fi
+  for i in 0 1; do
+    in_namespace "${holders[$i]}" sh -c "ip link set lo up; ip link set eth0 up; ip address add 10.77.0.$((i + 1))/24 dev eth0"
+  done
+  for i in 0 1; do
+    in_namespace "${holders[$i]}" "$fabric" run --nnodes 1:2 --rdzv-endpoint 10.77.0.1:29400 --rdzv-id bench \
+      --rdzv-conf "heartbeat_interval=$interval,last_call_timeout=20" --grace 0.2 sh -c 'echo up; exec sleep 100' \
+      >"$log/$i" 2>&1 &
+    pids+=($!)
+    sleep 0.2
+  done
+  until grep -q '] up' "$log/0" && grep -q '] up' "$log/1"; do sleep 0.02; done
+  sleep 1
+  begin=${EPOCHREALTIME/./}
+  in_namespace "${holders[1]}" ip link set eth0 down
+  kill -KILL "${pids[1]}"
+  until grep -q 'stopping the workers' "$log/0"; do sleep 0.005; done
+  end=${EPOCHREALTIME/./}
+  echo "a machine is gone, the other acts: $(milliseconds $((end - begin))) at heartbeat_interval $interval s (bar: $(awk -v a="$interval" 'BEGIN { printf "%.0f ms", 3000 * a }'))"
+  kill "${pids[0]}"
+  wait "${pids[@]}" 2>/dev/null || true
+  kill "${holders[@]}"
+  wait "${holders[@]}" 2>/dev/null || true
+  rm -rf "$log"
+}
+machine_gone 1
+machine_gone 5

@@ -141,6 +141,23 @@ TEST_CASE("34 the machine of the host is gone: the greater part goes on, one of 
   CHECK(result.left.empty());
 }
 
+TEST_CASE("34 a launcher that is started again at the endpoint joins the job that lives on elsewhere", "[network]") {
+  if (!has_network()) return;
+  Network network(2);
+  Cluster cluster(network, "1:2", kWait);
+  auto& a = cluster.start(0);
+  REQUIRE(a.wait_for("nodes are here"));
+  auto& b = cluster.start(1);
+  REQUIRE(b.wait_for("r1/2"));
+  a.signal(SIGKILL);
+  REQUIRE(b.wait_for("r0/1 g0 a1"));
+  // Long enough for the other to knock.
+  auto& again = cluster.start(0, {"", "", {"--rdzv-conf", "last_call_timeout=4,heartbeat_interval=0.6"}});
+  CHECK(again.wait_for("the job lives on under another host, m1"));
+  CHECK(again.wait_for("r0/2 g0 a2"));
+  CHECK(b.wait_for("r1/2 g1 a2"));
+}
+
 TEST_CASE("39 a short cut is borne, a long one ends the part that is cut off", "[network]") {
   if (!has_network()) return;
   Network network(2);

@@ -258,6 +258,27 @@ TEST_CASE("34 the launcher that hosts is killed: the others go on under another"
   CHECK(result.said("host (launcher "));
 }
 
+TEST_CASE("34 a host that was stopped for a while finds that the job went on without it", "[nodes]") {
+  Nodes nodes("1:3", kWait);
+  auto& a = nodes.start("a");
+  REQUIRE(a.wait_for("1 of 1 to 3 nodes"));
+  auto &b = nodes.start("b"), &c = nodes.start("c");
+  REQUIRE(a.wait_for("r0/3"));
+  REQUIRE(b.wait_for("r1/3"));
+  REQUIRE(c.wait_for("r2/3"));
+  a.signal(SIGSTOP);
+  CHECK(b.wait_for("r0/2 l0 g0/2 a1"));
+  CHECK(c.wait_for("r1/2 l0 g1/2 a1"));
+  a.signal(SIGCONT);
+  auto result = a.finish();
+  require_clean(result);
+  CHECK(result.code == 95);
+  CHECK(result.said("under another host"));
+  c.signal(SIGTERM);
+  CHECK(c.finish().code == 143);
+  CHECK(b.wait_for("r0/1 l0 g0/1 a2"));
+}
+
 TEST_CASE("35, 37 late nodes share one new round within seconds", "[nodes]") {
   Nodes nodes("1:3", kWait);
   auto& a = nodes.start("a");
