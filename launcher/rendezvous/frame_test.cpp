@@ -108,12 +108,13 @@ TEST_CASE("tokens", "[frames]") {
 TEST_CASE("--rdzv-conf", "[settings]") {
   auto timing = parse_timing("join_timeout=60,heartbeat_interval=0.5,heartbeat_misses=4,is_host=true,majority=false");
   CHECK(timing.join == 60);
-  CHECK(timing.silence_limit() == std::chrono::seconds(2));
+  CHECK(timing.silence_limit() == std::chrono::milliseconds(1950));
   CHECK(timing.is_host == true);
   CHECK_FALSE(timing.majority);
-  CHECK(parse_timing("keep_alive_interval=2,keep_alive_max_attempt=5").silence_limit() == std::chrono::seconds(10));
+  CHECK(parse_timing("keep_alive_interval=2,keep_alive_max_attempt=5").silence_limit() ==
+        std::chrono::milliseconds(9800));
   CHECK(parse_timing("timeout=7,store_type=tcp,").join == 7);
-  CHECK(parse_timing("").silence_limit() == std::chrono::seconds(15));
+  CHECK(parse_timing("").silence_limit() == std::chrono::milliseconds(14500));
   for (const char* wrong : {"join_timeout=x", "join_timeout=-1", "join_timeout", "join=3", "is_host=maybe",
                             "heartbeat_interval=nan", "heartbeat_misses=0"}) {
     INFO(wrong);

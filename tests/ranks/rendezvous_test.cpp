@@ -144,7 +144,7 @@ TEST_CASE("28, 32 a failure on one node restarts all, with one counter and one b
   CHECK(second.said("ended with exit code 7"));
 }
 
-TEST_CASE("29, 30, 31 the end of the budget, no retry and no progress hold for all nodes", "[nodes]") {
+TEST_CASE("25, 29, 30, 31 hangs, the end of the budget, no retry and no progress hold for all nodes", "[nodes]") {
   Folder folder;
   struct Case {
     std::string script;
@@ -154,6 +154,7 @@ TEST_CASE("29, 30, 31 the end of the budget, no retry and no progress hold for a
   };
   const Case cases[] = {
       {"[ $RANK = 1 ] && { echo broken >&2; exit 7; }; exec sleep 100", {"--max-restarts", "1"}, 7, "broken"},
+      {"[ $RANK = 1 ] && echo 'section load 0.2' >&$FABRIC_HEARTBEAT_FD; exec sleep 100", {}, 94, "in section 'load'"},
       {"[ $RANK = 1 ] && exit 93; exec sleep 100", {"--max-restarts", "5"}, 93, "asked not to be started"},
       {"[ $RANK = 1 ] && { echo step 3 >&$FABRIC_HEARTBEAT_FD; exit 7; }; exec sleep 100",
        {"--max-restarts", "9"},
@@ -418,6 +419,26 @@ TEST_CASE("a launcher that is told to stop takes a fixed job with it, and says s
   REQUIRE(c.wait_for("1 of 2 nodes"));
   c.signal(SIGINT);
   CHECK(c.finish().code == 130);
+}
+
+TEST_CASE("54 one launcher on each node of a SLURM step needs no flags, even where its names lead nowhere", "[nodes]") {
+  std::vector<std::unique_ptr<Job>> jobs;
+  auto number = std::to_string(400000 + getpid() % 10000);
+  for (const char* node : {"1", "0"}) {
+    run_support::Variables step{{"SLURM_STEP_ID", "0"},
+                                {"SLURM_NODEID", node},
+                                {"SLURM_NTASKS", "2"},
+                                {"SLURM_STEP_NUM_NODES", "2"},
+                                {"SLURM_JOB_ID", number},
+                                {"SLURM_STEP_NODELIST", "no-such-[08-09]"},
+                                {"SLURMD_NODENAME", "n" + std::string(node)}};
+    jobs.push_back(std::make_unique<Job>(Words{"run", "-n", "2", "sh", "-c", kPlace}, step));
+  }
+  auto second = jobs[0]->finish(), first = jobs[1]->finish();
+  INFO(first.error << second.error);
+  CHECK(first.code == 0);
+  CHECK(first.lines("g0") == Words{"r0/4 l0 g0/2 a0", "r1/4 l1 g0/2 a0"});
+  CHECK(second.lines("g1") == Words{"r2/4 l0 g1/2 a0", "r3/4 l1 g1/2 a0"});
 }
 
 TEST_CASE("flags that cannot be, on several nodes", "[nodes]") {
