@@ -41,7 +41,8 @@ Host::Host(const Settings& settings, const NodeInfo& own, const Roster& roster, 
   cause_.kind = Cause::loss;
   for (const auto& node : roster.nodes)
     if (gone.contains(node.id)) lost_text_ += (lost_text_.empty() ? "" : ", ") + describe(node) + " is gone";
-  lost_code_ = run::kRendezvous;
+  lost_code_ = cause_.code = run::kRendezvous;
+  cause_.text = lost_text_;
   note("this node hosts the rendezvous from now on: " + lost_text_);
 }
 
@@ -84,6 +85,9 @@ std::optional<Refused> Host::join(const Hello& hello, Time now) {
                   {}};
   if (has_started()) welcome.roster = base_;
   send(node.id, welcome);
+  // It may have come here without having noticed that its old host is gone, or that a round ended.
+  if (phase_ == Phase::stopping && member.plays && !member.ended)
+    send(node.id, Stop{hello.round, cause_.code, cause_.text});
   if (is_new && !member.plays) newcomer(member, now);
   return std::nullopt;
 }
