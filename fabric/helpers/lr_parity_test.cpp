@@ -83,7 +83,8 @@ std::vector<Case> recorded() {
   text << file.rdbuf();
   auto numbers = fabric::make_checkpoint_io()->load(FABRIC_PARITY_DATA "/lr_schedulers.safetensors");
   std::vector<Case> cases;
-  for (const Tree& spec : fabric::read_json(text.str()).at("runs").as_list()) {
+  const Tree runs = fabric::read_json(text.str()).at("runs");
+  for (const Tree& spec : runs.as_list()) {
     auto tensor = [&](const char* name) {
       const Value* found = numbers.find(std::to_string(cases.size()) + "." + name);
       return found ? found->as<at::Tensor>() : at::Tensor();
