@@ -1,3 +1,7 @@
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -169,7 +173,7 @@ TEST_CASE("a failed write is told at the next call and costs nothing", "[checkpo
   }
   CHECK_THAT(told, Contains("the disk is full") && Contains("epoch=1-step=2") && Contains("is lost"));
   CHECK(failures.paths.size() == 1);
-  CHECK(keep.best_k_models() == before);
+  CHECK((keep.best_k_models() == before));
   CHECK(number_in(keep.best_model_path()) == 3);
   slow.fail = false;
   CHECK(keep.update({{"val_loss", 1}}, numbered(1)));
@@ -260,5 +264,27 @@ TEST_CASE("files get second names, whole at any moment", "[checkpoint][files]") 
   fabric::copy_checkpoint(folder / "sharded", folder / "copy");
   CHECK(read_file(folder / "copy/part") == "three");
   fabric::remove_checkpoint(folder / "sharded");
+  write_file(folder / ".a.safetensors.partial", "half");
+  write_file(folder / ".b.safetensors.partial", "at work");
+  write_file(folder / ".c.txt.partial", "of somebody else");
+  int held = open((folder / ".b.safetensors.partial").c_str(), O_WRONLY);
+  REQUIRE(flock(held, LOCK_EX) == 0);
+  fabric::remove_leftovers(folder.path(), ".safetensors");
+  close(held);
+  CHECK(names_in(folder) == Names{".b.safetensors.partial", ".c.txt.partial", "a", "below", "copy", "last"});
   CHECK_NOTHROW(fabric::remove_checkpoint(folder / "sharded"));
+}
+
+TEST_CASE("when last cannot be made the save failed as a whole", "[checkpoint][bad]") {
+  Folder folder;
+  ModelCheckpoint keep(
+      {.dirpath = folder.path(), .monitor = "val_loss", .save_last = true, .last_filename = "sub/last"});
+  run(keep, {3});
+  auto before = names_in(folder);
+  std::filesystem::remove_all(folder / "sub");
+  write_file(folder / "sub", "a file where a folder should be");
+  CHECK_THROWS_AS(run(keep, {2}), CheckpointError);
+  CHECK(keep.best_model_score() == 3);
+  CHECK(names_in(folder) == before);
+  CHECK(number_in(keep.best_model_path()) == 3);
 }

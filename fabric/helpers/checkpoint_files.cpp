@@ -1,6 +1,7 @@
 #include <fabric/helpers/checkpoint_files.h>
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -101,6 +102,18 @@ void remove_checkpoint(const fs::path& path) {
   std::error_code error;
   fs::remove_all(path, error);
   if (error) fail("remove the checkpoint", path, error.message());
+}
+
+void remove_leftovers(const fs::path& folder, const std::string& extension) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with('.') || name.find(extension + ".partial") == name.npos) continue;
+    int fd = open(entry.path().c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) continue;
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlink(entry.path().c_str());
+    close(fd);
+  }
 }
 
 void write_text_file(const fs::path& path, const std::string& text) {

@@ -29,6 +29,10 @@ FABRIC_API void link_checkpoint(const std::filesystem::path& file, const std::fi
 /// Removes a checkpoint, file or folder; one that is gone already is no error.
 FABRIC_API void remove_checkpoint(const std::filesystem::path& path);
 
+/// Removes what killed saves left in a folder: `.NAME.partial` of names that end in `extension`. Those that a save at
+/// work holds stay.
+FABRIC_API void remove_leftovers(const std::filesystem::path& folder, const std::string& extension);
+
 /// Writes a text by way of a temporary name.
 FABRIC_API void write_text_file(const std::filesystem::path& path, const std::string& text);
 

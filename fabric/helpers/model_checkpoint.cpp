@@ -225,10 +225,17 @@ void ModelCheckpoint::remove_observer(CheckpointObserver& observer) { std::erase
 void ModelCheckpoint::protect(const fs::path& path) { impl_->protected_paths.insert(whole_path(path)); }
 
 void ModelCheckpoint::release(const fs::path& path) {
-  impl_->protected_paths.erase(whole_path(path));
-  if (!impl_->postponed.erase(whole_path(path)) || impl_->peers.rank() != 0) return;
+  Impl& self = *impl_;
+  const fs::path whole = whole_path(path);
+  self.protected_paths.erase(whole);
+  if (!self.postponed.erase(whole) || self.peers.rank() != 0) return;
+  const auto& records = self.records;  // the name may be in use again
+  bool kept =
+      whole == records.best.path || whole == records.last_path ||
+      std::any_of(records.best_k.begin(), records.best_k.end(), [&](const auto& known) { return known.path == whole; });
+  if (kept) return;
   try {
-    remove_checkpoint(path);
+    remove_checkpoint(whole);
   } catch (const CheckpointError& error) {
     log::warn(error.what());
   }
@@ -283,7 +290,6 @@ void ModelCheckpoint::load_state_dict(const Value& state) {
     } else {
       self.loaded = true;
     }
-    self.settle();
     self.epoch = state.at("epoch").as_int();
     self.step = state.at("step").as_int();
     self.validations = state.at("validations").as_int();
@@ -293,6 +299,11 @@ void ModelCheckpoint::load_state_dict(const Value& state) {
     self.deferred = state.at("deferred").as_bool();
   } catch (const MisuseError& error) {
     throw CheckpointKeyError(std::string("this is no state of a ModelCheckpoint: ") + error.what());
+  }
+  try {
+    self.settle();
+  } catch (const CheckpointError& error) {
+    log::rank_zero_warn(error.what());
   }
   self.records = std::move(read);
 }

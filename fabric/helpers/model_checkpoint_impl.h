@@ -33,6 +33,7 @@ struct ModelCheckpoint::Impl {
     Path file;                 // empty: `last` alone
     Path last;                 // empty: stays as it is
     bool ranked = false;       // `file` is one of the best k
+    bool fresh = false;        // nothing was there under the name of `file`
     std::vector<Path> gone;    // of the best k, somebody removed them
     std::vector<Path> remove;  // once the new file is durable
     const Path& first() const { return file.empty() ? last : file; }
@@ -81,7 +82,7 @@ struct ModelCheckpoint::Impl {
   /// Learns how the file in flight fared; `wait` or only when it has ended.
   void settle();
   void settle_if_ended();
-  void warn_about_old_files();
+  void look_at_folder();
 
   const Config config;
   const Peers peers;
@@ -99,7 +100,7 @@ struct ModelCheckpoint::Impl {
   bool counts_steps = false;                       // `step` is called
   bool validated = false;
   bool deferred = false;
-  bool loaded = false, warned_about_metric = false;
+  bool loaded = false, looked = false, warned_about_metric = false;
   Clock::time_point last_time = Clock::now();
 
   std::unique_ptr<InterruptSignals> signals;

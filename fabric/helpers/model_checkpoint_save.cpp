@@ -93,6 +93,7 @@ ModelCheckpoint::Impl::Plan ModelCheckpoint::Impl::plan(Cause cause, bool accept
     plan.file = first_free_path([&](int version) { return name_file(metrics, version, config.filename); }, evicted);
   }
 
+  plan.fresh = !plan.file.empty() && !checkpoint_exists(plan.file);
   bool late_copy = cause == Cause::step && config.save_last.mode == SaveLast::Mode::copy;
   bool last = config.save_last && (!plan.file.empty() || late_copy || config.save_top_k == 0 ||
                                    config.save_last.mode == SaveLast::Mode::always || cause == Cause::train_end);
@@ -117,8 +118,11 @@ bool ModelCheckpoint::Impl::may_remove(const fs::path& path, const Plan& plan) {
   return false;
 }
 
-void ModelCheckpoint::Impl::warn_about_old_files() {
-  if (std::exchange(loaded, true) || config.save_top_k == 0) return;
+// Once, on rank 0.
+void ModelCheckpoint::Impl::look_at_folder() {
+  if (std::exchange(looked, true)) return;
+  remove_leftovers(folder, config.extension);
+  if (loaded || config.save_top_k == 0) return;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error))
     if (entry.path().extension() == config.extension) {
@@ -142,14 +146,21 @@ bool ModelCheckpoint::Impl::save(Cause cause, const Metrics& metrics, const Stat
     score = judgement.score;
     accepted = judgement.accepted && score;
   }
-  settle();
+  try {
+    settle();
+  } catch (const CheckpointError& error) {
+    if (cause != Cause::emergency) throw;
+    log::rank_zero_warn(error.what());  // what is to be saved now matters more
+  }
   Value made = on_rank_zero(peers, [&]() -> Value {
-    warn_about_old_files();
+    look_at_folder();
     Plan mine = plan(cause, accepted, metrics);
-    return Value::List{mine.file.string(), mine.last.string(), mine.ranked, paths(mine.gone), paths(mine.remove)};
+    return Value::List{mine.file.string(), mine.last.string(), mine.ranked,
+                       mine.fresh,         paths(mine.gone),   paths(mine.remove)};
   });
   const auto& parts = made.as_list();
-  Plan plan{parts[0].as_string(), parts[1].as_string(), parts[2].as_bool(), paths(parts[3]), paths(parts[4])};
+  Plan plan{parts[0].as_string(), parts[1].as_string(), parts[2].as_bool(),
+            parts[3].as_bool(),   paths(parts[4]),      paths(parts[5])};
   for (const auto& path : plan.gone) {
     records.drop(path, config.save_top_k);
     log::rank_zero_warn("the checkpoint '" + path.string() + "' is no longer there; it does not count any more");
@@ -228,11 +239,12 @@ void ModelCheckpoint::Impl::write(const Plan& plan, const StateSource& source, b
 
 // The order matters: whenever a kill comes, everything that a name leads to is whole.
 void ModelCheckpoint::Impl::arrange(const Plan& plan) const {
-  if (!plan.file.empty() && !plan.last.empty()) {
-    if (config.save_last.mode == SaveLast::Mode::link)
-      link_checkpoint(plan.file, plan.last);
-    else
-      copy_checkpoint(plan.file, plan.last);
+  try {
+    if (!plan.file.empty() && !plan.last.empty())
+      (config.save_last.mode == SaveLast::Mode::link ? link_checkpoint : copy_checkpoint)(plan.file, plan.last);
+  } catch (...) {
+    if (plan.fresh) remove_checkpoint(plan.file);  // the save failed as a whole
+    throw;
   }
   for (const auto& path : plan.remove) {
     try {
