@@ -176,15 +176,15 @@ TEST_CASE("a failed write is told at the next call and costs nothing", "[checkpo
   CHECK((keep.best_k_models() == before));
   CHECK(number_in(keep.best_model_path()) == 3);
   slow.fail = false;
-  CHECK(keep.update({{"val_loss", 1}}, numbered(1)));
+  CHECK(keep.update({{"val_loss", 1}}, numbered(1), {.step = 3}));
   keep.wait();
   CHECK(keep.best_model_score() == 1);
   CHECK(names_in(folder).size() == 1);
   slow.fail = true;
-  run(keep, {0.5});
+  keep.update({{"val_loss", 0.5}}, numbered(1), {.step = 4});
   CHECK_THROWS_AS(keep.wait(), CheckpointError);
   CHECK_NOTHROW(keep.wait());
-  run(keep, {0.4});  // lost, too, when the object ends; that only goes to the log
+  keep.update({{"val_loss", 0.4}}, numbered(1), {.step = 5});  // lost, too, when the object ends; that only goes to the log
 }
 
 TEST_CASE("a failed write at once leaves everything as it was", "[checkpoint][bad]") {

@@ -42,19 +42,19 @@ struct FABRIC_API SaveLast {
 class StateSource {
  public:
   StateSource(const State& state)
-      : object_(&state), make_([](const void* object) { return *static_cast<const State*>(object); }) {}
+      : object_(&state), make_([](const StateSource& self) { return *static_cast<const State*>(self.object_); }) {}
   StateSource(std::initializer_list<State::value_type> entries)
-      : object_(&entries), make_([](const void* object) {
-          return State(*static_cast<const std::initializer_list<State::value_type>*>(object));
-        }) {}
+      : entries_(entries), make_([](const StateSource& self) { return State(self.entries_); }) {}
   template <class Make>
   requires(std::is_invocable_r_v<State, const Make&>) StateSource(const Make& make)
-      : object_(&make), make_([](const void* object) { return State((*static_cast<const Make*>(object))()); }) {}
-  State operator()() const { return make_(object_); }
+      : object_(&make),
+        make_([](const StateSource& self) { return State((*static_cast<const Make*>(self.object_))()); }) {}
+  State operator()() const { return make_(*this); }
 
  private:
-  const void* object_;
-  State (*make_)(const void*);
+  const void* object_ = nullptr;
+  std::initializer_list<State::value_type> entries_;
+  State (*make_)(const StateSource&);
 };
 
 /// Where a training loop is. What is missing (-1) is counted: epochs by the calls of `update` or `train_epoch_end`,

@@ -65,13 +65,9 @@ struct ModelCheckpoint::Impl {
   bool save(Cause cause, const Metrics& metrics, const StateSource& state);
   /// Without another rank's help.
   void save_alone(const StateSource& state);
-  /// The metric of rank 0, and whether every rank's is good enough. Missing on any rank: no value.
-  struct Judgement {
-    std::optional<double> score;
-    bool accepted = false;
-  };
-  Judgement judge(const Metrics& metrics);
-  Plan plan(Cause cause, bool accepted, const Metrics& metrics);
+  /// The metric on each rank, by rank; empty when it is missing on any.
+  std::vector<double> gather_scores(const Metrics& metrics) const;
+  Plan plan(Cause cause, const std::vector<double>& scores, const Metrics& metrics);
   Path name_file(const Metrics& metrics, int version, const std::string& pattern) const;
   CheckpointEvent enter(const Plan& plan, std::optional<double> score);
   void write(const Plan& plan, const StateSource& state, bool at_once);

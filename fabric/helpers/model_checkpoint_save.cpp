@@ -22,15 +22,13 @@ std::string number(double value) {
   return text;
 }
 
-[[noreturn]] void fail_about_metric(const std::string& monitor, const Metrics& metrics, bool here) {
+[[noreturn]] void fail_about_metric(const std::string& monitor, const Metrics& metrics) {
   std::vector<std::string> names;
   for (const auto& [name, value] : metrics) names.push_back(name);
-  if (here)
-    throw ConfigError("ModelCheckpoint: the metric '" + monitor +
-                      "', which ranks the files, is there on this rank but not on every rank; give all ranks the same "
-                      "metrics");
-  throw ConfigError("ModelCheckpoint: the metric '" + monitor + "', which ranks the files, is not among the metrics" +
-                    did_you_mean(monitor, names));
+  const std::string which = "ModelCheckpoint: the metric '" + monitor + "', which ranks the files, is ";
+  if (metrics.contains(monitor))
+    throw ConfigError(which + "there on this rank but not on every rank; give all ranks the same metrics");
+  throw ConfigError(which + "not among the metrics" + did_you_mean(monitor, names));
 }
 
 Value paths(const std::vector<fs::path>& list) {
@@ -49,23 +47,20 @@ std::vector<fs::path> paths(const Value& list) {
 
 // --- decisions
 
-ModelCheckpoint::Impl::Judgement ModelCheckpoint::Impl::judge(const Metrics& metrics) {
+std::vector<double> ModelCheckpoint::Impl::gather_scores(const Metrics& metrics) const {
   auto mine = metrics.find(*config.monitor);
-  Judgement judgement{.score = {}, .accepted = true};
+  std::vector<double> scores;
   bool differ = false;
-  auto values = peers.gather(mine == metrics.end() ? Value() : Value(mine->second));
-  for (const auto& value : values) {
+  for (const auto& value : peers.gather(mine == metrics.end() ? Value() : Value(mine->second))) {
     if (value.is_null()) return {};
-    double score = value.as_double();
-    judgement.accepted &= records.accepts(score, config.save_top_k);
-    if (!judgement.score) judgement.score = score;
-    differ |= score != *judgement.score && !(std::isnan(score) && std::isnan(*judgement.score));
+    scores.push_back(value.as_double());
+    differ |= scores.back() != scores.front() && !(std::isnan(scores.back()) && std::isnan(scores.front()));
   }
   if (differ)
     log::warn_once("ModelCheckpoint: '" + *config.monitor +
                    "' differs between the ranks. A file is kept only where every rank's value is good enough, under "
                    "the value of rank 0; reduce the metric over the ranks first (fabric::MeanMetric)");
-  return judgement;
+  return scores;
 }
 
 fs::path ModelCheckpoint::Impl::name_file(const Metrics& metrics, int version, const std::string& pattern) const {
@@ -75,13 +70,17 @@ fs::path ModelCheckpoint::Impl::name_file(const Metrics& metrics, int version, c
   return (folder / (name + config.extension)).lexically_normal();
 }
 
-ModelCheckpoint::Impl::Plan ModelCheckpoint::Impl::plan(Cause cause, bool accepted, const Metrics& metrics) {
+ModelCheckpoint::Impl::Plan ModelCheckpoint::Impl::plan(Cause cause, const std::vector<double>& scores,
+                                                        const Metrics& metrics) {
   Plan plan;
   CheckpointRecords after = records;
   for (const auto& known : records.best_k)
     if (!checkpoint_exists(known.path)) plan.gone.push_back(known.path), after.drop(known.path, config.save_top_k);
 
-  plan.ranked = accepted && (cause == Cause::epoch || cause == Cause::step);
+  plan.ranked =
+      config.save_top_k != 0 && (cause == Cause::epoch || cause == Cause::step) &&
+      (!config.monitor || !scores.empty()) &&
+      std::all_of(scores.begin(), scores.end(), [&](double score) { return after.accepts(score, config.save_top_k); });
   bool counter = config.enable_version_counter || cause == Cause::emergency;
   if (plan.ranked || cause == Cause::emergency) {
     if (plan.ranked && config.monitor) plan.remove = after.evict_for_new(config.save_top_k);
@@ -135,16 +134,13 @@ void ModelCheckpoint::Impl::look_at_folder() {
 // --- the save
 
 bool ModelCheckpoint::Impl::save(Cause cause, const Metrics& metrics, const StateSource& state) {
-  std::optional<double> score;
-  bool accepted = config.save_top_k != 0;
-  if (accepted && config.monitor && (cause == Cause::epoch || cause == Cause::step)) {
-    auto judgement = judge(metrics);
-    if (!judgement.score && validated) fail_about_metric(*config.monitor, metrics, metrics.contains(*config.monitor));
-    if (!judgement.score && !std::exchange(warned_about_metric, true))
+  std::vector<double> scores;
+  if (config.save_top_k != 0 && config.monitor && (cause == Cause::epoch || cause == Cause::step)) {
+    scores = gather_scores(metrics);
+    if (scores.empty() && validated) fail_about_metric(*config.monitor, metrics);
+    if (scores.empty() && !std::exchange(warned_about_metric, true))
       log::rank_zero_warn("ModelCheckpoint: the metric '" + *config.monitor +
                           "' is not there yet, so no file is kept; it is an error once validation has run");
-    score = judgement.score;
-    accepted = judgement.accepted && score;
   }
   try {
     settle();
@@ -154,7 +150,7 @@ bool ModelCheckpoint::Impl::save(Cause cause, const Metrics& metrics, const Stat
   }
   Value made = on_rank_zero(peers, [&]() -> Value {
     look_at_folder();
-    Plan mine = plan(cause, accepted, metrics);
+    Plan mine = plan(cause, scores, metrics);
     return Value::List{mine.file.string(), mine.last.string(), mine.ranked,
                        mine.fresh,         paths(mine.gone),   paths(mine.remove)};
   });
@@ -165,14 +161,14 @@ bool ModelCheckpoint::Impl::save(Cause cause, const Metrics& metrics, const Stat
     records.drop(path, config.save_top_k);
     log::rank_zero_warn("the checkpoint '" + path.string() + "' is no longer there; it does not count any more");
   }
-  if (config.verbose && config.monitor && score && !plan.ranked)
+  if (config.verbose && !scores.empty() && !plan.ranked)
     log::rank_zero_info("epoch " + std::to_string(epoch) + ", step " + std::to_string(step) + ": " + *config.monitor +
-                        " = " + number(*score) + " is not among the best " + std::to_string(config.save_top_k));
+                        " = " + number(scores[0]) + " is not among the best " + std::to_string(config.save_top_k));
   if (plan.first().empty()) return false;
 
   Pending now{.before = records, .event = {}};
   try {
-    now.event = enter(plan, score);
+    now.event = enter(plan, scores.empty() ? std::nullopt : std::optional(scores[0]));
     for (auto* observer : observers) observer->before_save(now.event);
     write(plan, state, !config.async || cause == Cause::emergency);
   } catch (...) {
@@ -284,7 +280,7 @@ void ModelCheckpoint::Impl::save_alone(const StateSource& source) {
   try {
     writer.wait();
     pending.reset();
-    Plan mine = plan(Cause::emergency, false, {});
+    Plan mine = plan(Cause::emergency, {}, {});
     now.event = enter(mine, {});
     for (auto* observer : observers) observer->before_save(now.event);
     target.write(mine.first(), target.collect(narrowed(source())));

@@ -42,7 +42,7 @@ struct Recorder : fabric::CheckpointObserver {
 
 TEST_CASE("settings that make no sense are refused with what to write", "[checkpoint][config]") {
   check_refused({.save_top_k = -2}, "save_top_k");
-  check_refused({.mode = "maximum"}, "did you mean 'max'");
+  check_refused({.mode = "maxx"}, "did you mean 'max'");
   check_refused({.save_top_k = 2}, "monitor");
   check_refused({.monitor = ""}, "monitor");
   check_refused({.every_n_train_steps = -1}, "every_n_train_steps");
