@@ -184,7 +184,8 @@ TEST_CASE("a failed write is told at the next call and costs nothing", "[checkpo
   keep.update({{"val_loss", 0.5}}, numbered(1), {.step = 4});
   CHECK_THROWS_AS(keep.wait(), CheckpointError);
   CHECK_NOTHROW(keep.wait());
-  keep.update({{"val_loss", 0.4}}, numbered(1), {.step = 5});  // lost, too, when the object ends; that only goes to the log
+  keep.update({{"val_loss", 0.4}}, numbered(1),
+              {.step = 5});  // lost, too, when the object ends; that only goes to the log
 }
 
 TEST_CASE("a failed write at once leaves everything as it was", "[checkpoint][bad]") {

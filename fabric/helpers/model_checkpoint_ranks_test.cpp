@@ -67,7 +67,7 @@ TEST_CASE("through Fabric: beside the logs, in its format", "[checkpoint][fabric
   optimizer.step();
   for (bool async : {false, true}) {
     ModelCheckpoint keep({.monitor = "acc", .mode = "max", .async = async, .extension = ".pt"}, fabric);
-    CHECK(keep.dirpath() == std::filesystem::canonical(fabric.logger().log_dir()) / "checkpoints");
+    CHECK(keep.dirpath() == std::filesystem::weakly_canonical(fabric.logger().log_dir()) / "checkpoints");
     auto state = [&, &model = model, &optimizer = optimizer] {
       return State{{"model", model}, {"optimizer", optimizer}, {"keep", keep}};
     };
@@ -124,7 +124,7 @@ RANKS_TEST("ranks keep the same files, and rank 0 writes them", "[checkpoint][ra
     RANK_CHECK(missing.find(rank == 0 ? "not on every rank" : "other") != std::string::npos);
     fabric.barrier();
     auto point = fabric::resume_latest(keep.dirpath(), fabric);
-    RANK_CHECK(point.path == keep.dirpath() / "epoch=3-step=4.safetensors");
+    RANK_CHECK(std::filesystem::equivalent(point.path, keep.dirpath() / "epoch=3-step=4.safetensors"));  // or `last`
     State loaded = state();
     fabric.load(point.path, loaded);
     RANK_CHECK(keep.best_model_score() == 3);
