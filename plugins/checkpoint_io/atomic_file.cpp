@@ -81,8 +81,9 @@ bool AtomicFile::claim(const std::filesystem::path& temporary) {
 void AtomicFile::write(const void* data, std::size_t size) {
   position_ += size;
   const char* bytes = static_cast<const char*>(data);
-  if (buffer_.size() + size > kBuffer) flush();
-  if (size >= kBuffer / 2)
+  const bool large = size >= kBuffer / 2;
+  if (large || buffer_.size() + size > kBuffer) flush();  // what came before goes first
+  if (large)
     write_through(bytes, size);
   else
     buffer_.insert(buffer_.end(), bytes, bytes + size);

@@ -81,6 +81,23 @@ TEST_CASE("a write that fails half way leaves the old file and nothing else", "[
   }
 }
 
+TEST_CASE("pieces of all sizes are written in their order", "[checkpoint_io][durability]") {
+  constexpr std::int64_t kMebi = 1 << 20;
+  Folder folder;
+  for (std::string format : {"safetensors", "torch"}) {
+    auto io = make_checkpoint_io(format);
+    for (std::int64_t bytes :
+         {1L, kMebi / 2 - 1, kMebi / 2, kMebi / 2 + 1, kMebi - 20'000, kMebi - 1, kMebi, kMebi + 1}) {
+      INFO(format << ", " << bytes);
+      Value value = Value::Map{{"small", torch::arange(100)},
+                               {"one", torch::randint(0, 256, {bytes}, torch::kByte)},
+                               {"two", torch::randint(0, 256, {bytes}, torch::kByte)}};
+      io->save(value, folder / "f");
+      CHECK(same(io->load(folder / "f"), value));
+    }
+  }
+}
+
 TEST_CASE("a full disk leaves the old file and nothing else", "[checkpoint_io][durability]") {
   Folder folder;
   Mount disk(folder / "disk", "size=1m");
