@@ -89,7 +89,7 @@ void train(const fs::path& folder, bool async, int ranks) {
                          {"due", due},
                          {"best", best},
                          {"step", step},
-                         {"ballast", torch::full({1 << 17}, static_cast<double>(step))}};
+                         {"ballast", torch::full({1 << 18}, static_cast<double>(step))}};
   };
 
   if (auto found = fabric::resume_latest(folder / "kept", fabric)) {
