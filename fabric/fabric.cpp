@@ -4,6 +4,7 @@
 #include <limits>
 #include <set>
 
+#include <fabric/error_file.h>
 #include <fabric/log.h>
 
 #include "fabric/connector.h"
@@ -27,6 +28,7 @@ Fabric::Fabric() : Fabric(Config{}, Parts{}) {}
 Fabric::Fabric(const Config& config) : Fabric(config, Parts{}) {}
 
 Fabric::Fabric(const Config& config, Parts parts) : core_(std::make_unique<Core>()) {
+  install_error_file();
   Resolved resolved = resolve(config, std::move(parts));
   core_->strategy = std::move(resolved.strategy);
   core_->callbacks = std::make_shared<std::vector<std::shared_ptr<Callback>>>(std::move(resolved.callbacks));

@@ -3,6 +3,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -12,6 +13,7 @@
 #include <fabric/config.h>
 #include <fabric/dataloader.h>
 #include <fabric/error.h>
+#include <fabric/heartbeat.h>
 #include <fabric/plugins/loggers/logger.h>
 #include <fabric/seed.h>
 #include <fabric/strategies/registry.h>
@@ -191,6 +193,14 @@ class FABRIC_API Fabric {
   Value load(const std::filesystem::path& path) const;
   /// A file that holds nothing but one module's or optimizer's state.
   void load_raw(const std::filesystem::path& path, StateEntry object, bool strict = true) const;
+
+  // --- for the launcher: nothing happens where none listens (fabric/heartbeat.h)
+  /// This rank lives.
+  void heartbeat() const noexcept { fabric::heartbeat(); }
+  /// This rank lives and has come to `step`.
+  void heartbeat(std::int64_t step) const noexcept { fabric::heartbeat(step); }
+  /// Names what happens until the object goes: auto section = fabric.section("validation", 600).
+  Section section(std::string_view name, double seconds = 0) const noexcept { return Section(name, seconds); }
 
   // --- logs and callbacks
   /// Prints on the first rank of each node.

@@ -49,6 +49,8 @@ Value reduce_number(const Value& value, ReduceOp op, Strategy& strategy, const P
 
 void Fabric::barrier(const std::string& name) const {
   require_launched("barrier");
+  // A rank that waits here is not taken for the one that hangs.
+  Section waiting(name.empty() || !has_heartbeat_listener() ? "barrier" : "barrier_" + name);
   strategy()->barrier(name);
 }
 

@@ -197,7 +197,16 @@ class Doctor {
     line("OMP_NUM_THREADS",
          threads ? *threads + ", set already"
                  : std::to_string(std::max(1, processors / workers)) + ", processors divided by workers");
-    line("accelerator", gpus ? "cuda" : "cpu");
+    line("accelerator", gpus ? "cuda, since there are GPUs" : "cpu, since there is no GPU");
+    line("strategy", workers > 1 ? "ddp, since there are several ranks" : "single_device, since there is one rank");
+    bool has_nccl = !find_library("libtorchfabric_cuda.so").empty();
+    line("process group", gpus && has_nccl ? "nccl, for GPUs"
+                          : gpus           ? "gloo, since the library for NCCL is missing; slow for GPUs"
+                                           : "gloo, for the CPU; mpi under mpirun");
+    examine_requests(gpus);
+    line("MASTER_ADDR and _PORT", env_->has("PET_MASTER_PORT")
+                                      ? "as PET_MASTER_ADDR and PET_MASTER_PORT say"
+                                      : "127.0.0.1 and a free port on one node; 29500 is never taken unasked");
     try {
       auto environment = detect_environment(env_);
       line("this very process", "environment " + environment->name() +
@@ -206,6 +215,22 @@ class Doctor {
                                          : ", no rank of anything"));
     } catch (const Error& error) {
       fault("this very process", error.what());
+    }
+  }
+
+  // Settings that are exported count for every run.
+  void examine_requests(bool gpus) {
+    for (const char* name : {"FABRIC_ACCELERATOR", "FABRIC_STRATEGY", "FABRIC_DEVICES", "FABRIC_PRECISION",
+                             "PET_NPROC_PER_NODE", "PET_NNODES"})
+      if (auto value = env_->get(name)) line(name, *value + ", from the environment, instead of the above");
+    auto accelerator = env_->get_or("FABRIC_ACCELERATOR", "");
+    if (!gpus && (accelerator == "cuda" || accelerator == "gpu"))
+      fault("FABRIC_ACCELERATOR", accelerator + " is asked for, but there is no GPU");
+    auto workers = env_->get("PET_NPROC_PER_NODE");
+    try {
+      if (workers) run::count_workers(*workers, *env_);
+    } catch (const Error& error) {
+      fault("PET_NPROC_PER_NODE", error.what());
     }
   }
 

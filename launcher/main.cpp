@@ -66,6 +66,11 @@ int start_program(const std::string& name, const Words& words) {
     if (errno != ENOENT)
       return complain("cannot run " + path + ": " + std::strerror(errno), fabric::run::kCannotExecute);
   }
+  if (name == "consolidate")
+    return complain(
+        "there is nothing to consolidate: every checkpoint of this version is one safetensors file already, which any "
+        "number of processes can load. `fabric convert` reads other formats",
+        fabric::run::kLauncherFailed);
   return complain("`fabric " + name + "` is the program " + file + ", which is neither in " + own_folder() +
                       " nor in ../libexec/torchfabric; it is built and installed with TorchFabric's library",
                   fabric::run::kNotFound);

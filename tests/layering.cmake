@@ -7,7 +7,7 @@ set(rooms launcher environments accelerators collectives precision strategies fa
 set(side_rooms checkpoint_io loggers utilities)
 # Plain data that travels between rooms and the tools all of them use.
 set(base_headers error export log version tree tree_io config settings nearest_name tree_io rank_info value scope state tensors seed
-  plugin_library torch_compat launching)
+  plugin_library torch_compat launching heartbeat error_file preemption)
 set(problems)
 
 # Which room a file (path below the root) belongs to: `base`, one of the lists above, or `none` (tests, examples).

@@ -7,6 +7,11 @@ target_compile_options(fabric_settings INTERFACE -Wall -Wextra -Wno-missing-fiel
   $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>
   $<$<BOOL:${FABRIC_WERROR}>:-Werror>)
 target_include_directories(fabric_settings INTERFACE ${PROJECT_SOURCE_DIR})
+set(FABRIC_SANITIZE "" CACHE STRING "Sanitizer for everything that is built: address or thread (./dev sanitize)")
+if(FABRIC_SANITIZE)
+  target_compile_options(fabric_settings INTERFACE -fsanitize=${FABRIC_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(fabric_settings INTERFACE -fsanitize=${FABRIC_SANITIZE})
+endif()
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_CXX_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)

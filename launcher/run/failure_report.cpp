@@ -76,14 +76,24 @@ std::string hint(const WorkerEnd& worker) {
   return "  no core was dumped; `ulimit -c unlimited` before the start allows it\n";
 }
 
+// As far as its heartbeats told.
+std::string last_place(const WorkerEnd& worker) {
+  std::string text;
+  if (worker.step >= 0) text += "step " + std::to_string(worker.step);
+  if (!worker.section.empty()) text += std::string(text.empty() ? "" : ", ") + "section '" + worker.section + "'";
+  return text.empty() ? "" : "  its last heartbeats: " + text + "\n";
+}
+
 std::string cause_text(const WorkerEnd& worker) {
   std::string text = hint(worker);
   if (worker.error && worker.error->problem.empty()) {
-    text += "  error: " + worker.error->message + "\n";
+    bool has_lines = worker.error->message.find('\n') != std::string::npos;
+    text += "  error: " + (has_lines ? "\n" + indented(worker.error->message) : worker.error->message + "\n");
     if (!worker.error->backtrace.empty()) text += "  backtrace:\n" + indented(worker.error->backtrace);
   } else if (worker.error) {
     text += "  its error file " + worker.error_path + " is unreadable: " + worker.error->problem + "\n";
   }
+  text += last_place(worker);
   if (!worker.stacks.empty()) text += "  where its threads were:\n" + indented(worker.stacks);
   if (worker.last_lines.empty()) return text + "  it wrote nothing to stderr\n";
   text += "  last lines of its stderr:\n";
@@ -98,6 +108,7 @@ std::string others_text(const Attempt& attempt) {
     auto& list = lists[worker.state];
     list += (list.empty() ? "" : ", ") + std::to_string(worker.rank);
     if (worker.state == WorkerEnd::failed) list += " (" + end_in_words(worker) + ")";
+    if (attempt.end == Attempt::hung && !worker.section.empty()) list += " (in section '" + worker.section + "')";
   }
   std::string text;
   for (auto state : {WorkerEnd::failed, WorkerEnd::stopped, WorkerEnd::succeeded, WorkerEnd::not_started})
@@ -117,6 +128,7 @@ Tree worker_tree(const WorkerEnd& worker, const Job& job) {
   tree["monotonic_seconds"] = static_cast<double>(worker.nanoseconds) * 1e-9;
   tree["out_of_memory"] = worker.out_of_memory;
   if (worker.step >= 0) tree["step"] = worker.step;
+  if (!worker.section.empty()) tree["section"] = worker.section;
   if (!worker.hang.empty()) tree["hang"] = worker.hang;
   if (!worker.stacks.empty()) tree["stacks"] = worker.stacks;
   if (worker.error) {
@@ -163,6 +175,7 @@ std::string report_text(const Job& job, const Attempt& attempt, const std::strin
     text += cause_in_words(job, attempt) + "; " + when + "\n" + cause_text(worker);
   }
   text += others_text(attempt);
+  if (!attempt.why_no_retry.empty()) text += "  the job is not to be started again: " + attempt.why_no_retry + "\n";
   if (!log_folder.empty()) text += "  logs: " + log_folder + "\n";
   return text;
 }

@@ -41,6 +41,7 @@ struct WorkerEnd {
   std::string hang;    // why it counts as hung
   std::string stacks;  // where its threads were then
   long long step = -1;
+  std::string section;  // in which it was last
   std::optional<ErrorFile> error;
   std::string error_path;
   std::vector<std::string> last_lines;  // of its stderr
@@ -57,6 +58,7 @@ struct Attempt {
   int first = -1;      // the worker that is the cause, by local rank
   double seconds = 0;  // from start to end
   bool forbids_retry = false;
+  std::string why_no_retry;
   std::vector<WorkerEnd> workers;
   /// The cause is on this node.
   bool is_failure() const { return end != succeeded && end != signalled && end != stopped_elsewhere; }

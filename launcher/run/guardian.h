@@ -31,6 +31,8 @@ struct GuardianOptions {
   rlimit files;
   /// Signals that stop the job; the guardian tells the launcher of them.
   std::vector<int> stop_on;
+  /// Signals that the launcher passes on; the guardian is deaf to them.
+  std::vector<int> forward;
   /// Removed by the guardian when the launcher is gone and cannot; empty: nothing.
   std::string temporary_folder;
 };

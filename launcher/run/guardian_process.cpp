@@ -49,13 +49,15 @@ class GuardianProcess {
     setsid();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     prctl(PR_SET_NAME, "fabric-guardian");
-    // A signal that stops the job is for the launcher to act on; others do what they do by default.
+    // A signal that stops the job is for the launcher to act on, and so is one that it passes on: SLURM sends both to
+    // every process of a step. Others do what they do by default.
     sigset_t mask;
     sigemptyset(&mask);
     sigaddset(&mask, SIGCHLD);
     for (int number : options_.stop_on) sigaddset(&mask, number);
-    sigprocmask(SIG_SETMASK, &mask, nullptr);
     signals_ = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+    for (int number : options_.forward) sigaddset(&mask, number);
+    sigprocmask(SIG_SETMASK, &mask, nullptr);
   }
 
   void watch(int fd, std::uint64_t tag) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 
 namespace fabric::run {
 namespace {
@@ -52,9 +53,11 @@ void Heartbeats::feed(std::string_view bytes, Clock::time_point now) {
 }
 
 void Heartbeats::take(std::string_view line, Clock::time_point now) {
-  ++beats_;
+  is_watched_ = true;
   last_beat_ = now;
   auto word = next_word(line);
+  // Sections may come and go before the first step: they do not use up the time for warming up.
+  if (word != "section" && word != "end" && word != "reset" && word != "timeout") ++beats_;
   if (word == "step") {
     char* end = nullptr;
     auto text = next_word(line);
@@ -63,11 +66,12 @@ void Heartbeats::take(std::string_view line, Clock::time_point now) {
     step_ = step;
     last_step_ = now;
   } else if (word == "section") {
-    section_ = printable(next_word(line));
-    section_limit_ = positive(next_word(line));
+    auto name = printable(next_word(line));
+    if (sections_.size() < kDeepest) sections_.push_back({name, positive(next_word(line)), now});
   } else if (word == "end") {
-    section_.clear();
-    section_limit_ = 0;
+    leave(printable(next_word(line)));
+  } else if (word == "reset") {
+    sections_.clear();
   } else if (word == "timeout") {
     limits_.timeout = positive(next_word(line));
   } else if (word == "noretry") {
@@ -77,19 +81,29 @@ void Heartbeats::take(std::string_view line, Clock::time_point now) {
   }
 }
 
+void Heartbeats::leave(const std::string& name) {
+  auto found = std::find_if(sections_.rbegin(), sections_.rend(),
+                            [&](const Section& section) { return name.empty() || section.name == name; });
+  if (found != sections_.rend()) sections_.erase(std::prev(found.base()), sections_.end());
+}
+
+const Heartbeats::Section* Heartbeats::limited_section() const {
+  auto found =
+      std::find_if(sections_.rbegin(), sections_.rend(), [](const Section& section) { return section.limit > 0; });
+  return found == sections_.rend() ? nullptr : &*found;
+}
+
 double Heartbeats::silence_limit() const {
-  if (section_limit_ > 0) return section_limit_;
-  if (limits_.timeout <= 0) return 0;
+  if (limits_.timeout <= 0 || limited_section()) return 0;
   return beats_ < 2 ? std::max(limits_.timeout, limits_.warmup) : limits_.timeout;
 }
 
 std::optional<Heartbeats::Clock::time_point> Heartbeats::deadline() const {
   std::optional<Clock::time_point> first;
-  if (beats_ > 0 && silence_limit() > 0) first = last_beat_ + in_clock(silence_limit());
-  if (step_ >= 0 && limits_.progress > 0) {
-    auto progress = last_step_ + in_clock(limits_.progress);
-    first = first ? std::min(*first, progress) : progress;
-  }
+  auto consider = [&](Clock::time_point time) { first = first ? std::min(*first, time) : time; };
+  if (const auto* section = limited_section()) consider(section->entered + in_clock(section->limit));
+  if (is_watched_ && silence_limit() > 0) consider(last_beat_ + in_clock(silence_limit()));
+  if (step_ >= 0 && limits_.progress > 0) consider(last_step_ + in_clock(limits_.progress));
   return first;
 }
 
@@ -97,11 +111,15 @@ std::optional<std::string> Heartbeats::hang(Clock::time_point now) const {
   auto first = deadline();
   if (!first || now < *first) return std::nullopt;
   auto since = [&](Clock::time_point then) { return std::chrono::duration<double>(now - then).count(); };
-  double limit = silence_limit();
-  bool silent = limit > 0 && now >= last_beat_ + in_clock(limit);
-  auto text = silent ? "gave no heartbeat " + in_words(since(last_beat_), limit)
-                     : "stayed at step " + std::to_string(step_) + " " + in_words(since(last_step_), limits_.progress);
-  if (!section_.empty()) text += ", in section '" + section_ + "'";
+  const auto* limited = limited_section();
+  std::string text;
+  if (limited && now >= limited->entered + in_clock(limited->limit))
+    text = "did not leave section '" + limited->name + "' " + in_words(since(limited->entered), limited->limit);
+  else if (silence_limit() > 0 && now >= last_beat_ + in_clock(silence_limit()))
+    text = "gave no heartbeat " + in_words(since(last_beat_), silence_limit());
+  else
+    text = "stayed at step " + std::to_string(step_) + " " + in_words(since(last_step_), limits_.progress);
+  if (!sections_.empty() && &sections_.back() != limited) text += ", in section '" + sections_.back().name + "'";
   return text;
 }
 

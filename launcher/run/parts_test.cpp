@@ -98,7 +98,7 @@ TEST_CASE("heartbeats: nothing before the first, then silence, sections and step
   CHECK(beats.step() == 3);
   CHECK_FALSE(beats.hang(at(150)));
   CHECK(beats.hang(at(151.5))->find("stayed at step 3") != std::string::npos);
-  CHECK(beats.hang(at(153))->find("in section 'io'") != std::string::npos);
+  CHECK(beats.hang(at(153))->find("did not leave section 'io' for 41.0 s (limit 40 s)") != std::string::npos);
   beats.feed("end\ntimeout 1\nstep 4\n", at(153));
   CHECK(beats.hang(at(154.5)));
   beats.feed(std::string(100000, 'x') + "\n\x01\n\nsection a\x1b[2J 1e999\nstep 99999999999999999999\nstep\n", at(155));
@@ -106,6 +106,38 @@ TEST_CASE("heartbeats: nothing before the first, then silence, sections and step
   CHECK_FALSE(beats.forbids_retry());
   beats.feed("noretry disk is gone\n", at(155));
   CHECK(beats.why_no_retry() == "disk is gone");
+}
+
+TEST_CASE("heartbeats: sections are nested, limited and forgotten", "[heartbeats]") {
+  Heartbeats beats({.timeout = 10, .warmup = 100, .progress = 0});
+  beats.feed("section load 30\n", at(0));
+  // Its own limit counts from the entry, whatever is heard meanwhile, and the general one rests.
+  beats.feed("beat\nbeat\nsection inner\n", at(20));
+  CHECK_FALSE(beats.hang(at(29)));
+  CHECK(*beats.hang(at(31)) == "did not leave section 'load' for 31.0 s (limit 30 s), in section 'inner'");
+  beats.feed("end\n", at(25));
+  CHECK(beats.section() == "load");
+  beats.feed("section a\nsection b 1\nend a\n", at(26));
+  CHECK(beats.section() == "load");
+  beats.feed("end nothing\nend load\nend\n", at(27));
+  CHECK(beats.section().empty());
+  CHECK_FALSE(beats.hang(at(36)));
+  CHECK(*beats.hang(at(38)) == "gave no heartbeat for 11.0 s (limit 10 s)");
+  beats.feed("section c 1\nreset\n", at(40));
+  CHECK_FALSE(beats.hang(at(49)));
+  for (int i = 0; i < 100000; ++i) beats.feed("section d\n", at(50));
+  beats.feed("timeout 0\n", at(51));
+  CHECK_FALSE(beats.deadline());
+}
+
+TEST_CASE("heartbeats: sections before the first step leave its time to warm up", "[heartbeats]") {
+  Heartbeats beats({.timeout = 10, .warmup = 100, .progress = 0});
+  beats.feed("section a\nend a\nsection b\nend b\n", at(0));
+  CHECK_FALSE(beats.hang(at(99)));
+  beats.feed("step 0\n", at(99));
+  CHECK_FALSE(beats.hang(at(198)));
+  beats.feed("step 1\n", at(198));
+  CHECK(beats.hang(at(209)));
 }
 
 TEST_CASE("error files of all kinds", "[error file]") {

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <tuple>
 
 #include <fabric/error.h>
 
@@ -28,7 +29,9 @@ using std::chrono::seconds;
 
 /// How long a killed process may take to go before we stop waiting for the guardian, and for the last output.
 constexpr seconds kKillLimit{2}, kDrainLimit{1};
-constexpr milliseconds kStackLimit{8000};
+constexpr milliseconds kHangDelay{100};
+/// For one rank, and when to begin with no other: nothing else happens meanwhile.
+constexpr milliseconds kStackLimit{8000}, kAllStacksLimit{10000};
 
 long long nanoseconds(std::chrono::steady_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
@@ -118,7 +121,8 @@ int Round::milliseconds_to_wait() const {
     if (time && (!first || *time < *first)) first = time;
   };
   for (const auto& time : {kill_at_, give_up_at_, drain_until_, require_all_at_}) consider(time);
-  if (!stopping_)
+  if (!stopping_) consider(name_hang_at_);
+  if (!stopping_ && !name_hang_at_)
     for (std::size_t i = 0; i < workers_.size(); ++i)
       if (attempt_.workers[i].state == WorkerEnd::running) consider(workers_[i].heartbeats.deadline());
   if (!first) return -1;
@@ -305,17 +309,28 @@ void Round::check_deadlines() {
 }
 
 void Round::check_hangs(Clock::time_point now) {
+  std::vector<std::size_t> hung;
   for (std::size_t i = 0; i < workers_.size(); ++i) {
-    auto& worker = attempt_.workers[i];
-    if (worker.state != WorkerEnd::running) continue;
+    if (attempt_.workers[i].state != WorkerEnd::running) continue;
     auto hang = workers_[i].heartbeats.hang(now);
-    if (!hang) continue;
-    worker.hang = *hang;
-    if (context_.node) context_.node->be_busy(2 * std::chrono::duration<double>(kStackLimit).count());
-    worker.stacks = dump_stacks(worker.pid, kStackLimit);
-    if (attempt_.first < 0) attempt_.first = static_cast<int>(i);
+    attempt_.workers[i].hang = hang.value_or("");
+    if (hang) hung.push_back(i);
   }
-  if (attempt_.first < 0) return;
+  if (hung.empty()) return name_hang_at_.reset();
+  // Those that wait for the one that hangs fall silent with it, some of them a moment before.
+  if (!name_hang_at_) name_hang_at_ = now + kHangDelay;
+  if (now < *name_hang_at_) return;
+  // One that hangs makes the others wait for it. It is the one that has come least far and does not wait in a barrier.
+  auto order = [&](std::size_t i) {
+    const auto& beats = workers_[i].heartbeats;
+    return std::tuple(beats.section().starts_with("barrier"), beats.step(), *beats.last_beat());
+  };
+  std::sort(hung.begin(), hung.end(), [&](std::size_t a, std::size_t b) { return order(a) < order(b); });
+  attempt_.first = static_cast<int>(hung.front());
+  if (context_.node) context_.node->be_busy(std::chrono::duration<double>(kAllStacksLimit + 2 * kStackLimit).count());
+  for (std::size_t i : hung)
+    if (Clock::now() - now < kAllStacksLimit)
+      attempt_.workers[i].stacks = dump_stacks(attempt_.workers[i].pid, kStackLimit);
   attempt_.code = kHang;
   stop(Attempt::hung, SIGTERM);
 }
@@ -390,8 +405,10 @@ void Round::conclude() {
     const auto& lines = workers_[i].error->last_lines();
     end.last_lines.assign(lines.begin(), lines.end());
     end.step = workers_[i].heartbeats.step();
+    end.section = workers_[i].heartbeats.section();
     end.error = read_error_file(end.error_path);
     attempt_.forbids_retry |= workers_[i].heartbeats.forbids_retry();
+    if (attempt_.why_no_retry.empty()) attempt_.why_no_retry = workers_[i].heartbeats.why_no_retry();
   }
   attempt_.forbids_retry |= attempt_.code == kDoNotRetry;
 }

@@ -86,7 +86,7 @@ class Round {
   bool stopping_ = false, killed_ = false, all_gone_ = false;
   long long asked_at_ = 0;  // nanoseconds of the monotonic clock
   bool waits_for_console_[2] = {false, false};
-  std::optional<Clock::time_point> kill_at_, give_up_at_, drain_until_, require_all_at_;
+  std::optional<Clock::time_point> kill_at_, give_up_at_, drain_until_, require_all_at_, name_hang_at_;
 };
 
 /// A socket and pipes for each worker, a connection for each other node, and what the launcher itself needs.

@@ -72,6 +72,7 @@ RoundContext Runner::context(rendezvous::Node* node) {
                            .mask = mask_,
                            .files = files_,
                            .stop_on = options_.stop_on,
+                           .forward = options_.forward,
                            .temporary_folder = folders_.is_temporary() ? folders_.root() : ""};
   return {options_,         job_,           program_,          variables_, folders_, console_, guardian,
           prefix_template_, signals_.get(), heartbeat_number_, node};

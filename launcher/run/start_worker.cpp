@@ -47,10 +47,13 @@ bool settle_in(const Prepared& prepared) {
   return true;
 }
 
-[[gnu::noinline]] pid_t vfork_and_exec(const Prepared& prepared, volatile Failure& failure) {
+// The reason goes through a pipe that closes by itself when the program runs; memory of parent and child is not one
+// under every tool that watches them.
+[[gnu::noinline]] pid_t vfork_and_exec(const Prepared& prepared, int report) {
   pid_t pid = vfork();
   if (pid != 0) return pid;
   const char* folder = prepared.worker.workdir.c_str();
+  Failure failure;
   if (!settle_in(prepared)) {
     failure.stage = Event::settle;
   } else if (*folder && chdir(folder) != 0) {
@@ -60,6 +63,7 @@ bool settle_in(const Prepared& prepared) {
     failure.stage = Event::exec;
   }
   failure.error = errno;
+  [[maybe_unused]] auto written = write(report, &failure, sizeof failure);
   _exit(127);
 }
 
@@ -69,15 +73,26 @@ pid_t start_worker(const WorkerStart& worker, const GuardianOptions& options, in
   Prepared prepared{worker, options, pointers(worker.arguments), pointers(worker.variables)};
   prepared.input = open("/dev/null", O_RDONLY | O_CLOEXEC);
   prepared.parent = getpid();
-  volatile Failure failure;
+  int ends[2] = {-1, -1};
+  // The write end gets a number that the worker's heartbeats cannot have.
+  int report = pipe2(ends, O_CLOEXEC) == 0 ? fcntl(ends[1], F_DUPFD_CLOEXEC, 16) : -1;
+  if (report < 0) {
+    error = errno;
+    stage = Event::settle;
+    for (int fd : {prepared.input, ends[0], ends[1]}) close(fd);
+    return -1;
+  }
   sigset_t all, before;
   sigfillset(&all);
   sigprocmask(SIG_SETMASK, &all, &before);
-  pid_t pid = vfork_and_exec(prepared, failure);
+  pid_t pid = vfork_and_exec(prepared, report);
   int fork_error = errno;
   sigprocmask(SIG_SETMASK, &before, nullptr);
-  close(prepared.input);
-  if (pid > 0 && failure.stage == Event::none) return pid;
+  for (int fd : {prepared.input, ends[1], report}) close(fd);
+  Failure failure;
+  bool failed = pid > 0 && read(ends[0], &failure, sizeof failure) == static_cast<ssize_t>(sizeof failure);
+  close(ends[0]);
+  if (pid > 0 && !failed) return pid;
   error = pid < 0 ? fork_error : failure.error;
   stage = pid < 0 ? Event::fork : failure.stage;
   return -1;

@@ -6,6 +6,7 @@
 #include <fabric/log.h>
 #include <fabric/nearest_name.h>
 #include <fabric/plugin_library.h>
+#include <fabric/plugins/environments/env_reader.h>
 
 #include "plugins/collectives/check.h"
 #include "plugins/collectives/gloo_backend.h"
@@ -87,6 +88,17 @@ void require_same_job(const Group& group, const MpiBackend& mpi) {
                                         : ". Start the job with mpirun alone, or use the backend 'gloo'"));
 }
 
+// Open MPI would end such a process with a page about how SLURM was built.
+void require_common_job(const Group& group) {
+  if (group.ranks.source != "slurm" || group.size == 1) return;
+  auto env = process_env();
+  for (const char* name : {"PMIX_RANK", "PMI_RANK", "PMI_FD"})
+    if (env->has(name)) return;
+  throw ConfigError("srun started " + std::to_string(group.size) +
+                    " tasks that MPI knows nothing of: each would be an MPI job of its own. Use srun --mpi=pmix, or "
+                    "mpirun inside the allocation, or the backend 'gloo'");
+}
+
 MpiOptions mpi_options(const Group& group, const void* communicator) {
   constexpr double kMebi = 1 << 20;
   return {.communicator = communicator,
@@ -121,6 +133,7 @@ void join_job(Group& group) {
   group.backend = resolve(group);
   if (group.backend == "single") return;
   if (group.backend == "mpi") {
+    require_common_job(group);
     c10::intrusive_ptr<MpiBackend> mpi;
     find_mpi()(mpi_options(group, nullptr), mpi);
     require_same_job(group, *mpi);

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -132,7 +133,8 @@ pid_t Job::guardian() const {
 
 Result Job::finish() {
   int status = 0;
-  while (waitpid(pid_, &status, WNOHANG) == 0) {
+  rusage usage{};
+  while (wait4(pid_, &status, WNOHANG, &usage) == 0) {
     drain();
     if (now() - start_ < kLimit) continue;
     kill(pid_, SIGKILL);
@@ -142,6 +144,7 @@ Result Job::finish() {
   }
   pid_ = -1;
   result_.seconds = now() - start_;
+  result_.peak_kilobytes = usage.ru_maxrss;
   result_.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
   result_.left = processes();
   for (double limit = now() + 1; !result_.left.empty() && now() < limit; usleep(5000)) result_.left = processes();

@@ -10,11 +10,19 @@
 // Starts the program `fabric` for real, looks at what it prints, and looks for processes that it left behind.
 namespace run_support {
 
+/// Built with a sanitizer, everything is slower and larger, and limits of memory cannot be set.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
 struct Result {
-  int code = 0;            // 128 + n when killed by signal n; 124 when it ran out of time
-  std::string out, error;  // its two streams
-  double seconds = 0;      // until it ended
-  std::vector<int> left;   // processes of the job that were still there a second later
+  int code = 0;             // 128 + n when killed by signal n; 124 when it ran out of time
+  std::string out, error;   // its two streams
+  double seconds = 0;       // until it ended
+  long peak_kilobytes = 0;  // of memory, of the launcher or one that it waited for
+  std::vector<int> left;    // processes of the job that were still there a second later
   bool said(const std::string& text) const { return error.find(text) != std::string::npos; }
   /// Lines of stdout that contain the text, without their prefix "[host:rank] ", sorted.
   std::vector<std::string> lines(const std::string& text = "") const;

@@ -1,0 +1,281 @@
+// `fabric run` at the limits of the machine: many jobs, much output, no memory, no processes, programs that do not
+// load. Numbers in the names are those of run_test.cpp.
+#include <fcntl.h>
+#include <grp.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <set>
+#include <sstream>
+
+#include <fabric/tree_io.h>
+
+#include "tests/ranks/run_support.h"
+#include "tests/support/catch.h"
+
+using run_support::Folder;
+using run_support::Job;
+using run_support::read_file;
+using run_support::Result;
+using run_support::run;
+using run_support::shell;
+
+namespace {
+
+void require_clean(const Result& result) {
+  INFO(result.out << result.error);
+  CHECK(result.left.empty());
+  CHECK(result.code != 124);
+}
+
+bool write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text << std::flush;
+  return file.good();
+}
+
+/// A memory cgroup below our own that allows so many bytes; of version 1 or 2, whatever may be made here.
+class MemoryGroup {
+ public:
+  explicit MemoryGroup(long bytes) {
+    std::ifstream own("/proc/self/cgroup");
+    for (std::string line; std::getline(own, line) && path_.empty();) {
+      bool old = line.find(":memory:") != std::string::npos, unified = line.starts_with("0::");
+      if (!old && !unified) continue;
+      auto place = line.substr(line.rfind(':') + 1);
+      path_ = (old ? "/sys/fs/cgroup/memory" : "/sys/fs/cgroup") + (place == "/" ? "" : place) + "/fabric_test_" +
+              std::to_string(getpid());
+      auto limit = path_ + (old ? "/memory.limit_in_bytes" : "/memory.max");
+      if (mkdir(path_.c_str(), 0755) != 0 || access(limit.c_str(), W_OK) != 0 ||
+          !write_file(limit, std::to_string(bytes)))
+        remove();
+      else if (!old)
+        write_file(path_ + "/memory.swap.max", "0");
+    }
+  }
+  ~MemoryGroup() { remove(); }
+  explicit operator bool() const { return !path_.empty(); }
+  bool enter() const { return write_file(path_ + "/cgroup.procs", "0"); }
+
+ private:
+  void remove() {
+    if (!path_.empty()) rmdir(path_.c_str());
+    path_.clear();
+  }
+  std::string path_;
+};
+
+}  // namespace
+
+TEST_CASE("1 a worker that does nothing costs little time", "[run]") {
+  double best = 1;
+  for (int i = 0; i < 10; ++i) best = std::min(best, run({"run", "/bin/true"}).seconds);
+  CHECK(best < (run_support::kSanitized ? 1.0 : 0.05));
+}
+
+TEST_CASE("7 what the loader says about a missing library is in the report", "[run]") {
+  // The same program, asking for a library that is nowhere.
+  auto bytes = read_file(FABRIC_RUN_PROGRAM);
+  const std::string wanted = "libstdc++.so.6", absent = "libabsent.so.6";
+  auto at = bytes.find(wanted);
+  if (at == std::string::npos) {
+    WARN("the test program does not need " + wanted);
+    return;
+  }
+  bytes.replace(at, wanted.size(), absent);
+  Folder folder;
+  auto path = folder / "program";
+  REQUIRE(write_file(path, bytes));
+  REQUIRE(chmod(path.c_str(), 0755) == 0);
+  auto result = run({"run", "-n", "2", path, "beat"});
+  require_clean(result);
+  CHECK(result.code == 127);
+  CHECK(result.said("error while loading shared libraries: libabsent.so.6"));
+  CHECK(result.said("last lines of its stderr"));
+}
+
+TEST_CASE("9 every exit code is passed on", "[run]") {
+  for (int code = 1; code < 256; ++code) {
+    INFO(code);
+    CHECK(run({"run", "sh", "-c", "exit " + std::to_string(code)}).code == code);
+  }
+}
+
+TEST_CASE("11 the first failure is first by the monotonic clock, whatever the workers' clocks say", "[run]") {
+  Folder folder;
+  // Both write a file; the one that fails first claims to have failed later. The other ends the moment it sees that.
+  for (std::string first : {"0", "1"}) {
+    auto mark = folder / ("pid" + first);
+    auto write = [](const std::string& text, const std::string& time) {
+      return R"(printf '{"message":{"message":")" + text + R"(","extraInfo":{"timestamp":")" + time +
+             R"("}}}' > $TORCHELASTIC_ERROR_FILE; )";
+    };
+    auto script =
+        "if [ $RANK = " + first + " ]; then " + write("first", "2000000000") + "echo $$ > " + mark + ".new; mv " +
+        mark + ".new " + mark + "; exit 11; fi; trap '' TERM; " + write("second", "1000000000") + "while [ ! -e " +
+        mark + " ]; do :; done; read pid < " + mark +
+        "; while read -r a b state rest < /proc/$pid/stat && [ $state != Z ]; do :; done 2>/dev/null; exit 12";
+    auto result = run(shell(2, script));
+    INFO(result.error);
+    require_clean(result);
+    CHECK(result.code == 11);
+    CHECK(result.said("rank " + first + " (local"));
+    CHECK(result.said("error: first"));
+  }
+}
+
+TEST_CASE("42 fifty launches at once do not collide", "[run]") {
+  Folder folder;
+  // All of them run until the last one does: they wait for a lock that is held here.
+  auto gate = folder / "gate";
+  int fd = open(gate.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  REQUIRE(flock(fd, LOCK_EX) == 0);
+  std::vector<std::unique_ptr<Job>> jobs;
+  for (int i = 0; i < 50; ++i)
+    jobs.push_back(std::make_unique<Job>(shell(1, "echo port $MASTER_PORT; exec flock -s " + gate + " true")));
+  for (auto& job : jobs) REQUIRE(job->wait_for("port "));
+  close(fd);
+  std::set<std::string> ports;
+  for (auto& job : jobs) {
+    auto result = job->finish();
+    require_clean(result);
+    CHECK(result.code == 0);
+    ports.insert(result.lines("port").at(0));
+  }
+  CHECK(ports.size() == 50);
+}
+
+TEST_CASE("46 no more processes: the started workers are stopped", "[run]") {
+  // Root has no limit, so somebody else starts the program, who must be able to read it.
+  Folder folder;
+  REQUIRE(chmod(folder.path().c_str(), 0755) == 0);
+  bool is_root = geteuid() == 0;
+  constexpr uid_t kNobodyElse = 54321;
+  Job job(shell(8, "echo started; exec sleep 100"), {{"TMPDIR", "/nowhere"}}, [&] {
+    rlimit limit{5, 5};
+    // As nobody else has processes: launcher, guardian, three workers.
+    if (is_root && (setgroups(0, nullptr) != 0 || setresgid(kNobodyElse, kNobodyElse, kNobodyElse) != 0)) _exit(99);
+    setrlimit(RLIMIT_NPROC, &limit);
+    if (is_root && setresuid(kNobodyElse, kNobodyElse, kNobodyElse) != 0) _exit(99);
+  });
+  auto result = job.finish();
+  if (result.code == 127 && result.error.empty()) {
+    WARN("another user may not read the program " + run_support::program());
+    return;
+  }
+  require_clean(result);
+  CHECK(result.code == 125);
+  CHECK(result.said("The limit of processes is reached"));
+  CHECK(result.said("ulimit -u"));
+}
+
+TEST_CASE("47 four workers, 200 lines of 5 kB each: none torn, none lost", "[run]") {
+  auto result = run(shell(4,
+                          "i=0; line=$(head -c 5000 /dev/zero | tr '\\0' x); while [ $i -lt 200 ]; do "
+                          "echo $RANK-$i-$line-; i=$((i+1)); done; printf 'end\\001\\377%s' $RANK"));
+  require_clean(result);
+  auto lines = result.lines("-x");
+  REQUIRE(lines.size() == 800);
+  std::set<std::string> heads;
+  for (const auto& line : lines) {
+    heads.insert(line.substr(0, line.find("-x")));
+    CHECK(line.size() == line.find("-x") + 5002);
+  }
+  CHECK(heads.size() == 800);
+  CHECK(result.lines("end\001\377").size() == 4);
+}
+
+TEST_CASE("49 a gigabyte of output per rank: memory stays bounded", "[run]") {
+  Job job(
+      shell(1,
+            "yes 0123456789012345678901234567890123456789012345678901234567890123456789012345678 | head -c 1000000000"),
+      {}, [] { dup2(open("/dev/null", O_WRONLY | O_CLOEXEC), 1); });
+  auto result = job.finish();
+  require_clean(result);
+  CHECK(result.code == 0);
+  CHECK(result.peak_kilobytes > 0);
+  CHECK(result.peak_kilobytes < (run_support::kSanitized ? 400000 : 24000));
+}
+
+TEST_CASE("50 a worker that the kernel killed for want of memory is reported as that", "[run]") {
+  MemoryGroup group(run_support::kSanitized ? 400 << 20 : 64 << 20);
+  if (!group) {
+    WARN("no memory cgroup may be made here");
+    return;
+  }
+  Folder folder;
+  Job job(shell(2,
+                "[ $RANK = 1 ] && head -c 600000000 /dev/zero | tail >/dev/null; [ $RANK = 1 ] || exec sleep 100; kill "
+                "-KILL $$",
+                {"--report", folder / "report.json"}),
+          {}, [&] {
+            if (!group.enter()) _exit(99);
+          });
+  auto result = job.finish();
+  require_clean(result);
+  INFO(result.error);
+  CHECK(result.code == 137);
+  CHECK(result.said("the kernel killed it because memory ran out"));
+  auto report = fabric::read_json(read_file(folder / "report.json"));
+  CHECK(report.at("attempts").as_list()[0].at("root_cause").at("out_of_memory").as_bool());
+}
+
+TEST_CASE("56 a Kubernetes trainer's variables are enough, and flags win", "[run]") {
+  run_support::Variables trainer{{"PET_NNODES", "1"},      {"PET_NPROC_PER_NODE", "2"},
+                                 {"PET_NODE_RANK", "0"},   {"PET_MASTER_ADDR", "localhost"},
+                                 {"PET_MASTER_PORT", "0"}, {"WORLD_SIZE", "1"}};
+  auto say = "echo $RANK of $WORLD_SIZE at $MASTER_ADDR ${PET_NNODES-none}";
+  auto result = run({"run", "sh", "-c", say}, trainer);
+  CHECK(result.lines() == std::vector<std::string>{"0 of 2 at localhost none", "1 of 2 at localhost none"});
+  CHECK(run({"run", "-n", "1", "sh", "-c", say}, trainer).lines().size() == 1);
+  trainer["PET_NPROC_PER_NODE"] = "auto";
+  CHECK(run({"run", "sh", "-c", say}, trainer).code == 0);
+  trainer["PET_NPROC_PER_NODE"] = "two";
+  auto wrong = run({"run", "sh", "-c", say}, trainer);
+  CHECK(wrong.code == 2);
+  CHECK(wrong.said("--nproc-per-node two"));
+}
+
+TEST_CASE("58 a launcher inside of a launcher starts a job of its own", "[run]") {
+  auto result = run({"run", "-n", "2", "--max-restarts", "5", "--role", "outer", "--tee", "3", run_support::program(),
+                     "run", "-n", "2", "--max-restarts", "1", "sh", "-c",
+                     "echo $RANK/$WORLD_SIZE $ROLE_NAME $TORCHELASTIC_MAX_RESTARTS $MASTER_PORT"});
+  require_clean(result);
+  CHECK(result.code == 0);
+  std::set<std::string> ports;
+  for (std::string rank : {"0", "1"}) {
+    auto lines = result.lines(rank + "/2 default 1 ");
+    REQUIRE(lines.size() == 2);
+    for (const auto& line : lines) ports.insert(line.substr(line.rfind(' ')));
+  }
+  CHECK(ports.size() == 2);
+}
+
+TEST_CASE("the other commands of fabric", "[run]") {
+  auto doctor = run({"doctor"});
+  CHECK(doctor.code == 0);
+  for (const char* text :
+       {"What a run would choose", "strategy", "process group", "--nproc-per-node auto", "A run would work here"}) {
+    INFO(text);
+    CHECK(doctor.out.find(text) != std::string::npos);
+  }
+  auto inside = run({"run", "-n", "2", run_support::program(), "doctor"});
+  CHECK(inside.lines("environment torchelastic").size() == 2);
+  auto contradiction = run({"doctor"}, {{"RANK", "3"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "0"}});
+  CHECK(contradiction.code == 1);
+  CHECK(contradiction.out.find("!!") != std::string::npos);
+  CHECK(contradiction.out.find("A run would NOT work here") != std::string::npos);
+  CHECK(run({"doctor", "me"}).code == 2);
+  auto alias = run({"run", "sh", "-c", run_support::program() + "run -n 2 sh -c 'echo $RANK of $WORLD_SIZE'"});
+  CHECK(alias.lines("of 2").size() == 2);
+  auto nothing = run({"consolidate", "folder"});
+  CHECK(nothing.code == 125);
+  CHECK(nothing.said("nothing to consolidate"));
+  CHECK(run({"completion", "bash"}).out.find("--nproc-per-node") != std::string::npos);
+}

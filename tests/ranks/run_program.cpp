@@ -1,0 +1,195 @@
+// What a rank of `fabric run` may do, by name: beat, hang, fail. Links no LibTorch.
+#include <malloc.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include <fabric/error.h>
+#include <fabric/error_file.h>
+#include <fabric/heartbeat.h>
+#include <fabric/preemption.h>
+
+namespace {
+
+using fabric::Section;
+
+void sleep_for(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
+
+int rank() {
+  const char* text = std::getenv("RANK");
+  return text ? std::atoi(text) : 0;
+}
+
+// All ranks come to step 7; rank 1 hangs on the way to the barrier in which the others wait for it.
+[[gnu::noinline]] int hang_before_barrier() {
+  for (int step = 0; step < 8; ++step) fabric::heartbeat(step);
+  Section outer("epoch");
+  if (rank() == 1) {
+    Section section("load batch\t3");
+    sleep_for(60);
+  }
+  Section waiting("barrier");
+  sleep_for(60);
+  return 0;
+}
+
+int hang_in_limited_section() {
+  fabric::heartbeat(0);
+  fabric::heartbeat(1);
+  Section section("all_reduce", 0.3);
+  // A thread that beats does not excuse a section that lasts.
+  for (;; sleep_for(0.02)) fabric::heartbeat();
+}
+
+int beat_without_progress() {
+  fabric::heartbeat(41);
+  std::thread([] {
+    for (;; sleep_for(0.02)) fabric::heartbeat();
+  }).detach();
+  for (std::atomic<long> turns{0};;) turns.fetch_add(1);
+}
+
+int start_slowly() {
+  { Section section("setup"); }
+  fabric::heartbeat(0);
+  sleep_for(0.8);
+  for (int step = 1; step < 5; ++step) fabric::heartbeat(step);
+  return 0;
+}
+
+int forbid_retry() {
+  std::printf("attempt\n");
+  std::fflush(stdout);
+  fabric::do_not_retry("the data\nare broken");
+  return 1;
+}
+
+// The launcher is stopped meanwhile and reads nothing: no call waits, and none allocates.
+int flood() {
+  std::printf("ready %d\n", fabric::has_heartbeat_listener());
+  std::fflush(stdout);
+  sleep_for(0.3);
+  auto before = mallinfo2().uordblks;
+  auto start = std::chrono::steady_clock::now();
+  for (int step = 0; step < 20000; ++step) {
+    fabric::heartbeat(step);
+    Section section("forward", step % 2);
+  }
+  bool quick = std::chrono::steady_clock::now() - start < std::chrono::seconds(5);
+  bool same = mallinfo2().uordblks == before;
+  std::printf("quick %d same %d\n", quick, same);
+  std::fflush(stdout);
+  // What was lost raises no alarm: the last section had a limit of a second, and is over.
+  for (int i = 0; i < 15; ++i, sleep_for(0.1)) fabric::heartbeat(20000);
+  return quick && same ? 0 : 3;
+}
+
+// A helper that beats does not speak for its parent.
+int fork_and_hang() {
+  fabric::heartbeat(0);
+  fabric::heartbeat(1);
+  if (fork() == 0)
+    for (;; sleep_for(0.02)) fabric::heartbeat();
+  sleep_for(60);
+  return 0;
+}
+
+[[gnu::noinline]] void load_shard(const std::string& name) {
+  throw fabric::CheckpointCorrupt("shard '" + name + "' is cut off \xff\n\"after\" 12 bytes");
+}
+
+int throw_error() {
+  fabric::install_error_file();
+  load_shard("ü");
+  return 0;
+}
+
+int catch_error() {
+  try {
+    load_shard("x");
+  } catch (const std::exception& error) {
+    bool first = fabric::write_error_file(error), second = fabric::write_error_file("another", "");
+    return first && !second ? 4 : 5;
+  }
+  return 6;
+}
+
+[[gnu::noinline]] void write_through(volatile int* pointer) { *pointer = 1; }
+
+int crash() {
+  fabric::install_error_file();
+  write_through(reinterpret_cast<volatile int*>(8));
+  return 0;
+}
+
+int overflow_stack() {
+  fabric::install_error_file();
+  std::function<int(int)> descend = [&](int depth) {
+    volatile char room[4096];
+    room[0] = static_cast<char>(depth);
+    return descend(depth + 1) + room[0];
+  };
+  return descend(0);
+}
+
+int keep_own_handler() {
+  signal(SIGSEGV, [](int) { _exit(42); });
+  fabric::install_error_file();
+  write_through(nullptr);
+  return 0;
+}
+
+int throw_in_child() {
+  fabric::install_error_file();
+  if (fork() == 0) std::abort();
+  wait(nullptr);
+  return 7;
+}
+
+int note_preemption() {
+  fabric::PreemptionSignal preemption({SIGUSR1, SIGUSR2});
+  std::printf("ready\n");
+  std::fflush(stdout);
+  while (!preemption.received()) sleep_for(0.005);
+  sleep_for(0.2);
+  std::printf("signal %d restarts %d requeued %d\n", preemption.number(), fabric::restart_count(),
+              fabric::requeue_job());
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::map<std::string, std::function<int()>> deeds{
+      {"hang", hang_before_barrier},
+      {"limit", hang_in_limited_section},
+      {"busy", beat_without_progress},
+      {"slow", start_slowly},
+      {"beat", [] { return fabric::heartbeat(), fabric::heartbeat(1), 0; }},
+      {"noretry", forbid_retry},
+      {"flood", flood},
+      {"fork", fork_and_hang},
+      {"throw", throw_error},
+      {"throw-number", [] { return fabric::install_error_file(), throw 12, 0; }},
+      {"catch", catch_error},
+      {"crash", crash},
+      {"abort", [] { return fabric::install_error_file(), std::abort(), 0; }},
+      {"overflow", overflow_stack},
+      {"own-handler", keep_own_handler},
+      {"child", throw_in_child},
+      {"preempt", note_preemption},
+      {"requeue", [] { return fabric::requeue_job() ? 0 : 8; }}};
+  auto found = deeds.find(argc > 1 ? argv[1] : "");
+  return found == deeds.end() ? 2 : found->second();
+}
