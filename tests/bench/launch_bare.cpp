@@ -1,11 +1,13 @@
-// One of two ranks on bare LibTorch: store, Gloo, barrier. Started twice by bench_launch.
+// One of two ranks on bare LibTorch: store, Gloo, barrier. Started twice by bench_launch. With the argument `load` it
+// ends when LibTorch is loaded.
 #include <cstdio>
 #include <cstdlib>
 
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
-int main() {
+int main(int argc, char**) {
+  if (argc > 1) std::_Exit(0);
   int rank = std::atoi(std::getenv("RANK"));
   c10d::TCPStoreOptions options;
   options.port = static_cast<std::uint16_t>(std::atoi(std::getenv("MASTER_PORT")));

@@ -1,62 +1,70 @@
 #!/usr/bin/env bash
-# bench of `fabric run`: times of whole runs, in turn with what they are compared with; minima count. Takes the program
-# fabric as its argument.
+# bench of `fabric run`: times of whole runs, in turn with what they are compared with; minima count.
+#   launcher.sh FABRIC BARE [PYTHON]
+# BARE is a plain LibTorch program whose two ranks meet in a barrier; PYTHON has torch, and its torchrun starts the same.
 set -euo pipefail
-fabric=${1:?usage: launcher.sh FABRIC [ROUNDS]}
-rounds=${2:-15}
+fabric=${1:?usage: launcher.sh FABRIC BARE [PYTHON]}
+bare=${2:?usage: launcher.sh FABRIC BARE [PYTHON]}
+python=${3:-}
+rounds=${ROUNDS:-15}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1
 unset RANK WORLD_SIZE LOCAL_RANK
 
 # best NAME COMMAND…: keeps the least time in microseconds.
 declare -A least=()
+keep() { if (($2 < ${least[$1]:-1000000000})); then least[$1]=$2; fi; }
 best() {
-  local name=$1 begin end took
+  local name=$1 begin end
   shift
   begin=${EPOCHREALTIME/./}
-  "$@" >/dev/null 2>&1
+  "$@" >/dev/null 2>&1 || { echo "launcher.sh: $* failed" >&2; exit 1; }
   end=${EPOCHREALTIME/./}
-  took=$((end - begin))
-  if ((took < ${least[$name]:-1000000000})); then least[$name]=$took; fi
+  keep "$name" $((end - begin))
 }
+# row WHAT OURS COMPARED UNIT BAR [least]: figures with the ratio, which must be at most BAR (or at least); COMPARED may be
+# empty, and then the bar is for our figure.
+row() {
+  awk -v what="$1" -v ours="$2" -v other="$3" -v unit="$4" -v bar="$5" -v least="${6:-}" 'BEGIN {
+    if (other == "") { value = ours; compared = ratio = "" }
+    else { value = least ? other / ours : ours / other; compared = sprintf("%.2f %s", other, unit); ratio = sprintf("%.3f", value) }
+    status = bar == "" ? "" : (least ? value >= bar : value <= bar) ? "ok" : "OVER"
+    printf "%-52s %9.2f %-2s %12s %8s %8s %s\n", what, ours, unit, compared, ratio, (least ? ">= " : "") bar, status }'
+}
+ms() { awk -v a="${least[$1]}" 'BEGIN { printf "%.3f", a / 1000 }'; }
+
 sixty_four() { bash -c 'for ((i = 0; i < 64; ++i)); do /bin/true & done; wait'; }
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
-milliseconds() { awk -v a="$1" 'BEGIN { printf "%.1f ms", a / 1000 }'; }
+pids_of() { awk -v name="$1" '$2 == "(" name ")" { print $1 " " $4 }' /proc/[0-9]*/stat 2>/dev/null; }
+peak_of() { awk '/^VmHWM:/ { print $2 }' "/proc/$1/status" 2>/dev/null || echo 0; }
 
-mpirun=
-command -v mpirun >/dev/null && mpirun=yes
-for ((i = 0; i < rounds; ++i)); do
-  best two "$fabric" run -n 2 /bin/true
-  [[ -z $mpirun ]] || best mpirun mpirun -n 2 --oversubscribe --bind-to none /bin/true
-  best sixty_four "$fabric" run -n 64 /bin/true
-  best shell sixty_four
-done
-echo "fabric run -n 2 /bin/true: $(milliseconds "${least[two]}") (bar: 25 ms)"
-if [[ $mpirun ]]; then
-  echo "  of mpirun -n 2 /bin/true ($(milliseconds "${least[mpirun]}")): $(ratio "${least[two]}" "${least[mpirun]}") (bar: 0.5)"
-else
-  echo "  mpirun is not on this machine"
-fi
-echo "fabric run -n 64 /bin/true: $(milliseconds "${least[sixty_four]}") (bar: 100 ms)"
-echo "  of a shell that starts 64 /bin/true and waits ($(milliseconds "${least[shell]}")): $(ratio "${least[sixty_four]}" "${least[shell]}")"
+# How much memory launcher and guardian have had, together.
+measure_memory() {
+  "$fabric" run -n 2 sleep 1 &
+  local launcher=$! total pid parent
+  sleep 0.5
+  total=$(peak_of $launcher)
+  while read -r pid parent; do
+    if ((parent == launcher)); then total=$((total + $(peak_of "$pid"))); fi
+  done < <(pids_of fabric-guardian)
+  wait $launcher
+  memory=$(awk -v kilobytes="$total" 'BEGIN { print kilobytes / 1024 }')
+}
 
-"$fabric" run -n 2 sleep 1 &
-launcher=$!
-sleep 0.5
-peak() { awk '/^VmHWM:/ { print $2 }' "/proc/$1/status" 2>/dev/null || echo 0; }
-total=$(peak $launcher)
-for child in /proc/[0-9]*; do
-  [[ $(cat "$child/comm" 2>/dev/null) == fabric-guardian ]] || continue
-  [[ $(awk '/^PPid:/ { print $2 }' "$child/status") == "$launcher" ]] && total=$((total + $(peak "${child#/proc/}")))
-done
-wait $launcher
-echo "peak memory of launcher and guardian: $total kB (bar: 8192 kB)"
-
-# One rank is killed; all others must be gone and the report printed.
-begin=${EPOCHREALTIME/./}
-# shellcheck disable=SC2016
-"$fabric" run -n 4 sh -c '[ $RANK = 1 ] && kill -KILL $$; exec sleep 100' >/dev/null 2>&1 || true
-end=${EPOCHREALTIME/./}
-echo "start, one rank killed, all others gone, report printed: $(milliseconds $((end - begin))) (bar: 1000 ms)"
+# From the death of one rank to the end of the launcher: the others are gone, the report is printed.
+measure_kill() {
+  local folder launcher begin end
+  folder=$(mktemp -d)
+  # shellcheck disable=SC2016
+  "$fabric" run -n 4 sh -c 'echo $$ > $0/$RANK.new; mv $0/$RANK.new $0/$RANK; sleep 100 & exec sleep 100' "$folder" \
+    >/dev/null 2>&1 &
+  launcher=$!
+  until [[ -e $folder/0 && -e $folder/1 && -e $folder/2 && -e $folder/3 ]]; do sleep 0.01; done
+  begin=${EPOCHREALTIME/./}
+  kill -KILL "$(<"$folder/1")"
+  wait $launcher || true
+  end=${EPOCHREALTIME/./}
+  rm -r "$folder"
+  keep killed $((end - begin))
+}
 
 # A machine is gone: two network namespaces, one cable pulled, the launcher behind it killed.
 in_namespace() { local holder=$1; shift; nsenter -t "$holder" -n "$@"; }
@@ -90,12 +98,41 @@ machine_gone() {
   kill -KILL "${pids[1]}"
   until grep -q 'stopping the workers' "$log/0"; do sleep 0.005; done
   end=${EPOCHREALTIME/./}
-  echo "a machine is gone, the other acts: $(milliseconds $((end - begin))) at heartbeat_interval $interval s (bar: $(awk -v a="$interval" 'BEGIN { printf "%.0f ms", 3000 * a }'))"
+  row "a machine is gone, the other acts (interval $interval s)" \
+    "$(awk -v a=$((end - begin)) 'BEGIN { printf "%.3f", a / 1000000 }')" '' s $((3 * interval))
   kill "${pids[0]}"
   wait "${pids[@]}" 2>/dev/null || true
   kill "${holders[@]}"
   wait "${holders[@]}" 2>/dev/null || true
   rm -rf "$log"
 }
+
+mpirun=
+command -v mpirun >/dev/null && mpirun=yes
+for ((i = 0; i < rounds; ++i)); do
+  best two "$fabric" run -n 2 /bin/true
+  [[ -z $mpirun ]] || best mpirun mpirun -n 2 --oversubscribe --bind-to none /bin/true
+  best sixty_four "$fabric" run -n 64 /bin/true
+  best shell sixty_four
+  ((i > 5)) || best barrier "$fabric" run -n 2 "$bare"
+  ((i > 5)) || best load "$bare" load
+  ((i > 2)) || measure_kill
+done
+[[ -z $python ]] || for ((i = 0; i < 3; ++i)); do
+  best torchrun "$python" -m torch.distributed.run --nproc-per-node 2 --no-python "$bare"
+done
+measure_memory
+
+printf '%-52s %12s %12s %8s %8s\n' what ours compared ratio bar
+[[ -z $mpirun ]] || row 'fabric run -n 2 /bin/true / mpirun' "$(ms two)" "$(ms mpirun)" ms 0.5
+row 'fabric run -n 2 /bin/true' "$(ms two)" '' ms 25
+row 'peak memory of launcher and guardian' "$memory" '' MB 8
+row 'first barrier of 2 ranks / one process with LibTorch' "$(ms barrier)" "$(ms load)" ms 1.5
+[[ -z $python ]] || row 'the same under torchrun / ours' "$(ms barrier)" "$(ms torchrun)" ms 8 least
+row 'fabric run -n 64 /bin/true' "$(ms sixty_four)" '' ms 100
+row '  of a shell that starts 64 /bin/true and waits' "$(ms sixty_four)" "$(ms shell)" ms ""
+row 'rank killed, others gone, report printed' "$(ms killed)" '' ms 1000
 machine_gone 1
 machine_gone 5
+[[ $mpirun ]] || echo "mpirun is not on this machine"
+[[ $python ]] || echo "torchrun: give --peer PYTHON"

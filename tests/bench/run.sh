@@ -26,12 +26,12 @@ for name in "${names[@]}"; do
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe --bind-to none \
       -x OMP_NUM_THREADS -x MASTER_ADDR=127.0.0.1 -x MASTER_PORT=$port "$here/bench_ranks"
   elif [[ $name == launcher ]]; then
-    "$here/launcher.sh" "$here/../../launcher/fabric"
+    "$here/launcher.sh" "$here/../../launcher/fabric" "$here/bench_launch_bare" $peer
   else
     "$here/bench_$name"
   fi
 done
-if [[ -n $peer ]]; then
+if [[ -n $peer && " ${names[*]} " == *" step "* ]]; then
   echo "== the same step in Python"
   "$peer" "$here/peer.py" "$here/bench_step"
 fi
