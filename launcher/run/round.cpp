@@ -31,7 +31,7 @@ using std::chrono::seconds;
 constexpr seconds kKillLimit{2}, kDrainLimit{1};
 constexpr milliseconds kHangDelay{100};
 /// For one rank, and when to begin with no other: nothing else happens meanwhile.
-constexpr milliseconds kStackLimit{8000}, kAllStacksLimit{10000};
+constexpr milliseconds kStackLimit{8000}, kAllStacksLimit{4000};
 
 long long nanoseconds(std::chrono::steady_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();

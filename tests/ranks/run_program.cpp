@@ -163,8 +163,7 @@ int note_preemption() {
   std::fflush(stdout);
   while (!preemption.received()) sleep_for(0.005);
   sleep_for(0.2);
-  std::printf("signal %d restarts %d requeued %d\n", preemption.number(), fabric::restart_count(),
-              fabric::requeue_job());
+  std::printf("signal %d restarts %d\n", preemption.number(), fabric::restart_count());
   return 0;
 }
 
