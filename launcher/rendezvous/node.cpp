@@ -46,6 +46,7 @@ void Node::open_listener(Time now) {
                       port_owner(port).value_or("somebody who has just left it") +
                       ". Give another in --rdzv-endpoint (or --master-port), the same on every node");
   }
+  is_endpoint_taken_ = hosts;
   auto listener = listen_on(0, taken);
   if (!listener) throw LaunchError("no free TCP port for the rendezvous");
   setup_.own.port = port_of(listener);

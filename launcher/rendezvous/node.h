@@ -96,7 +96,7 @@ class Node {
   Time join_until_, next_try_, elect_until_, heard_, last_beat_, home_at_;
   std::chrono::milliseconds pause_{50};
   int returns_ = 0;
-  bool has_told_ = false;
+  bool has_told_ = false, is_endpoint_taken_ = false;
   std::string problem_;  // why the host was not found
   std::vector<std::string> endpoint_addresses_;
   std::optional<Time> resolve_at_;

@@ -105,7 +105,8 @@ void Node::take_dial(Time now) {
     auto waited = now - (join_until_ - in_clock(setup_.settings.timing.join));
     if (was_member_ && refused)
       return fail("the host of the rendezvous, at " + where() + ", ended before the job began");
-    if (strangers && setup_.ports.size() == 1 && waited > kStrangerPatience) return fail(why_not_found());
+    if ((strangers || is_endpoint_taken_) && setup_.ports.size() == 1 && waited > kStrangerPatience)
+      return fail(why_not_found());
     if (!has_told_ && waited > kTellAfter) {
       has_told_ = true;
       say_("waiting for the host of the rendezvous at " + where() + " (" + problem_ + "), at most " +
@@ -200,6 +201,9 @@ std::string Node::why_not_found() const {
   auto limit = std::to_string(static_cast<int>(setup_.settings.timing.join + 0.5));
   std::string text = "the host of the rendezvous was not found at " + where() + " within " + limit + " s";
   if (!problem_.empty()) text += " (" + problem_ + ")";
+  if (is_endpoint_taken_)
+    if (auto owner = port_owner(setup_.ports.front()))
+      return text + ". The port is held by " + *owner + ", which is not of this job; give another port";
   if (!setup_.settings.expected.empty()) text += ". Missing: node 0 (" + setup_.settings.expected.front() + ")";
   return text + ". Does its launcher run? If this node is to host, add --rdzv-conf is_host=true";
 }
