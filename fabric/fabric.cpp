@@ -233,6 +233,11 @@ LoaderContext Fabric::loader_context() const {
   return context;
 }
 
+at::TensorOptions Fabric::tensor_options() const {
+  auto scope = init_tensor();
+  return at::TensorOptions(device()).dtype(at::get_default_dtype());
+}
+
 Scope Fabric::init_tensor() const { return core_->strategy->tensor_init_context(); }
 
 Scope Fabric::init_module(std::optional<bool> empty_init) const {
@@ -291,19 +296,20 @@ void Fabric::save(const std::filesystem::path& path, State state, const StateFil
   core_->strategy->save_checkpoint(path, state, filter);
 }
 
-Value Fabric::load(const std::filesystem::path& path, State& state, bool strict) const {
+Value Fabric::load_together(const std::filesystem::path& path, State* state, bool strict) const {
   require_launched("load");
-  Value rest = core_->strategy->load_checkpoint(path, &state, strict);
-  core_->strategy->barrier("load");
-  return rest;
+  Value loaded;
+  std::string elsewhere =
+      core_->strategy->run_together([&] { loaded = core_->strategy->load_checkpoint(path, state, strict); });
+  if (!elsewhere.empty()) throw CheckpointError("the checkpoint was not loaded everywhere; " + elsewhere);
+  return loaded;
 }
 
-Value Fabric::load(const std::filesystem::path& path) const {
-  require_launched("load");
-  Value whole = core_->strategy->load_checkpoint(path, nullptr, true);
-  core_->strategy->barrier("load");
-  return whole;
+Value Fabric::load(const std::filesystem::path& path, State& state, bool strict) const {
+  return load_together(path, &state, strict);
 }
+
+Value Fabric::load(const std::filesystem::path& path) const { return load_together(path, nullptr, true); }
 
 void Fabric::load_raw(const std::filesystem::path& path, StateEntry object, bool strict) const {
   Value raw = core_->strategy->checkpoint_io()->load(path);

@@ -36,9 +36,12 @@ c10::Device ParallelStrategy::root_device() const {
 
 std::unique_ptr<Launcher> ParallelStrategy::make_launcher() {
   if (group_.size() > 1 || (environment_ && environment_->creates_processes_externally())) return nullptr;
-  return fabric::make_launcher(start_method(), {.num_processes = std::max<int>(1, static_cast<int>(devices_.size())),
-                                                .num_nodes = num_nodes_,
-                                                .node_rank = environment_ ? environment_->node_rank() : 0});
+  auto method = start_method();
+  // What other devices' drivers hold does not survive in a copy of the process.
+  if (method == "auto" && !root_device().is_cpu()) method = "popen";
+  return fabric::make_launcher(method, {.num_processes = std::max<int>(1, static_cast<int>(devices_.size())),
+                                        .num_nodes = num_nodes_,
+                                        .node_rank = environment_ ? environment_->node_rank() : 0});
 }
 
 void ParallelStrategy::setup_environment() {

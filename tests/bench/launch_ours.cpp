@@ -1,5 +1,5 @@
 // Two ranks through Fabric::launch, up to the first barrier; says "ready" and ends. Started by bench_launch.
-// The start method comes from START_METHOD: popen or copy.
+// The start method comes from START_METHOD: auto or popen.
 #include <cstdio>
 #include <cstdlib>
 
