@@ -6,7 +6,7 @@ cmake_minimum_required(VERSION 3.25)
 set(rooms launcher environments accelerators collectives precision strategies facade)
 set(side_rooms checkpoint_io loggers utilities)
 # Plain data that travels between rooms and the tools all of them use.
-set(base_headers error export log version tree tree_io config settings nearest_name tree_io rank_info value scope state tensors seed
+set(base_headers error export log version tree tree_io config settings named_registry nearest_name tree_io rank_info value scope state tensors seed
   plugin_library torch_compat launching)
 set(problems)
 
