@@ -20,9 +20,11 @@ class NamedRegistry {
   /// `kind` is what errors call the things: "accelerator".
   NamedRegistry(std::string kind, Entries built_in) : kind_(std::move(kind)), entries_(std::move(built_in)) {}
 
-  /// Throws ConfigError for an empty name or maker, and for a name that is taken, unless `override_existing`.
+  /// Throws ConfigError for an empty name, and for one that is taken, unless `override_existing`; MisuseError for an
+  /// empty maker.
   void add(const std::string& name, Maker maker, bool override_existing) {
-    if (name.empty() || !maker) throw ConfigError("a new " + kind_ + " needs a name and a function that makes it");
+    if (name.empty()) throw ConfigError("a new " + kind_ + " needs a name");
+    if (!maker) throw MisuseError(kind_ + " '" + name + "' was registered with an empty function");
     std::lock_guard lock(mutex_);
     auto known = position(lower(name));
     if (known == entries_.end()) {

@@ -29,7 +29,7 @@ bool share_parameters(const ddp::Engine& a, const std::unordered_set<const void*
 }  // namespace
 
 void DDPStrategy::Config::validate() const {
-  if (bucket_cap_mb < 0 || first_bucket_mb < 0)
+  if (bucket_cap_mb.value_or(0) < 0 || first_bucket_mb < 0)
     throw ConfigError("ddp: bucket_cap_mb and first_bucket_mb must not be negative");
   if (model_averaging_period < 0 || model_averaging_warmup < 0)
     throw ConfigError("ddp: model_averaging_period and model_averaging_warmup must not be negative");

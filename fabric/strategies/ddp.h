@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,8 +28,9 @@ class ModelAveraging;
 class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncControl, public JoinControl {
  public:
   struct Config {
-    /// Gradients are reduced in buckets of that size; 0 puts each gradient into its own.
-    double bucket_cap_mb = 25;
+    /// Gradients are reduced in buckets of that size; 0 puts each gradient into its own. Empty: 25 on GPUs, 4 on the
+    /// CPU, where what is reduced is then still in the cache.
+    std::optional<double> bucket_cap_mb = {};
     /// Size of the bucket that is ready first, smaller so that communication starts early.
     double first_bucket_mb = 1;
     /// Gradients live in the buckets: saves a copy and their memory. A gradient tensor that is kept beyond its step is
