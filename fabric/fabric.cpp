@@ -117,12 +117,13 @@ void Fabric::launch_function(const std::function<Value()>& run, bool& ran_here, 
   std::string bytes = launcher->launch_function([&](const RankInfo&) {
     core_->strategy->setup_environment();
     core_->launched = true;
+    ran_here = true;  // forgotten where this is another process
     Value result = run();
     std::string packed = is_global_zero() ? pack(result) : std::string();
     shutdown();
     return packed;
   });
-  from_children = unpack(bytes);
+  if (!ran_here) from_children = unpack(bytes);
 }
 
 void Fabric::require_launched(const char* what) const {

@@ -112,12 +112,16 @@ StateAccess access(Strategy& strategy) {
 }  // namespace
 
 void Strategy::save_checkpoint(const std::filesystem::path& path, State& state, const StateFilter& filter) {
-  std::string elsewhere = run_together([&] {
-    // Every rank collects: reading a sharded module's state is itself collective.
-    Value checkpoint = collect_state(state, access(*this), filter);
+  auto everywhere = [&](const std::function<void()>& step) {
+    std::string elsewhere = run_together(step);
+    if (!elsewhere.empty()) throw CheckpointError("the checkpoint was not saved; " + elsewhere);
+  };
+  Value checkpoint;
+  // Every rank collects: reading a sharded module's state is itself collective. Nothing is written before all have.
+  everywhere([&] { checkpoint = collect_state(state, access(*this), filter); });
+  everywhere([&] {
     if (is_global_zero()) checkpoint_io_->save(checkpoint, path);
   });
-  if (!elsewhere.empty()) throw CheckpointError("the checkpoint was not saved; " + elsewhere);
 }
 
 Value Strategy::load_checkpoint(const std::filesystem::path& path, State* state, bool strict) {
