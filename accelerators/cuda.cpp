@@ -82,6 +82,27 @@ void CudaAccelerator::manual_seed(std::uint64_t seed) {
     seed_ = seed;
 }
 
+std::vector<int> CudaAccelerator::find_usable_devices(int count) const {
+  if (count == 0 || count < -1 || count > presence_.devices)
+    throw ConfigError(std::to_string(count) + " usable GPUs were asked for; give a number from 1 to " +
+                      std::to_string(presence_.devices) +
+                      ", as many as there are here, or -1 for all that can be used");
+  std::vector<int> usable;
+  std::string reasons;
+  for (int device = 0; device < presence_.devices && static_cast<int>(usable.size()) != count; ++device) {
+    try {
+      runtime().synchronize(device);  // makes its context, which takes memory
+      usable.push_back(device);
+    } catch (const std::exception& error) {
+      reasons += "; GPU " + std::to_string(device) + ": " + error.what();
+    }
+  }
+  if (count > static_cast<int>(usable.size()))
+    throw UnavailableError(std::to_string(count) + " GPUs were asked for, but only " + std::to_string(usable.size()) +
+                           " can be used" + reasons);
+  return usable;
+}
+
 Scope CudaAccelerator::side_stream(c10::Device device) { return runtime().side_stream(index_of(device)); }
 
 bool CudaAccelerator::can_access_peer(c10::Device from, c10::Device to) const {

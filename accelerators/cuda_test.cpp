@@ -12,7 +12,10 @@ class FakeRuntime : public fabric::CudaRuntime {
  public:
   int device_count() override { return 2; }
   void set_device(int device) override { current = device; }
-  void synchronize(int device) override { synchronized = device; }
+  void synchronize(int device) override {
+    if (device == broken) throw std::runtime_error("all CUDA-capable devices are busy");
+    synchronized = device;
+  }
   fabric::Accelerator::MemoryStats memory_stats(int device) override { return {.allocated_bytes = 100 + device}; }
   std::string device_name(int device) override { return "GPU " + std::to_string(device); }
   void reset_peak_memory(int) override {}
@@ -24,7 +27,7 @@ class FakeRuntime : public fabric::CudaRuntime {
   }
   bool can_access_peer(int from, int to) override { return from <= to; }
 
-  int current = -1, synchronized = -1, emptied = 0, streams = 0;
+  int current = -1, synchronized = -1, emptied = 0, streams = 0, broken = -1;
   std::uint64_t seed = 0;
 };
 
@@ -62,6 +65,18 @@ TEST_CASE("the CUDA accelerator hands devices to the runtime, which it loads whe
   cuda.teardown();
   CHECK(fake.emptied == 1);
   CHECK(loads == 1);
+}
+
+TEST_CASE("GPUs that cannot be used are passed over", "[cuda]") {
+  FakeRuntime fake;
+  CudaAccelerator cuda({3, ""}, [&]() -> fabric::CudaRuntime& { return fake; });
+  CHECK(cuda.find_usable_devices(2) == std::vector<int>{0, 1});
+  fake.broken = 0;
+  CHECK(cuda.find_usable_devices() == std::vector<int>{1, 2});
+  CHECK(cuda.find_usable_devices(1) == std::vector<int>{1});
+  CHECK_THROWS_WITH(cuda.find_usable_devices(3), Catch::Contains("only 2 can be used") && Catch::Contains("busy"));
+  CHECK_THROWS_AS(cuda.find_usable_devices(4), fabric::ConfigError);
+  CHECK_THROWS_AS(cuda.find_usable_devices(0), fabric::ConfigError);
 }
 
 TEST_CASE("the CUDA accelerator refuses devices of another kind", "[cuda]") {

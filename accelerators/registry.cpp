@@ -1,39 +1,19 @@
-#include <algorithm>
-#include <cctype>
-#include <mutex>
 #include <utility>
 
 #include <fabric/accelerators/accelerator.h>
 #include <fabric/accelerators/cpu.h>
 #include <fabric/accelerators/cuda.h>
-#include <fabric/nearest_name.h>
+#include <fabric/named_registry.h>
 
 namespace fabric {
 namespace {
 
 using Make = std::function<std::shared_ptr<Accelerator>()>;
 
-struct Registry {
-  std::mutex mutex;
-  std::vector<std::pair<std::string, Make>> makers;
-
-  Make* find(const std::string& name) {
-    for (auto& [known, make] : makers)
-      if (known == name) return &make;
-    return nullptr;
-  }
-};
-
-Registry& registry() {
-  static Registry all{.mutex = {},
-                      .makers = {{"cpu", [] { return std::make_shared<CpuAccelerator>(); }},
-                                 {"cuda", [] { return std::make_shared<CudaAccelerator>(); }}}};
+NamedRegistry<Make>& registry() {
+  static NamedRegistry<Make> all("accelerator", {{"cpu", [] { return std::make_shared<CpuAccelerator>(); }},
+                                                 {"cuda", [] { return std::make_shared<CudaAccelerator>(); }}});
   return all;
-}
-
-std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-  return text;
 }
 
 std::string joined(const std::vector<std::string>& names) {
@@ -51,13 +31,6 @@ std::shared_ptr<Accelerator> make_available(const std::string& name, const Make&
   return accelerator;
 }
 
-// A copy, so that the registry is not locked while an accelerator is made.
-Make maker(const std::string& name) {
-  std::lock_guard lock(registry().mutex);
-  Make* make = registry().find(name);
-  return make ? *make : Make();
-}
-
 [[noreturn]] void refuse(const std::string& given, const std::string& name) {
   for (const char* elsewhere : {"mps", "tpu", "xla"})
     if (name == elsewhere)
@@ -72,43 +45,30 @@ Make maker(const std::string& name) {
 }  // namespace
 
 std::shared_ptr<Accelerator> make_accelerator(const std::string& given) {
-  std::string name = lower(given);
+  std::string name = registry().lower(given);
   if (name == "auto") {
-    auto cuda = maker("cuda")();
+    auto cuda = registry().get("cuda")();
     return cuda->is_available() ? cuda : make_accelerator("cpu");
   }
   if (name == "gpu") name = "cuda";
-  auto make = maker(name);
+  auto make = registry().find(name);
   if (!make) refuse(given, name);
   return make_available(name, make);
 }
 
 void register_accelerator(const std::string& given, Make make, bool override_existing) {
-  std::string name = lower(given);
-  if (!make) throw MisuseError("register_accelerator('" + given + "') was given an empty function");
-  if (name.empty() || name == "auto" || name == "gpu")
+  std::string name = registry().lower(given);
+  if (name == "auto" || name == "gpu")
     throw ConfigError("'" + given + "' cannot be the name of an accelerator: it is reserved");
-  std::lock_guard lock(registry().mutex);
-  if (Make* known = registry().find(name)) {
-    if (!override_existing)
-      throw ConfigError("accelerator '" + name + "' is registered already; pass override_existing=true to replace it");
-    *known = std::move(make);
-  } else {
-    registry().makers.emplace_back(name, std::move(make));
-  }
+  registry().add(name, std::move(make), override_existing);
 }
 
-std::vector<std::string> registered_accelerators() {
-  std::lock_guard lock(registry().mutex);
-  std::vector<std::string> names;
-  for (const auto& [name, make] : registry().makers) names.push_back(name);
-  return names;
-}
+std::vector<std::string> registered_accelerators() { return registry().names(); }
 
 std::vector<std::string> available_accelerators() {
   std::vector<std::string> names;
   for (const auto& name : registered_accelerators()) {
-    auto accelerator = maker(name)();
+    auto accelerator = registry().get(name)();
     if (accelerator && accelerator->is_available()) names.push_back(name);
   }
   return names;

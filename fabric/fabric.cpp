@@ -119,12 +119,13 @@ void Fabric::launch_function(const std::function<Value()>& run, bool& ran_here, 
   std::string bytes = launcher->launch_function([&](const RankInfo&) {
     core_->strategy->setup_environment();
     core_->launched = true;
+    ran_here = true;  // forgotten where this is another process
     Value result = run();
     std::string packed = is_global_zero() ? pack(result) : std::string();
     shutdown();
     return packed;
   });
-  from_children = unpack(bytes);
+  if (!ran_here) from_children = unpack(bytes);
 }
 
 void Fabric::require_launched(const char* what) const {
@@ -235,6 +236,11 @@ LoaderContext Fabric::loader_context() const {
   return context;
 }
 
+at::TensorOptions Fabric::tensor_options() const {
+  auto scope = init_tensor();
+  return at::TensorOptions(device()).dtype(at::get_default_dtype());
+}
+
 Scope Fabric::init_tensor() const { return core_->strategy->tensor_init_context(); }
 
 Scope Fabric::init_module(std::optional<bool> empty_init) const {
@@ -293,19 +299,20 @@ void Fabric::save(const std::filesystem::path& path, State state, const StateFil
   core_->strategy->save_checkpoint(path, state, filter);
 }
 
-Value Fabric::load(const std::filesystem::path& path, State& state, bool strict) const {
+Value Fabric::load_together(const std::filesystem::path& path, State* state, bool strict) const {
   require_launched("load");
-  Value rest = core_->strategy->load_checkpoint(path, &state, strict);
-  core_->strategy->barrier("load");
-  return rest;
+  Value loaded;
+  std::string elsewhere =
+      core_->strategy->run_together([&] { loaded = core_->strategy->load_checkpoint(path, state, strict); });
+  if (!elsewhere.empty()) throw CheckpointError("the checkpoint was not loaded everywhere; " + elsewhere);
+  return loaded;
 }
 
-Value Fabric::load(const std::filesystem::path& path) const {
-  require_launched("load");
-  Value whole = core_->strategy->load_checkpoint(path, nullptr, true);
-  core_->strategy->barrier("load");
-  return whole;
+Value Fabric::load(const std::filesystem::path& path, State& state, bool strict) const {
+  return load_together(path, &state, strict);
 }
+
+Value Fabric::load(const std::filesystem::path& path) const { return load_together(path, nullptr, true); }
 
 void Fabric::load_raw(const std::filesystem::path& path, StateEntry object, bool strict) const {
   Value raw = core_->strategy->checkpoint_io()->load(path);

@@ -98,8 +98,9 @@ class FABRIC_API Fabric {
   std::string describe() const;
 
   // --- launch
-  /// Joins the job of the launcher that started this process, or starts the other ranks by re-executing this program's
-  /// command line. Calling it again does nothing. Throws MisuseError for strategies that run a function (spawn, fork).
+  /// Joins the job of the launcher that started this process, or starts the other ranks: as copies of this process
+  /// where that is safe, by re-executing its command line elsewhere. Calling it again does nothing. Throws MisuseError
+  /// for strategies that run a function (spawn, fork).
   void launch();
   /// Runs `function(fabric)` in every rank. Returns what rank 0 returned under spawn and fork (void or anything a Value
   /// holds), this rank's own result otherwise.
@@ -122,10 +123,14 @@ class FABRIC_API Fabric {
   auto setup_dataloaders(const DataLoaderOptions& options, Datasets&&... datasets) {
     return std::make_tuple(setup_dataloader(std::forward<Datasets>(datasets), options)...);
   }
-  /// Default dtype for tensors made until the scope closes.
+  /// For LibTorch's factories: this rank's device and the precision's type, as in torch::zeros({3},
+  /// fabric.tensor_options()).
+  at::TensorOptions tensor_options() const;
+  /// The precision's dtype for floating tensors that are made until the scope closes without one of their own. LibTorch
+  /// has no default device in C++: name it with tensor_options, or move tensors with to_device.
   Scope init_tensor() const;
-  /// The same for modules. `empty_init`: a hint that initial values are not needed; strategies that build modules
-  /// without storage use it, others ignore it.
+  /// The same for modules, which setup then moves. `empty_init`: a hint that initial values are not needed; strategies
+  /// that build modules without storage use it. Without one of those, modules are initialised by their constructors.
   Scope init_module(std::optional<bool> empty_init = std::nullopt) const;
 
   // --- the step
@@ -239,6 +244,7 @@ class FABRIC_API Fabric {
   Scope no_sync(StrategyModule& module, bool enabled) const;
   void join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
                    const std::function<void()>& body);
+  Value load_together(const std::filesystem::path& path, State* state, bool strict) const;
   void print_line(const std::string& line) const;
 
   std::unique_ptr<Core> core_;

@@ -113,25 +113,12 @@ Value Fabric::all_gather(const Value& value, const ProcessGroup& group, bool syn
 void Fabric::rank_zero_first(const std::function<void()>& function, bool local) const {
   require_launched("rank_zero_first");
   bool first = local ? local_rank() == 0 : is_global_zero();
+  // Each turn ends only when all ranks know how it went: the others do not begin before the first ones are done.
   for (bool turn : {true, false}) {
-    std::exception_ptr own;
-    std::string failure;
-    if (first == turn) {
-      try {
-        function();
-      } catch (const std::exception& error) {
-        own = std::current_exception();
-        failure = std::string("rank ") + std::to_string(global_rank()) + ": " + error.what();
-      } catch (...) {
-        own = std::current_exception();
-        failure = "rank " + std::to_string(global_rank()) + ": unknown exception";
-      }
-    }
-    // Also the barrier between the turns: nobody goes on before all know how the first ones fared.
-    auto failures = strategy()->process_group().all_gather_value(Value(failure));
-    if (own) std::rethrow_exception(own);
-    for (const auto& other : failures)
-      if (!other.as_string().empty()) throw CollectiveError("rank_zero_first failed elsewhere: " + other.as_string());
+    std::string elsewhere = strategy()->run_together([&] {
+      if (first == turn) function();
+    });
+    if (!elsewhere.empty()) throw CollectiveError("rank_zero_first failed elsewhere: " + elsewhere);
   }
 }
 

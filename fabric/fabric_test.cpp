@@ -4,7 +4,7 @@
 
 #include <filesystem>
 
-#include "tests/support/ranks.h"
+#include "tests/support/catch.h"
 
 using Catch::Contains;
 using fabric::Fabric;
@@ -319,59 +319,70 @@ TEST_CASE("no use after shutdown", "[fabric]") {
   CHECK_THROWS_WITH(fabric.barrier(), Contains("after shutdown"));
 }
 
-RANKS_TEST("two ranks: collectives over nested values", "[fabric][ranks]", 2) {
-  Fabric fabric(ddp());
-  fabric.launch();
-  RANK_CHECK(fabric.world_size() == 2 && fabric.global_rank() == rank);
-  RANK_CHECK(fabric.all_reduce(Value(rank), fabric::ReduceOp::sum).as_int() == 1);
-  RANK_CHECK(fabric.all_reduce(Value(rank)).as_double() == 0.5);
-  auto kept = torch::full({2}, rank + 1.0);
-  auto mean = fabric.all_reduce(kept);
-  RANK_CHECK(mean[0].item<double>() == 1.5 && kept[0].item<double>() == rank + 1.0);
-  Value nested = Value::Map{{"list", Value::List{rank, "r" + std::to_string(rank)}}};
-  auto gathered = fabric.all_gather(nested);
-  RANK_CHECK(gathered.at("list").as_list()[1].as_list()[1].as_string() == "r1");
-  auto uneven = fabric.all_gather_list(torch::ones({rank + 1, 2}));
-  RANK_CHECK(uneven[0].size(0) == 1 && uneven[1].size(0) == 2);
-  RANK_CHECK(fabric.broadcast(Value::Map{{"x", torch::full({3}, rank)}}, 1).at("x").as<at::Tensor>()[0].item<int>() ==
-             1);
-  std::string order;
-  fabric.rank_zero_first([&] { order += "run"; });
-  bool refused = false;
-  try {
-    fabric.rank_zero_first([&] {
-      if (rank == 0) throw std::runtime_error("no disk");
-    });
-  } catch (const std::exception& error) {
-    refused = std::string(error.what()).find("no disk") != std::string::npos;
-  }
-  RANK_CHECK(refused);
-  bool mismatch = false;
-  try {
-    fabric.all_reduce(torch::ones({rank + 1}));
-  } catch (const fabric::MismatchError&) {
-    mismatch = true;
-  }
-  RANK_CHECK(mismatch);
-  fabric.barrier();
+TEST_CASE("a module may stay where it is, on several devices", "[fabric]") {
+  struct Mixed : torch::nn::Module {
+    Mixed() {
+      register_parameter("here", torch::ones({2}));
+      register_parameter("there", torch::ones({2}, torch::kMeta));
+    }
+  };
+  Fabric fabric(single());
+  auto kept = fabric.setup_module(std::make_shared<Mixed>(), {.move_to_device = false});
+  CHECK(kept->named_parameters()["there"].is_meta());
+  CHECK(kept.device().is_cpu());
+  auto empty = fabric.setup_module(std::make_shared<torch::nn::Module>(), {.move_to_device = false});
+  CHECK(empty.device().is_cpu());
 }
 
-RANKS_TEST("several Fabric objects one after another, in ranks that run already", "[fabric][ranks]", 2) {
-  for (int round = 0; round < 3; ++round) {
-    Fabric fabric(ddp());
-    fabric.launch();
-    RANK_CHECK(fabric.all_reduce(Value(round + rank), fabric::ReduceOp::sum).as_int() == 2 * round + 1);
+TEST_CASE("tensor_options and init_tensor have the precision's type", "[fabric]") {
+  auto config = single();
+  config.precision = "64-true";
+  Fabric fabric(config);
+  auto zeros = torch::zeros({2}, fabric.tensor_options());
+  CHECK(zeros.scalar_type() == torch::kDouble);
+  CHECK(zeros.device() == fabric.device());
+  {
+    auto scope = fabric.init_tensor();
+    CHECK(torch::zeros({2}).scalar_type() == torch::kDouble);
+    CHECK(torch::zeros({2}, torch::kInt).scalar_type() == torch::kInt);
+  }
+  CHECK(torch::zeros({2}).scalar_type() == torch::kFloat);
+  {
+    auto scope = fabric.init_module(/*empty_init=*/true);
+    CHECK(Net()->linear->weight.scalar_type() == torch::kDouble);
   }
 }
 
-RANKS_TEST("a failed save is an error on every rank", "[fabric][ranks]", 2) {
-  Fabric fabric(ddp());
-  fabric.launch();
-  bool failed = false;
-  try {
-    fabric.save("/proc/nowhere/x.safetensors", {{"a", 1}});
-  } catch (const fabric::CheckpointError&) {
-    failed = true;
-  }
-  RANK_CHECK(failed);
+TEST_CASE("a load that does not fit changes nothing, whatever comes first", "[fabric]") {
+  TempDir dir;
+  Fabric fabric(single());
+  auto [model, optimizer] = fabric.setup(Net(), [](auto p) { return torch::optim::Adam(p, 0.1); });
+  fabric.backward(model(torch::ones({2, 4})).sum());
+  optimizer.step();
+  auto path = dir.path / "adam.safetensors";
+  fabric.save(path, {{"model", model}, {"optimizer", optimizer}});
+
+  auto [other, sgd] = fabric.setup(Net(), [](auto p) {
+    p.pop_back();
+    return torch::optim::Adam(p, 0.1);
+  });
+  auto before = other->linear->weight.clone();
+  fabric::State state = {{"model", other}, {"optimizer", sgd}};
+  CHECK_THROWS_AS(fabric.load(path, state), fabric::CheckpointKeyError);
+  CHECK(torch::equal(other->linear->weight, before));
+}
+
+TEST_CASE("load_raw takes a file of one object", "[fabric]") {
+  TempDir dir;
+  Fabric fabric(single());
+  auto [model, optimizer] = fabric.setup(Net(), [](auto p) { return torch::optim::SGD(p, 0.5); });
+  auto path = dir.path / "raw.safetensors";
+  fabric.strategy()->checkpoint_io()->save(model.state_dict(), path);
+  auto [other, adam] = fabric.setup(Net(), [](auto p) { return torch::optim::SGD(p, 0.1); });
+  fabric.load_raw(path, other);
+  CHECK(torch::equal(other->linear->weight, model->linear->weight));
+  fabric.strategy()->checkpoint_io()->save(optimizer.state_dict(), path);
+  fabric.load_raw(path, adam);
+  CHECK(adam.param_groups()[0].options().get_lr() == 0.5);
+  CHECK_THROWS_WITH(fabric.load_raw(path, 3), Contains("a module or an optimizer"));
 }

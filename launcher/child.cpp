@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <iostream>
 #include <string>
 
 #include <fabric/error.h>
@@ -158,7 +159,10 @@ std::optional<Child> copy_process() {
   auto error_pipe = make_pipe();
   auto input = open_dev_null();
   pid_t parent = getpid();
-  std::fflush(nullptr);  // or both would write what is buffered
+  // Or both would write what is buffered.
+  std::fflush(nullptr);
+  std::cout.flush();
+  std::clog.flush();
   BlockSignals blocked;
   child.pid = fork();
   if (child.pid < 0) fail_to_start("fork", "this process", errno);

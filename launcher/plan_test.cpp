@@ -51,7 +51,7 @@ TEST_CASE("launchers say what they are and what they need", "[plan]") {
   CHECK(make_launcher("spawn", {}, env)->needs_function());
   CHECK(make_launcher("fork", {}, env)->kind() == "fork");
   CHECK_THROWS_WITH(make_launcher("forkserver", {}, env),
-                    Contains("'forkserver'") && Contains("popen, copy, spawn and fork"));
+                    Contains("'forkserver'") && Contains("auto, popen, copy, spawn and fork"));
   CHECK_THROWS_AS(make_launcher("spawn", {}, env)->launch(), fabric::MisuseError);
   CHECK_THROWS_AS(make_launcher("popen", {}, env)->launch_function({}), fabric::MisuseError);
 }

@@ -15,8 +15,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-/// A child's death breaks connections a moment before it can be seen as dead.
-constexpr milliseconds kSettle{50};
+/// A child's death breaks connections a moment before it can be seen as dead; on a busy machine that is long.
+constexpr milliseconds kSettle{200};
 constexpr milliseconds kOutputGrace{5000};
 /// Stopping children takes at most half a second and a second more; this is far longer.
 constexpr std::chrono::seconds kWatcherLimit{10};

@@ -1,5 +1,7 @@
 #include "launcher/single_thread.h"
 
+#include <dlfcn.h>
+
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -24,6 +26,14 @@ std::vector<std::string> other_threads() {
 }
 
 }  // namespace
+
+bool can_be_copied() {
+  if (!other_threads().empty()) return false;
+  // The driver is loaded when CUDA is used for the first time, merely counting devices included.
+  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  if (driver) dlclose(driver);
+  return !driver;
+}
 
 void require_single_thread(const char* what) {
   auto threads = other_threads();

@@ -29,13 +29,13 @@ bool share_parameters(const ddp::Engine& a, const std::unordered_set<const void*
 }  // namespace
 
 void DDPStrategy::Config::validate() const {
-  if (bucket_cap_mb < 0 || first_bucket_mb < 0)
+  if (bucket_cap_mb.value_or(0) < 0 || first_bucket_mb < 0)
     throw ConfigError("ddp: bucket_cap_mb and first_bucket_mb must not be negative");
   if (model_averaging_period < 0 || model_averaging_warmup < 0)
     throw ConfigError("ddp: model_averaging_period and model_averaging_warmup must not be negative");
   if (model_averaging_warmup > 0 && model_averaging_period == 0)
     throw ConfigError("ddp: model_averaging_warmup needs a model_averaging_period above 0");
-  require_one_of("start_method", start_method, {"popen", "copy", "spawn", "fork"});
+  require_one_of("start_method", start_method, {"auto", "popen", "copy", "spawn", "fork"});
   if (!comm_hook.name.empty()) require_one_of("comm_hook", comm_hook.name, available_comm_hooks());
   if (!comm_hook_wrapper.empty()) require_one_of("comm_hook_wrapper", comm_hook_wrapper, {"fp16", "bf16"});
 }

@@ -68,12 +68,14 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> module, const DDPStrategy::Con
     : module_(std::move(module)),
       group_(group),
       modules_(std::move(modules)),
-      options_{megabytes(config.bucket_cap_mb), megabytes(config.first_bucket_mb),
-               config.find_unused_parameters && !config.static_graph, config.gradient_as_bucket_view},
+      options_{.first_bucket_bytes = megabytes(config.first_bucket_mb),
+               .find_unused_parameters = config.find_unused_parameters && !config.static_graph,
+               .gradient_as_bucket_view = config.gradient_as_bucket_view},
       static_graph_(config.static_graph),
       broadcast_buffers_(config.broadcast_buffers) {
   require_parameters();
   collect_parameters();
+  options_.bucket_bytes = megabytes(config.bucket_cap_mb.value_or(params_.front().is_cpu() ? 4 : 25));
   if (group_.size() > 1) {
     if (!config.comm_hook.name.empty() || !config.comm_hook_wrapper.empty())
       hook_ = make_comm_hook(config.comm_hook.name.empty() ? Choice("allreduce") : config.comm_hook,

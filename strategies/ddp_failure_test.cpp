@@ -24,7 +24,7 @@ void train_with(int rank, double timeout, Misbehave misbehave) {
   auto text = error_of<Error>(step);
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   RANK_CHECK(contains(text, "rank 0") && contains(text, "all-reduce of gradients"));
-  RANK_CHECK(seconds < timeout + 5);
+  RANK_CHECK(seconds < timeout + 15);
   // It stays an error, at once.
   RANK_CHECK(!error_of<fabric::CollectiveError>([&] { model(x); }).empty());
 }
@@ -44,7 +44,7 @@ TEST_CASE("ddp reports a rank that died", "[ddp][failure]") {
 }
 
 RANKS_BODY("a rank hangs in ddp") {
-  train_with<fabric::TimeoutError>(rank, 2, [] { sleep(5); });
+  train_with<fabric::TimeoutError>(rank, 2, [] { sleep(6); });
 }
 TEST_CASE("ddp reports a rank that hangs when the timeout is over", "[ddp][failure]") {
   auto outcomes = ranks::run("a rank hangs in ddp", {.world_size = 2, .timeout_seconds = 60});

@@ -73,7 +73,7 @@ void check_parity() {
 
 }  // namespace
 
-RANKS_TEST("ddp over two ranks trains as one process on the joined batch", "[ddp]", 2) { check_parity(); }
+BOTH_BACKENDS_TEST("ddp over two ranks trains as one process on the joined batch", "[ddp]", 2) { check_parity(); }
 RANKS_TEST("ddp over three ranks trains as one process on the joined batch", "[ddp]", 3) { check_parity(); }
 
 namespace {
@@ -393,7 +393,7 @@ TEST_CASE("ddp is registered under all its names", "[ddp]") {
   auto config = [&](const char* name, fabric::Tree params = fabric::Tree::Map{}) {
     return std::static_pointer_cast<DDPStrategy>(registry.get(name, params))->config();
   };
-  CHECK(config("ddp").start_method == "popen");
+  CHECK(config("ddp").start_method == "auto");
   CHECK(config("ddp_find_unused_parameters_true").find_unused_parameters);
   CHECK(config("ddp_spawn").start_method == "spawn");
   CHECK(config("ddp_fork").start_method == "fork");

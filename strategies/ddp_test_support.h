@@ -2,7 +2,6 @@
 
 #include <torch/torch.h>
 
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,24 +9,15 @@
 #include <fabric/strategies/ddp.h>
 #include <fabric/wrappers.h>
 
-#include "tests/support/ranks.h"
+#include "tests/support/group_of_ranks.h"
 
 // What the tests of ddp share: a strategy over the ranks of the test, and wrapped models without the whole Fabric.
 namespace ddp_test {
 
-inline fabric::RankInfo rank_info() {
-  fabric::RankInfo info;
-  info.world_size = std::atoi(std::getenv("WORLD_SIZE"));
-  info.rank = info.local_rank = std::atoi(std::getenv("RANK"));
-  info.local_world_size = info.world_size;
-  info.main_port = std::atoi(std::getenv("MASTER_PORT"));
-  return info;
-}
-
-/// One group per process; each strategy of a test uses it.
+/// One group per process, over Gloo or, under mpirun, MPI; each strategy of a test uses it.
 inline fabric::ProcessGroup join_group(double timeout_seconds = 60) {
   at::set_num_threads(1);
-  return fabric::ProcessGroup::create({.backend = "gloo", .timeout_seconds = timeout_seconds}, rank_info(), c10::kCPU);
+  return ranks::group_from_env({.timeout_seconds = timeout_seconds});
 }
 
 inline std::shared_ptr<fabric::DDPStrategy> make_ddp(const fabric::ProcessGroup& group,

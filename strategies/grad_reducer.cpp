@@ -2,38 +2,12 @@
 
 #include <algorithm>
 #include <exception>
-#include <type_traits>
 #include <unordered_map>
 #include <utility>
 
 #include <fabric/log.h>
 
 namespace fabric::ddp {
-namespace {
-
-using Names = std::unordered_map<std::size_t, std::string>;
-
-// LibTorch 2.12 and older lack the last argument.
-template <class R>
-R* construct(const std::vector<at::Tensor>& params, const BucketLayout& layout,
-             const c10::intrusive_ptr<c10d::ProcessGroup>& group, const std::vector<bool>& sparse, Names names,
-             const ReducerOptions& o) {
-  constexpr bool kTakesCapList =
-      std::is_constructible_v<c10d::Reducer, std::vector<at::Tensor>, BucketLayout,
-                              c10::intrusive_ptr<c10d::ProcessGroup>, std::vector<bool>, std::int64_t, bool, bool,
-                              Names, std::int64_t, bool, bool, std::vector<std::int64_t>>;
-  if constexpr (kTakesCapList) {
-    return new R(params, layout, group, sparse, o.bucket_bytes, o.find_unused_parameters, o.gradient_as_bucket_view,
-                 std::move(names), o.first_bucket_bytes, /*skip_all_reduce_unused_params=*/false,
-                 /*use_python_reducer=*/false, std::vector<std::int64_t>{});
-  } else {
-    return new R(params, layout, group, sparse, o.bucket_bytes, o.find_unused_parameters, o.gradient_as_bucket_view,
-                 std::move(names), o.first_bucket_bytes, /*skip_all_reduce_unused_params=*/false,
-                 /*use_python_reducer=*/false);
-  }
-}
-
-}  // namespace
 
 void GradReducer::forget_unexpected_gradients() {
   if (!took_unexpected_gradients()) return;
@@ -69,10 +43,14 @@ ReducerPtr make_reducer(const std::vector<at::Tensor>& params, const std::vector
     // Gradients become ready from the last parameter to the first.
     std::reverse(buckets.begin(), buckets.end());
   }
-  Names by_index;
+  std::unordered_map<std::size_t, std::string> by_index;
   for (std::size_t i = 0; i < names.size(); ++i) by_index[i] = names[i];
   PlainViews plain_views;
-  ReducerPtr reducer(construct<GradReducer>(params, buckets, group, sparse, std::move(by_index), options));
+  ReducerPtr reducer(new GradReducer(params, buckets, group, sparse, options.bucket_bytes,
+                                     options.find_unused_parameters, options.gradient_as_bucket_view,
+                                     std::move(by_index), options.first_bucket_bytes,
+                                     /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
+                                     /*bucket_bytes_cap_list=*/{}));
   if (options.find_unused_parameters) reducer->give_logger();
   return reducer;
 }

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 
+#include "launcher/plan.h"
 #include "strategies/gather_with_grad.h"
 
 namespace fabric {
@@ -35,10 +36,16 @@ c10::Device ParallelStrategy::root_device() const {
 }
 
 std::unique_ptr<Launcher> ParallelStrategy::make_launcher() {
-  if (group_.size() > 1 || (environment_ && environment_->creates_processes_externally())) return nullptr;
-  return fabric::make_launcher(start_method(), {.num_processes = std::max<int>(1, static_cast<int>(devices_.size())),
-                                                .num_nodes = num_nodes_,
-                                                .node_rank = environment_ ? environment_->node_rank() : 0});
+  if (group_.size() > 1) return nullptr;
+  auto method = start_method();
+  // A rank that was started to run a function hands its result over to the launcher.
+  bool runs_function = method == "spawn" && std::getenv(kLaunchedVariable);
+  if (environment_ && environment_->creates_processes_externally() && !runs_function) return nullptr;
+  // What other devices' drivers hold does not survive in a copy of the process.
+  if (method == "auto" && !root_device().is_cpu()) method = "popen";
+  return fabric::make_launcher(method, {.num_processes = std::max<int>(1, static_cast<int>(devices_.size())),
+                                        .num_nodes = num_nodes_,
+                                        .node_rank = environment_ ? environment_->node_rank() : 0});
 }
 
 void ParallelStrategy::setup_environment() {

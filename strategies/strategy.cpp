@@ -75,6 +75,25 @@ Value Strategy::broadcast(const Value& value, int) { return value; }
 void Strategy::barrier(const std::string&) {}
 bool Strategy::reduce_boolean_decision(bool decision, bool) { return decision; }
 
+std::string Strategy::run_together(const std::function<void()>& work) {
+  std::exception_ptr own;
+  std::string failure;
+  try {
+    work();
+  } catch (const std::exception& error) {
+    own = std::current_exception();
+    failure = "rank " + std::to_string(ranks().rank) + ": " + error.what();
+  } catch (...) {
+    own = std::current_exception();
+    failure = "rank " + std::to_string(ranks().rank) + ": unknown exception";
+  }
+  auto failures = process_group().all_gather_value(Value(failure));
+  if (own) std::rethrow_exception(own);
+  for (const auto& other : failures)
+    if (!other.as_string().empty()) return other.as_string();
+  return "";
+}
+
 namespace {
 
 StateAccess access(Strategy& strategy) {
@@ -85,26 +104,24 @@ StateAccess access(Strategy& strategy) {
       .get_optimizer = [&](torch::optim::Optimizer& optimizer) { return strategy.get_optimizer_state(optimizer); },
       .set_optimizer = [&](torch::optim::Optimizer& optimizer,
                            const Value& state) { strategy.load_optimizer_state(optimizer, state); },
+      .check_module = check_module_state_dict,
+      .check_optimizer = check_optimizer_state_dict,
   };
 }
 
 }  // namespace
 
 void Strategy::save_checkpoint(const std::filesystem::path& path, State& state, const StateFilter& filter) {
-  // Every rank collects: reading a sharded module's state is itself collective.
-  Value checkpoint = collect_state(state, access(*this), filter);
-  std::string failure;
-  if (is_global_zero()) {
-    try {
-      checkpoint_io_->save(checkpoint, path);
-    } catch (const std::exception& error) {
-      failure = error.what();
-      if (failure.empty()) failure = "unknown error";
-    }
-  }
-  // A write that failed on rank 0 is an error on every rank, and doubles as the barrier at the end.
-  Value outcome = broadcast(Value(failure), 0);
-  if (!outcome.as_string().empty()) throw CheckpointError(outcome.as_string());
+  auto everywhere = [&](const std::function<void()>& step) {
+    std::string elsewhere = run_together(step);
+    if (!elsewhere.empty()) throw CheckpointError("the checkpoint was not saved; " + elsewhere);
+  };
+  Value checkpoint;
+  // Every rank collects: reading a sharded module's state is itself collective. Nothing is written before all have.
+  everywhere([&] { checkpoint = collect_state(state, access(*this), filter); });
+  everywhere([&] {
+    if (is_global_zero()) checkpoint_io_->save(checkpoint, path);
+  });
 }
 
 Value Strategy::load_checkpoint(const std::filesystem::path& path, State* state, bool strict) {

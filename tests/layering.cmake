@@ -6,7 +6,7 @@ cmake_minimum_required(VERSION 3.25)
 set(rooms launcher environments accelerators collectives precision strategies facade)
 set(side_rooms checkpoint_io loggers utilities)
 # Plain data that travels between rooms and the tools all of them use.
-set(base_headers error export log version tree tree_io config settings nearest_name tree_io rank_info value scope state tensors seed
+set(base_headers error export log version tree tree_io config settings named_registry nearest_name tree_io rank_info value scope state tensors seed
   plugin_library torch_compat launching heartbeat error_file preemption)
 set(problems)
 
@@ -74,16 +74,14 @@ function(check_arrow file from include)
 endfunction()
 
 # Third-party headers: how many source files may include each.
-set(third_party CLI spdlog nlohmann yaml-cpp mpi nccl)
+set(third_party CLI spdlog yaml-cpp mpi nccl)
 set(pattern_CLI "CLI/")
 set(pattern_spdlog "spdlog/")
-set(pattern_nlohmann "nlohmann/")
 set(pattern_yaml-cpp "yaml-cpp/")
 set(pattern_mpi "mpi\\.h")
 set(pattern_nccl "(nccl\\.h|torch/csrc/distributed/c10d/ProcessGroupNCCL)")
 set(limit_CLI 2)
 set(limit_spdlog 1)
-set(limit_nlohmann 2)
 set(limit_yaml-cpp 1)
 set(limit_mpi 3)
 set(limit_nccl 2)

@@ -154,10 +154,9 @@ class CommandLine {
     const Tree defaults = ops.defaults();
     for (const FlagText& flag : list_flags(ops.schema())) {
       const std::string type = flag.schema->type_name(), value = default_of(defaults, flag.path);
-      const std::string with = flag.with.empty()   ? ""
-                               : flag.help.empty() ? "with " + flag.with
-                                                   : " (with " + flag.with + ")";
-      add_setting(flag.path, flag.help + with, value.empty() ? type : type + " = " + value, group_of(flag.path));
+      std::string help = flag.help;
+      if (!flag.with.empty()) help += help.empty() ? "with " + flag.with : " (with " + flag.with + ")";
+      add_setting(flag.path, help, value.empty() ? type : type + " = " + value, group_of(flag.path));
     }
   }
 

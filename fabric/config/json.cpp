@@ -9,8 +9,8 @@
 
 #include "fabric/config/scalar.h"
 
-// Written by hand, since it must read and write NaN as Python does, keep the order of keys, refuse keys given twice,
-// and know the line of every value.
+// Written by hand, since it must read and write NaN as Python does (nlohmann-json refuses it), keep the order of keys,
+// refuse keys given twice, and know the line of every value.
 namespace fabric {
 namespace {
 

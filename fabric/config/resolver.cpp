@@ -153,7 +153,7 @@ void Resolver::apply_flag(const std::string& path, const std::vector<std::string
       if (name_of(at_path(values_, path)) != name_of(at_path(values, path))) forget_below(path);
       origins_[path] = command_line;
     } else {
-      mark(ops_.schema(), &values_, layer, "", [&](const std::string&) { return command_line; });
+      mark(ops_.schema(), &values_, layer, "", [&](const std::string&) -> std::string { return command_line; });
     }
     values_ = std::move(values);
   } catch (const FieldError& error) {

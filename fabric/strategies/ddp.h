@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,8 +28,9 @@ class ModelAveraging;
 class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncControl, public JoinControl {
  public:
   struct Config {
-    /// Gradients are reduced in buckets of that size; 0 puts each gradient into its own.
-    double bucket_cap_mb = 25;
+    /// Gradients are reduced in buckets of that size; 0 puts each gradient into its own. Empty: 25 on GPUs, 4 on the
+    /// CPU, where what is reduced is then still in the cache.
+    std::optional<double> bucket_cap_mb = {};
     /// Size of the bucket that is ready first, smaller so that communication starts early.
     double first_bucket_mb = 1;
     /// Gradients live in the buckets: saves a copy and their memory. A gradient tensor that is kept beyond its step is
@@ -51,8 +53,8 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncContr
     std::int64_t model_averaging_period = 0;
     std::int64_t model_averaging_warmup = 0;
     ProcessGroup::Config process_group;
-    /// How `launch` starts the other ranks: "popen", "copy", "spawn" or "fork" (see fabric/launching.h).
-    std::string start_method = "popen";
+    /// How `launch` starts the other ranks: "auto", "popen", "copy", "spawn" or "fork" (see fabric/launching.h).
+    std::string start_method = "auto";
     /// Throws ConfigError for settings that make no sense.
     void validate() const;
     FABRIC_FIELDS(Config, bucket_cap_mb, first_bucket_mb, gradient_as_bucket_view, find_unused_parameters, static_graph,

@@ -167,6 +167,10 @@ class FABRIC_API Strategy {
   virtual Value broadcast(const Value& value, int src = 0);
   virtual void barrier(const std::string& name = "");
   virtual bool reduce_boolean_decision(bool decision, bool all = true);
+  /// Runs `work` on this rank, then lets all ranks know how it went, so that none waits for one that failed. Throws
+  /// what `work` threw; else returns "rank 1: its message" for the first rank where it failed, and "" when all went
+  /// well.
+  std::string run_together(const std::function<void()>& work);
 
   // --- checkpoints; every rank calls them
   virtual void save_checkpoint(const std::filesystem::path& path, State& state, const StateFilter& filter = {});
@@ -222,8 +226,9 @@ class FABRIC_API ParallelStrategy : public Strategy {
   void teardown() override;
 
  protected:
-  /// "popen" (re-execute the command line), "spawn" or "fork" (run a function in children).
-  virtual std::string start_method() const { return "popen"; }
+  /// "popen" (re-execute the command line), "copy" (fork), "auto" (copy where that is safe, popen elsewhere), "spawn"
+  /// or "fork" (run a function in children).
+  virtual std::string start_method() const { return "auto"; }
   const ProcessGroup::Config& group_config() const { return group_config_; }
 
  private:

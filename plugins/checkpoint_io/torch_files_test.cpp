@@ -134,9 +134,9 @@ TEST_CASE("an archive of very many entries is read back", "[checkpoint_io][torch
 }
 
 TEST_CASE("Python reads what is written here", "[checkpoint_io][torch][parity]") {
-  const char* python = std::getenv("FABRIC_TEST_PYTHON");
+  const char* python = std::getenv("FABRIC_PEER_PYTHON");
   if (!python) {
-    WARN("skipped: set FABRIC_TEST_PYTHON to a Python with torch and safetensors to run it");
+    WARN("skipped: set FABRIC_PEER_PYTHON to a Python with torch and safetensors to run it");
     return;
   }
   Folder folder;

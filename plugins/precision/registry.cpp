@@ -1,12 +1,9 @@
-#include <algorithm>
-#include <cctype>
-#include <mutex>
 #include <utility>
 
 #include <c10/core/Device.h>
 
 #include <fabric/log.h>
-#include <fabric/nearest_name.h>
+#include <fabric/named_registry.h>
 #include <fabric/plugins/precision/mixed_precision.h>
 #include <fabric/plugins/precision/true_precision.h>
 
@@ -34,35 +31,18 @@ std::shared_ptr<Precision> make_half_mixed(const std::string& device_type) {
   return std::make_shared<MixedPrecision>(ScalarType::Half, type);
 }
 
-struct Registry {
-  std::mutex mutex;
-  std::vector<std::pair<std::string, Make>> makers;
-
-  Make* find(const std::string& name) {
-    for (auto& [known, make] : makers)
-      if (known == name) return &make;
-    return nullptr;
-  }
-};
-
-Registry& registry() {
-  static Registry all{
-      .mutex = {},
-      .makers = {
-          {"64-true", [](const std::string&) { return std::make_shared<DoublePrecision>(); }},
-          {"32-true", [](const std::string&) { return std::make_shared<Precision>(); }},
-          {"16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::Half); }},
-          {"bf16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::BFloat16); }},
-          {"16-mixed", make_half_mixed},
-          {"bf16-mixed", [](const std::string& device_type) {
-             return std::make_shared<MixedPrecision>(ScalarType::BFloat16, device_type_of(device_type));
-           }}}};
+NamedRegistry<Make>& registry() {
+  static NamedRegistry<Make> all(
+      "precision",
+      {{"64-true", [](const std::string&) { return std::make_shared<DoublePrecision>(); }},
+       {"32-true", [](const std::string&) { return std::make_shared<Precision>(); }},
+       {"16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::Half); }},
+       {"bf16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::BFloat16); }},
+       {"16-mixed", make_half_mixed},
+       {"bf16-mixed", [](const std::string& device_type) {
+          return std::make_shared<MixedPrecision>(ScalarType::BFloat16, device_type_of(device_type));
+        }}});
   return all;
-}
-
-std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-  return text;
 }
 
 std::string without_alias(const std::string& name) {
@@ -76,37 +56,16 @@ std::string without_alias(const std::string& name) {
 }  // namespace
 
 std::shared_ptr<Precision> make_precision(const std::string& given, const std::string& device_type) {
-  std::string name = without_alias(lower(given));
-  Make make;
-  {
-    std::lock_guard lock(registry().mutex);
-    if (Make* found = registry().find(name)) make = *found;
-  }
-  if (!make) throw ConfigError("there is no precision '" + given + "'" + did_you_mean(given, available_precisions()));
-  auto precision = make(device_type);
+  std::string name = without_alias(registry().lower(given));
+  auto precision = registry().get(name)(device_type);
   if (!precision) throw MisuseError("the function registered for precision '" + name + "' returned null");
   return precision;
 }
 
-void register_precision(const std::string& given, Make make, bool override_existing) {
-  std::string name = lower(given);
-  if (!make) throw MisuseError("register_precision('" + given + "') was given an empty function");
-  if (name.empty()) throw ConfigError("a precision needs a name");
-  std::lock_guard lock(registry().mutex);
-  if (Make* known = registry().find(name)) {
-    if (!override_existing)
-      throw ConfigError("precision '" + name + "' is registered already; pass override_existing=true to replace it");
-    *known = std::move(make);
-  } else {
-    registry().makers.emplace_back(name, std::move(make));
-  }
+void register_precision(const std::string& name, Make make, bool override_existing) {
+  registry().add(name, std::move(make), override_existing);
 }
 
-std::vector<std::string> available_precisions() {
-  std::lock_guard lock(registry().mutex);
-  std::vector<std::string> names;
-  for (const auto& [name, make] : registry().makers) names.push_back(name);
-  return names;
-}
+std::vector<std::string> available_precisions() { return registry().names(); }
 
 }  // namespace fabric

@@ -1,5 +1,6 @@
-"""Times a training step through Lightning Fabric and the same step of ours in turn. Usage: PYTHON peer.py BENCH_STEP"""
+"""Times work through Lightning Fabric and the same work of ours in turn. Usage: PYTHON peer.py FOLDER-OF-BENCHMARKS"""
 
+import os
 import subprocess
 import sys
 import time
@@ -40,8 +41,7 @@ class Transformer(torch.nn.Module):
         return self.head(self.norm(x))
 
 
-def make(load, optimizer):
-    fabric = Fabric(accelerator="cpu", devices=1)
+def make(load, optimizer, fabric):
     if load == "mlp":
         net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
         x, y = torch.randn(32, 32), torch.randint(0, 10, (32,))
@@ -60,13 +60,59 @@ def make(load, optimizer):
     return step
 
 
-for load, optimizer, count in [("mlp", "sgd", 500), ("mlp", "adamw", 500), ("transformer", "sgd", 4)]:
-    step = make(load, optimizer)
-    theirs = ours = float("inf")
-    for _ in range(6):
+def fastest(step, count, rounds=6):
+    best = float("inf")
+    for _ in range(rounds):
         start = time.perf_counter()
         for _ in range(count):
             step()
-        theirs = min(theirs, (time.perf_counter() - start) / count * 1e6)
-        ours = min(ours, float(subprocess.check_output([sys.argv[1], "--time", load, optimizer])))
-    print(f"{load} {optimizer}: TorchFabric {ours:.1f} us, Lightning Fabric {theirs:.1f} us, ratio {ours / theirs:.3f}")
+        best = min(best, (time.perf_counter() - start) / count * 1e6)
+    return best
+
+
+def report(what, ours, theirs, unit):
+    print(f"{what}: TorchFabric {ours:.1f} {unit}, Lightning Fabric {theirs:.1f} {unit}, ratio {ours / theirs:.3f}", flush=True)
+
+
+def two_ranks(train):
+    """This script as a job of two ranks: up to the first barrier, or through training steps."""
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    fabric.barrier()
+    best = fastest(make("mlp", "sgd", fabric), 200) if train else 0
+    if fabric.global_rank == 0:
+        print(f"{best:.2f}" if train else "ready", flush=True)
+
+
+def steps_in_one_process(folder):
+    for load, optimizer, count in [("mlp", "sgd", 500), ("mlp", "adamw", 500), ("transformer", "sgd", 4)]:
+        step = make(load, optimizer, Fabric(accelerator="cpu", devices=1))
+        theirs = ours = float("inf")
+        for _ in range(6):
+            theirs = min(theirs, fastest(step, count, rounds=1))
+            ours = min(ours, float(subprocess.check_output([folder + "/bench_step", "--time", load, optimizer])))
+        report(f"step, {load}, {optimizer}", ours, theirs, "us")
+
+
+def seconds_to_first_line(command):
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        process.stdout.readline()
+        return time.perf_counter() - start
+
+
+def jobs_of_two_ranks(folder):
+    mine, yours = [folder + "/bench_launch_ours"], [sys.executable, __file__]
+    last_number = lambda command: float(subprocess.check_output(command, stderr=subprocess.DEVNULL).split()[-1])
+    ddp = [(last_number(mine + ["--ddp"]), last_number(yours + ["--ddp"])) for _ in range(3)]
+    report("ddp step, 2 ranks, Gloo, mlp", min(a for a, _ in ddp), min(b for _, b in ddp), "us")
+    start = [(seconds_to_first_line(mine), seconds_to_first_line(yours + ["--ready"])) for _ in range(3)]
+    report("launch of 2 ranks to first barrier", min(a for a, _ in start), min(b for _, b in start), "s")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] in ("--ddp", "--ready"):
+        two_ranks(sys.argv[1] == "--ddp")
+    else:
+        steps_in_one_process(sys.argv[1])
+        jobs_of_two_ranks(os.path.abspath(sys.argv[1]))

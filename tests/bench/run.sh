@@ -32,6 +32,6 @@ for name in "${names[@]}"; do
   fi
 done
 if [[ -n $peer && " ${names[*]} " == *" step "* ]]; then
-  echo "== the same step in Python"
-  "$peer" "$here/peer.py" "$here/bench_step"
+  echo "== the same work in Python"
+  "$peer" "$here/peer.py" "$here"
 fi

@@ -8,7 +8,7 @@
 #include <fabric/fabric.h>
 #include <fabric/tree_io.h>
 
-#include "tests/support/ranks.h"
+#include "tests/support/group_of_ranks.h"
 
 namespace {
 
@@ -52,6 +52,8 @@ double train(const Run& run) {
                          .devices = run.strategy == "ddp" ? 2 : 1,
                          .precision = run.precision});
   fabric.launch();
+  if (run.strategy == "ddp")
+    RANK_CHECK(fabric.strategy()->process_group().backend() == (std::getenv("OMPI_COMM_WORLD_RANK") ? "mpi" : "gloo"));
   torch::manual_seed(7);
   torch::nn::Sequential net;  // one layer after the other: the order of a constructor's arguments is the compiler's
   net->push_back(torch::nn::Linear(32, 64));
@@ -92,7 +94,7 @@ TEST_CASE("one process trains like Lightning Fabric", "[parity]") {
   }
 }
 
-RANKS_TEST("two ranks train like Lightning Fabric's ddp", "[parity]", 2) {
+BOTH_BACKENDS_TEST("two ranks train like Lightning Fabric's ddp", "[parity]", 2) {
   auto runs = recorded("ddp");
   RANK_CHECK(runs.size() == 20);
   for (const auto& run : runs) {

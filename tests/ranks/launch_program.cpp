@@ -1,4 +1,5 @@
 // A program that launches ranks and then does what its first argument says. Links no LibTorch.
+#include <dlfcn.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -73,7 +74,17 @@ std::string start_method() {
   return kind ? kind : "popen";
 }
 
+// What stands in the way of a copy, if the test wants something to.
+void obstruct(const std::string& obstacle) {
+  if (obstacle == "thread") std::thread([] { sleep_for(20); }).detach();
+  if (obstacle == "driver" && !dlopen(std::getenv("TEST_DRIVER"), RTLD_NOW)) throw std::runtime_error(dlerror());
+}
+
 int popen_then(const std::string& what, int argument) {
+  if (const char* obstacle = std::getenv("TEST_OBSTACLE")) {
+    std::printf("before launch\n");  // stays in the buffer of a pipe
+    obstruct(obstacle);
+  }
   fabric::make_launcher(start_method(), config())->launch();
   if (what == "place") return say_place(), 0;
   if (what == "sleep") return sleep_for(argument), 0;
@@ -123,13 +134,13 @@ int end_late(int argument) {
 // A fork of rank 0 may end as it likes: the ranks are none of its business.
 int fork_and_exit() {
   fabric::make_launcher(start_method(), config())->launch();
-  if (rank() != 0) return sleep_for(1), 0;
+  if (rank() != 0) return sleep_for(3), 0;
   pid_t pid = fork();
   if (pid == 0) std::exit(3);
   auto start = std::chrono::steady_clock::now();
   int status = 0;
   waitpid(pid, &status, 0);
-  bool quick = std::chrono::steady_clock::now() - start < std::chrono::milliseconds(500);
+  bool quick = std::chrono::steady_clock::now() - start < std::chrono::milliseconds(2500);
   return quick && WEXITSTATUS(status) == 3 ? 0 : 4;
 }
 

@@ -37,7 +37,7 @@ std::vector<int> marked(const std::string& mark) {
 }
 
 std::vector<int> wait_for_none(const std::string& mark) {
-  auto deadline = Clock::now() + std::chrono::seconds(1);
+  auto deadline = Clock::now() + std::chrono::seconds(5);
   auto left = marked(mark);
   for (; !left.empty() && Clock::now() < deadline; left = marked(mark))
     std::this_thread::sleep_for(std::chrono::milliseconds(5));

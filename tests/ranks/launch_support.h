@@ -11,7 +11,7 @@ struct Run {
   int code = 0;           // 128 + n when killed by signal n; 124 when it ran out of time
   std::string output;     // stdout and stderr together
   double seconds = 0;     // until it ended
-  std::vector<int> left;  // processes that were still there a second later
+  std::vector<int> left;  // processes that were still there seconds later
   bool has(const std::string& text) const { return output.find(text) != std::string::npos; }
   /// Lines of the output that contain the text.
   std::vector<std::string> lines(const std::string& text = "") const;

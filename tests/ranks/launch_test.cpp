@@ -20,13 +20,14 @@ using launch_support::Run;
 
 namespace {
 
-// On a busy machine one run may be held up; two in a row are not.
+// On a busy machine any run may be held up, but hardly five in a row. A delay that the launcher makes is in all of
+// them.
 template <class F>
 Run quickest(F&& once) {
-  Run first = once();
-  if (first.seconds < 1) return first;
-  Run second = once();
-  return second.seconds < first.seconds ? second : first;
+  Run best = once();
+  for (int more = 0; more < 4 && best.seconds >= 1; ++more)
+    if (Run next = once(); next.seconds < best.seconds) best = next;
+  return best;
 }
 
 void require_clean(const Run& result) {
@@ -175,6 +176,24 @@ TEST_CASE("copies of the process are ranks like any others", "[launch]") {
   require_clean(killed);
   CHECK(killed.code == 137);
   CHECK(run({"late", "6"}, copies).code == 6);
+}
+
+TEST_CASE("auto copies the process where that is safe, and runs its command line again elsewhere", "[launch]") {
+  for (std::string obstacle : {"none", "thread", "driver"}) {
+    INFO(obstacle);
+    auto result = run({"popen", "place"}, {{"TEST_KIND", "auto"},
+                                           {"TEST_PROCESSES", "3"},
+                                           {"TEST_OBSTACLE", obstacle},
+                                           {"TEST_DRIVER", FABRIC_FAKE_DRIVER}});
+    require_clean(result);
+    CHECK(result.code == 0);
+    CHECK(result.lines("place ").size() == 3);
+    CHECK(result.lines("before launch").size() == (obstacle == "none" ? 1u : 3u));
+  }
+  auto failed = quickest([] { return run({"popen", "exit", "7"}, {{"TEST_KIND", "auto"}}); });
+  require_clean(failed);
+  CHECK(failed.code == 7);
+  CHECK(failed.seconds < 1);
 }
 
 TEST_CASE("a second launch finds the ranks of the first", "[launch]") {

@@ -147,7 +147,7 @@ Result Job::finish() {
   result_.peak_kilobytes = usage.ru_maxrss;
   result_.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
   result_.left = processes();
-  for (double limit = now() + 1; !result_.left.empty() && now() < limit; usleep(5000)) result_.left = processes();
+  for (double limit = now() + 5; !result_.left.empty() && now() < limit; usleep(5000)) result_.left = processes();
   for (int pid : result_.left) kill(pid, SIGKILL);
   drain();
   return result_;

@@ -1,0 +1,172 @@
+// The facade over two ranks, with each process group that needs no GPU.
+#include <fabric/fabric.h>
+
+#include <torch/torch.h>
+
+#include <filesystem>
+
+#include "tests/support/group_of_ranks.h"
+
+using fabric::Fabric;
+using fabric::Value;
+
+namespace {
+
+Fabric::Config ddp() { return {.accelerator = "cpu", .strategy = "ddp", .devices = 2}; }
+
+template <class Error, class Action>
+std::string error_of(Action&& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+// Has a state, unless it is told that it has none.
+struct Fragile : fabric::Stateful {
+  explicit Fragile(bool broken) : broken(broken) {}
+  Value state_dict() const override {
+    if (broken) throw std::runtime_error("no state here");
+    return 1;
+  }
+  void load_state_dict(const Value&) override {
+    if (broken) throw std::runtime_error("not restored");
+  }
+  bool broken;
+};
+
+}  // namespace
+
+BOTH_BACKENDS_TEST("two ranks: collectives over nested values", "[fabric][ranks]", 2) {
+  Fabric fabric(ddp());
+  fabric.launch();
+  RANK_CHECK(fabric.world_size() == 2 && fabric.global_rank() == rank);
+  RANK_CHECK(fabric.all_reduce(Value(rank), fabric::ReduceOp::sum).as_int() == 1);
+  RANK_CHECK(fabric.all_reduce(Value(rank)).as_double() == 0.5);
+  auto kept = torch::full({2}, rank + 1.0);
+  auto mean = fabric.all_reduce(kept);
+  RANK_CHECK(mean[0].item<double>() == 1.5 && kept[0].item<double>() == rank + 1.0);
+  Value nested = Value::Map{{"list", Value::List{rank, "r" + std::to_string(rank)}}};
+  auto gathered = fabric.all_gather(nested);
+  RANK_CHECK(gathered.at("list").as_list()[1].as_list()[1].as_string() == "r1");
+  auto uneven = fabric.all_gather_list(torch::ones({rank + 1, 2}));
+  RANK_CHECK(uneven[0].size(0) == 1 && uneven[1].size(0) == 2);
+  RANK_CHECK(fabric.broadcast(Value::Map{{"x", torch::full({3}, rank)}}, 1).at("x").as<at::Tensor>()[0].item<int>() ==
+             1);
+  std::string order;
+  fabric.rank_zero_first([&] { order += "run"; });
+  bool refused = false;
+  try {
+    fabric.rank_zero_first([&] {
+      if (rank == 0) throw std::runtime_error("no disk");
+    });
+  } catch (const std::exception& error) {
+    refused = std::string(error.what()).find("no disk") != std::string::npos;
+  }
+  RANK_CHECK(refused);
+  bool mismatch = false;
+  try {
+    fabric.all_reduce(torch::ones({rank + 1}));
+  } catch (const fabric::MismatchError&) {
+    mismatch = true;
+  }
+  RANK_CHECK(mismatch);
+  fabric.barrier();
+}
+
+BOTH_BACKENDS_TEST("several Fabric objects one after another, in ranks that run already", "[fabric][ranks]", 2) {
+  for (int round = 0; round < 3; ++round) {
+    Fabric fabric(ddp());
+    fabric.launch();
+    RANK_CHECK(fabric.all_reduce(Value(round + rank), fabric::ReduceOp::sum).as_int() == 2 * round + 1);
+  }
+}
+
+BOTH_BACKENDS_TEST("a failed save is an error on every rank", "[fabric][ranks]", 2) {
+  Fabric fabric(ddp());
+  fabric.launch();
+  bool failed = false;
+  try {
+    fabric.save("/proc/nowhere/x.safetensors", {{"a", 1}});
+  } catch (const fabric::CheckpointError&) {
+    failed = true;
+  }
+  RANK_CHECK(failed);
+}
+
+BOTH_BACKENDS_TEST("two ranks: tensors of unequal shapes, in place and with gradients", "[fabric][ranks]", 2) {
+  Fabric fabric(ddp());
+  fabric.launch();
+  auto uneven = torch::full({rank + 1}, double(rank));
+  auto parts = fabric.all_gather(Value(Value::List{uneven})).as_list()[0];
+  RANK_CHECK(parts.as_list()[1].as<at::Tensor>().size(0) == 2 && parts.as_list()[0].as<at::Tensor>().size(0) == 1);
+  auto text = error_of<fabric::MismatchError>([&] { fabric.all_gather(uneven); });
+  RANK_CHECK(holds(text, "rank 0 [1]") && holds(text, "rank 1 [2]") && holds(text, "all_gather_list"));
+
+  auto tensor = torch::full({3}, rank + 1.0);
+  fabric.all_reduce_(tensor, fabric::ReduceOp::sum);
+  RANK_CHECK(tensor[2].item<double>() == 3);
+  RANK_CHECK(fabric.reduce(Value(rank + 1), fabric::ReduceOp::max).as_int() == 2);
+  RANK_CHECK(fabric.all_reduce(torch::full({1}, rank + 2, torch::kLong)).item<int64_t>() == 2);  // 2.5, truncated
+
+  auto x = torch::full({2}, rank + 1.0, torch::requires_grad());
+  auto all = fabric.all_gather(x, {}, /*sync_grads=*/true);
+  (all * torch::tensor({{1.0}, {10.0}}) * (rank + 1)).sum().backward();
+  // Both ranks' losses reach this rank's input: (1 + 2) times its own factor.
+  RANK_CHECK(x.grad()[0].item<double>() == (rank == 0 ? 3 : 30));
+}
+
+BOTH_BACKENDS_TEST("two ranks: a save or load that fails on one rank is an error on both", "[fabric][ranks]", 2) {
+  Fabric fabric(ddp());
+  fabric.launch();
+  auto name = "fabric_ranks_test_" + std::to_string(fabric.broadcast(Value(getpid())).as_int()) + ".safetensors";
+  auto path = std::filesystem::temp_directory_path() / name;
+  Fragile whole(false), broken_elsewhere(rank == 1);
+  fabric.save(path, {{"object", whole}, {"step", 4}});
+  auto saving = error_of<std::exception>([&] { fabric.save(path, {{"object", broken_elsewhere}}); });
+  RANK_CHECK(holds(saving, "no state here") && (rank == 1 || holds(saving, "rank 1")));
+  fabric::State state = {{"object", broken_elsewhere}};
+  auto loading = error_of<std::exception>([&] { fabric.load(path, state); });
+  RANK_CHECK(holds(loading, "not restored") && (rank == 1 || holds(loading, "rank 1")));
+  RANK_CHECK(fabric.load(path).at("step").as_int() == 4);
+  fabric.barrier();
+  if (rank == 0) std::filesystem::remove(path);
+}
+
+BOTH_BACKENDS_TEST("two ranks: loaders, local gradients and unequal numbers of batches", "[fabric][ranks]", 2) {
+  Fabric fabric(ddp());
+  fabric.launch();
+  auto [model, optimizer] = fabric.setup(torch::nn::Linear(1, 1), [](auto p) { return torch::optim::SGD(p, 0.1); });
+  std::vector<at::Tensor> items;
+  for (int i = 0; i < 6; ++i) items.push_back(torch::full({1}, float(i)));
+  auto [train, test] = fabric.setup_dataloaders({.batch_size = 1}, items, items);
+  RANK_CHECK(train.size() == 3 && test.size() == 3);
+  double seen = 0;
+  for (auto& batch : test) seen += batch.sum().template item<double>();
+  RANK_CHECK(seen == (rank == 0 ? 0 + 2 + 4 : 1 + 3 + 5));
+
+  auto gradient_of = [&, &model = model](bool local) {
+    model->zero_grad();
+    auto scope = fabric.no_backward_sync(model, local);
+    fabric.backward(model(torch::full({1, 1}, rank + 1.0)).sum());
+    return model->weight.grad().item<double>();
+  };
+  RANK_CHECK(gradient_of(true) == rank + 1);
+  RANK_CHECK(gradient_of(false) == 1.5);
+
+  fabric.join(
+      [&, &model = model, &optimizer = optimizer] {
+        for (int step = 0; step < 2 + rank; ++step) {
+          optimizer.zero_grad();
+          fabric.backward(model(torch::ones({1, 1})).sum());
+          optimizer.step();
+        }
+      },
+      model);
+  auto weights = fabric.all_gather(model->weight.detach());
+  RANK_CHECK(torch::equal(weights[0], weights[1]));
+}
