@@ -47,8 +47,8 @@ TEST_CASE("a warning about the folder comes only when it is another one", "[chec
   };
   CHECK(load_into(folder.path()).empty());
   std::filesystem::create_directory_symlink(folder.path(), other / "same");
-  CHECK(load_into(other / "same").empty());
-  CHECK(load_into(folder / "x" / "..").empty());
+  CHECK_THAT(load_into(other / "same"), !Contains("dirpath"));
+  CHECK_THAT(load_into(folder / "x" / ".."), !Contains("dirpath"));
   CHECK_THAT(load_into(other / "new"), Contains("dirpath is '" + (other / "new").string() + "' now"));
   // Without a state, files that are there already are worth a word.
   ModelCheckpoint fresh(watching(folder));
