@@ -2,6 +2,7 @@
 
 #include <fabric/fabric.h>
 #include <fabric/helpers/schedule_reader.h>
+#include <fabric/helpers/strategy_adapter.h>
 
 #include "tests/support/finetuning_trace.h"
 #include "tests/support/ranks.h"
@@ -40,10 +41,11 @@ const char* const kSchedule =
 // The same loop with Fabric and without it; `rank` and `world` choose the part of each batch.
 template <class Model, class Optimizer, class Backward>
 Seen train(Model& model, Optimizer& optimizer, FinetuningScheduler& schedule, EarlyStopping& stop,
-           ModelCheckpoint& keep, torch::nn::Module& net, int rank, int world, const Backward& backward) {
+           ModelCheckpoint& keep, torch::nn::Module& net, int rank, int world, const Backward& backward, int first = 0,
+           int epochs = 20) {
   Seen seen;
   const std::vector<double> losses{5, 4, 3};
-  for (int epoch = 0; epoch < 20 && !schedule.done() && !stop.stopped(); ++epoch) {
+  for (int epoch = first; epoch < epochs && !schedule.done() && !stop.stopped(); ++epoch) {
     schedule.epoch_start(epoch);
     seen.last = epoch;
     seen.depth.push_back(schedule.curr_depth());
@@ -62,7 +64,12 @@ Seen train(Model& model, Optimizer& optimizer, FinetuningScheduler& schedule, Ea
     }
     Metrics metrics{{"val_loss", losses[std::min<std::size_t>(static_cast<std::size_t>(epoch), 2)]}};
     stop.check(metrics, epoch);
-    keep.update(metrics, State{{"model", net}, {"optimizer", schedule.optimizer()}, {"schedule", schedule}},
+    keep.update(metrics,
+                State{{"model", net},
+                      {"optimizer", schedule.optimizer()},
+                      {"schedule", schedule},
+                      {"stop", stop},
+                      {"keep", keep}},
                 {.epoch = epoch, .step = schedule.ft_global_steps()});
     schedule.epoch_end(metrics);
   }
@@ -103,21 +110,37 @@ Seen alone(const std::string& folder, bool restore) {
                [](DropNet& model, const at::Tensor& x) { model(x).square().mean().backward(); });
 }
 
-Seen together(const std::string& folder, bool restore, Fabric& fabric) {
+struct Options {
+  bool restore = false;
+  std::function<void(FinetuningScheduler::Config&)> change = {};
+  int epochs = 20;
+  std::string resume_from = {};
+  int save_top_k = 1;
+};
+
+Seen together(const std::string& folder, Fabric& fabric, const Options& options) {
   torch::manual_seed(3);
   DropNet raw;
   auto sgd = std::make_shared<torch::optim::SGD>(raw->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
   auto [net, optimizer] = fabric.setup(raw, sgd);
   std::unique_ptr<LRScheduler> lr = std::make_unique<StepLR>(*optimizer, StepLR::Config{.step_size = 1, .gamma = 0.7});
   auto config = config_for(folder);
-  config.restore_best = restore;
-  if (restore) config.ft_schedule = {};
+  config.restore_best = options.restore;
+  if (options.restore) config.ft_schedule = {};
+  if (options.change) options.change(config);
   FinetuningScheduler schedule(config, net, optimizer, lr);
   EarlyStopping stop({.monitor = "val_loss", .patience = 1}, fabric);
-  ModelCheckpoint keep({.dirpath = folder + "/together", .monitor = "val_loss"}, fabric);
+  ModelCheckpoint keep({.dirpath = folder + "/together", .monitor = "val_loss", .save_top_k = options.save_top_k},
+                       fabric);
   schedule.attach(stop, keep);
-  return train(net, optimizer, schedule, stop, keep, *raw, fabric.global_rank(), fabric.world_size(),
-               [&](auto& model, const at::Tensor& x) { fabric.backward(model(x).square().mean()); });
+  if (!options.resume_from.empty()) {
+    State state{{"model", net}, {"optimizer", optimizer}, {"schedule", schedule}, {"stop", stop}, {"keep", keep}};
+    fabric.load(options.resume_from, state);
+  }
+  return train(
+      net, optimizer, schedule, stop, keep, *raw, fabric.global_rank(), fabric.world_size(),
+      [&](auto& model, const at::Tensor& x) { fabric.backward(model(x).square().mean()); }, schedule.ft_epoch() + 1,
+      options.epochs);
 }
 
 std::string shared_folder() {
@@ -143,7 +166,7 @@ void compare_with_one_process(int rank, const Choice& strategy) {
   for (bool restore : {false, true}) {
     Fabric fabric({.accelerator = "cpu", .strategy = strategy, .devices = 2});
     fabric.launch();
-    Seen both = together(folder, restore, fabric);
+    Seen both = together(folder, fabric, {.restore = restore});
     fabric.barrier();
     if (rank == 0) check_equal(both, alone(folder, restore));
     fabric.barrier();
@@ -245,4 +268,58 @@ RANKS_TEST("the schedule file is read by rank 0 alone, for all", "[finetuning][r
   }
   fabric.barrier();
   if (rank == 0) std::filesystem::remove_all(folder);
+}
+
+namespace {
+
+struct ToldAdapter : StrategyAdapter {
+  std::string name() const override { return "told"; }
+  void parameters_changed() override {
+    ++told;
+    StrategyAdapter::parameters_changed();
+  }
+  static inline int told = 0;
+};
+
+}  // namespace
+
+RANKS_TEST("a user's own adapter, registered by name, with ddp", "[finetuning][ranks][adapter]", 2) {
+  at::set_num_threads(1);
+  auto folder = shared_folder();
+  StrategyAdapterRegistry::instance().register_adapter("mine:Told",
+                                                       [](const Tree&) { return std::make_shared<ToldAdapter>(); });
+  Fabric fabric({.accelerator = "cpu", .strategy = "ddp", .devices = 2});
+  fabric.launch();
+  Seen both = together(folder, fabric, {.restore = true, .change = [](FinetuningScheduler::Config& config) {
+                                          config.custom_strategy_adapters = {{"ddp", "mine.Told"}};
+                                        }});
+  RANK_CHECK(ToldAdapter::told == 4);  // at the start and at each of three transitions
+  fabric.barrier();
+  if (rank == 0) check_equal(both, alone(folder, true));
+  fabric.barrier();
+  if (rank == 0) std::filesystem::remove_all(folder);
+}
+
+RANKS_TEST("two ranks of ddp resume in the middle of a schedule", "[finetuning][ranks][resume]", 2) {
+  at::set_num_threads(1);
+  for (bool restore : {true, false}) {
+    auto folder = shared_folder();
+    Fabric fabric({.accelerator = "cpu", .strategy = "ddp", .devices = 2});
+    fabric.launch();
+    Seen whole = together(folder + "/whole", fabric, {.restore = restore, .save_top_k = -1});
+    for (int epoch : {1, 3, 4, 5}) {
+      const std::string part = folder + "/part" + std::to_string(epoch);
+      together(part, fabric, {.restore = restore, .epochs = epoch + 1, .save_top_k = -1});
+      const std::string file = part + "/together/epoch=" + std::to_string(epoch) +
+                               "-step=" + std::to_string(3 * (epoch + 1)) + ".safetensors";
+      Seen rest = together(part, fabric, {.restore = restore, .resume_from = file, .save_top_k = -1});
+      RANK_CHECK(rest.depth == Ints(whole.depth.begin() + epoch + 1, whole.depth.end()));
+      RANK_CHECK(rest.groups == Ints(whole.groups.begin() + epoch + 1, whole.groups.end()));
+      RANK_CHECK(rest.last == whole.last);
+      for (std::size_t i = 0; i < rest.weights.size(); ++i) RANK_CHECK(torch::equal(rest.weights[i], whole.weights[i]));
+    }
+    fabric.barrier();
+    if (rank == 0) std::filesystem::remove_all(folder);
+    fabric.barrier();
+  }
 }

@@ -1,6 +1,8 @@
 #pragma once
 // Private to FinetuningScheduler: what its sources share.
 
+#include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
