@@ -154,7 +154,7 @@ TEST_CASE("25, 29, 30, 31 hangs, the end of the budget, no retry and no progress
   };
   const Case cases[] = {
       {"[ $RANK = 1 ] && { echo broken >&2; exit 7; }; exec sleep 100", {"--max-restarts", "1"}, 7, "broken"},
-      {"[ $RANK = 1 ] && echo 'section load 0.2' >&$FABRIC_HEARTBEAT_FD; exec sleep 100", {}, 94, "in section 'load'"},
+      {"[ $RANK = 1 ] && echo 'section load 0.2' >&$FABRIC_HEARTBEAT_FD; exec sleep 100", {}, 94, "section 'load'"},
       {"[ $RANK = 1 ] && exit 93; exec sleep 100", {"--max-restarts", "5"}, 93, "asked not to be started"},
       {"[ $RANK = 1 ] && { echo step 3 >&$FABRIC_HEARTBEAT_FD; exit 7; }; exec sleep 100",
        {"--max-restarts", "9"},
