@@ -25,7 +25,8 @@ fs::path whole_path(const fs::path& path) {
   if (home && (text == "~" || text.starts_with("~/"))) whole = home + text.substr(1);
   std::error_code error;
   fs::path canonical = fs::weakly_canonical(fs::absolute(whole), error);
-  return error ? fs::absolute(whole).lexically_normal() : canonical;
+  if (error) canonical = fs::absolute(whole).lexically_normal();
+  return canonical.has_filename() ? canonical : canonical.parent_path();  // "a/b/.." is normally "a/"
 }
 
 fs::path folder_beside_logs(const Fabric& fabric) {
