@@ -1,5 +1,7 @@
 #include <fabric/plugins/loggers/registry.h>
 
+#include <algorithm>
+
 #include <fabric/named_registry.h>
 #include <fabric/plugins/loggers/csv_logger.h>
 #include <fabric/plugins/loggers/tensorboard_logger.h>
@@ -23,7 +25,11 @@ void register_logger(const std::string& name, MakeLogger make, bool override_exi
   registry().add(name, std::move(make), override_existing);
 }
 
-std::vector<std::string> available_loggers() { return registry().names(); }
+std::vector<std::string> available_loggers() {
+  auto names = registry().names();
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 std::shared_ptr<Logger> make_logger(const Choice& choice) {
   auto make = registry().get(choice.name);
