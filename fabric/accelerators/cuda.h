@@ -41,9 +41,9 @@ class FABRIC_API CudaAccelerator : public Accelerator {
   /// Before a device is set up the seed is kept, and used when one is.
   void manual_seed(std::uint64_t seed) override;
   Scope side_stream(c10::Device device) override;
-  /// The first `count` GPUs (-1: all) on which a context can be made: another process may hold one for itself, or it may be
-  /// broken. Loads CUDA. Throws ConfigError when `count` is 0, below -1 or more than there are, UnavailableError when
-  /// fewer are usable.
+  /// The first `count` GPUs (-1: all) on which a context can be made: another process may hold one for itself, or it
+  /// may be broken. Loads CUDA. Throws ConfigError when `count` is 0, below -1 or more than there are, UnavailableError
+  /// when fewer are usable.
   std::vector<int> find_usable_devices(int count = -1) const;
   bool can_access_peer(c10::Device from, c10::Device to) const override;
 
