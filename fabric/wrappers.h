@@ -128,8 +128,7 @@ class FabricModule {
   /// Runs another method, or a function over the module, as if it were `forward`: model.call(&Net::encode, x) or
   /// model.call([](Net& net, Tensor x) { … }, x).
   template <class Method, class... Args>
-  requires std::is_invocable_v < Method&, Impl&, std::decay_t<Args>
-  &... > auto call(Method method, Args&&... args) const {
+  requires(std::is_invocable_v<Method&, Impl&, std::decay_t<Args>&...>) auto call(Method method, Args&&... args) const {
     return invoke(std::move(method), std::forward<Args>(args)...);
   }
 

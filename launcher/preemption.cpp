@@ -59,8 +59,8 @@ PreemptionSignal::PreemptionSignal(std::initializer_list<int> signals) : handler
     throw MisuseError("there is a PreemptionSignal already; one object watches all signals: PreemptionSignal({A, B})");
   received_signal = 0;
   for (int number : signals) {
-    struct sigaction ours {
-    }, theirs{};
+    struct sigaction ours = {};
+    struct sigaction theirs = {};
     ours.sa_handler = note;
     // Reads and writes that the signal interrupts go on: most libraries do not expect anything else.
     ours.sa_flags = SA_RESTART;

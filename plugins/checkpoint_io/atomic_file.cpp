@@ -64,8 +64,8 @@ bool AtomicFile::claim(const std::filesystem::path& temporary) {
     if (fd < 0) fail("cannot make the temporary file '" + temporary.string() + "'", errno);
     bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
     bool taken = !locked && errno == EWOULDBLOCK;
-    struct stat ours {
-    }, named{};
+    struct stat ours = {};
+    struct stat named = {};
     bool same = fstat(fd, &ours) == 0 && stat(temporary.c_str(), &named) == 0 && ours.st_ino == named.st_ino &&
                 ours.st_dev == named.st_dev;
     if (!taken && same && ftruncate(fd, 0) == 0) {  // file systems without locks: the check of the name is all there is

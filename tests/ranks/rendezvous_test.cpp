@@ -16,6 +16,7 @@
 using run_support::Folder;
 using run_support::Job;
 using run_support::read_file;
+using run_support::require_clean;
 using run_support::Result;
 
 namespace {
@@ -80,12 +81,6 @@ class Nodes {
 const char* kPlace =
     "echo r$RANK/$WORLD_SIZE l$LOCAL_RANK g$GROUP_RANK/$GROUP_WORLD_SIZE a$TORCHELASTIC_RESTART_COUNT; ";
 const std::string kWait = std::string(kPlace) + "exec sleep 100";
-
-void require_clean(const Result& result) {
-  INFO(result.out << result.error);
-  CHECK(result.left.empty());
-  CHECK(result.code != 124);
-}
 
 double seconds_now() {
   timespec now;

@@ -22,17 +22,12 @@
 using run_support::Folder;
 using run_support::Job;
 using run_support::read_file;
+using run_support::require_clean;
 using run_support::Result;
 using run_support::run;
 using run_support::shell;
 
 namespace {
-
-void require_clean(const Result& result) {
-  INFO(result.out << result.error);
-  CHECK(result.left.empty());
-  CHECK(result.code != 124);
-}
 
 bool write_file(const std::string& path, const std::string& text) {
   std::ofstream file(path, std::ios::binary);

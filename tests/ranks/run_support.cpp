@@ -17,6 +17,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "tests/support/catch.h"
+
 namespace run_support {
 namespace {
 
@@ -49,6 +51,12 @@ std::string program() { return FABRIC_PROGRAM; }
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+}
+
+void require_clean(const Result& result) {
+  INFO(result.out << result.error);
+  CHECK(result.left.empty());
+  CHECK(result.code != 124);
 }
 
 std::vector<std::string> Result::lines(const std::string& text) const {

@@ -28,6 +28,9 @@ struct Result {
   std::vector<std::string> lines(const std::string& text = "") const;
 };
 
+/// Checks that nothing of the job is left and that it ended in time.
+void require_clean(const Result& result);
+
 using Variables = std::map<std::string, std::string>;
 
 /// One run that goes on while the test does something to it.

@@ -23,17 +23,12 @@
 using run_support::Folder;
 using run_support::Job;
 using run_support::read_file;
+using run_support::require_clean;
 using run_support::Result;
 using run_support::run;
 using run_support::shell;
 
 namespace {
-
-void require_clean(const Result& result) {
-  INFO(result.out << result.error);
-  CHECK(result.left.empty());
-  CHECK(result.code != 124);
-}
 
 // Helpers in sessions of their own, one orphaned at once, one whose parent stays.
 const char* kHelpers = "setsid sleep 100 & (setsid sh -c 'sleep 100 & exec sleep 100' &) ; ";
