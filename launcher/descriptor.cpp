@@ -30,6 +30,16 @@ Descriptor above_stdio(int fd, const char* what) {
   throw LaunchError(std::string("cannot start ranks: no descriptor for ") + what + ": " + std::strerror(errno) + hint);
 }
 
+bool write_all(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    ssize_t written = write(fd, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return false;
+    bytes.remove_prefix(static_cast<std::size_t>(written));
+  }
+  return true;
+}
+
 Pipe make_pipe() {
   int ends[2] = {-1, -1};
   if (pipe2(ends, O_CLOEXEC) != 0) above_stdio(-1, "a pipe");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <string_view>
 #include <utility>
 
 namespace fabric {
@@ -30,6 +31,8 @@ struct Pipe {
 
 /// Moves a descriptor above 2. Throws LaunchError saying what it was for when `fd` is -1 or there are too many.
 Descriptor above_stdio(int fd, const char* what);
+/// Writes all of it, in the face of signals; false with errno set when that cannot be.
+bool write_all(int fd, std::string_view bytes);
 /// The read end does not block. Throws LaunchError.
 Pipe make_pipe();
 Descriptor open_dev_null();

@@ -17,15 +17,6 @@ constexpr std::chrono::milliseconds kOutputGrace{5000};
 // Tells a result apart from a rank that ended without running the function.
 constexpr char kResultMark = 'R';
 
-bool write_all(int fd, const std::string& bytes) {
-  for (std::size_t at = 0; at < bytes.size();) {
-    ssize_t written = write(fd, bytes.data() + at, bytes.size() - at);
-    if (written < 0 && errno != EINTR) return false;
-    if (written > 0) at += written;
-  }
-  return true;
-}
-
 std::string watch(Supervisor& supervisor, int count) {
   while (!supervisor.all_ended() && !supervisor.failure()) supervisor.poll(-1, std::nullopt);
   if (const auto& failure = supervisor.failure()) {

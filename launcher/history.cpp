@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #include <fabric/error.h>
 
@@ -17,14 +18,14 @@ namespace {
 // "parent's pid, descriptor of the outcomes or -1, descriptor for the result or -1"
 constexpr const char* kVariable = "FABRIC_LAUNCH_HISTORY";
 
-void write_all(int fd, const void* data, std::size_t size) {
-  for (auto* at = static_cast<const char*>(data); size > 0;) {
-    ssize_t written = write(fd, at, size);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) throw LaunchError(std::string("cannot hand earlier results to a rank: ") + std::strerror(errno));
-    at += written;
-    size -= written;
-  }
+void write_or_throw(int fd, std::string_view bytes) {
+  if (!write_all(fd, bytes))
+    throw LaunchError(std::string("cannot hand earlier results to a rank: ") + std::strerror(errno));
+}
+
+template <class Number>
+std::string_view bytes_of(const Number& number) {
+  return {reinterpret_cast<const char*>(&number), sizeof number};
 }
 
 std::string read_all(int fd) {
@@ -87,9 +88,9 @@ Descriptor CallHistory::hand_over(Command& command, ChildOptions& options, int r
     for (const auto& outcome : outcomes_) {
       std::uint64_t size = outcome.bytes.size();
       char ok = outcome.ok;
-      write_all(file.get(), &ok, 1);
-      write_all(file.get(), &size, sizeof size);
-      write_all(file.get(), outcome.bytes.data(), size);
+      write_or_throw(file.get(), bytes_of(ok));
+      write_or_throw(file.get(), bytes_of(size));
+      write_or_throw(file.get(), outcome.bytes);
     }
     options.kept.push_back(file.get());
   }

@@ -86,7 +86,7 @@ TEST_CASE("bytes that are no message of ours are errors", "[frames]") {
   CHECK(problem_of(frame(std::string(kStrangerLimit + 1, ' '))).find("longer than") != std::string::npos);
   for (const char* text :
        {"", "[]", "3", "{", "{\"type\":\"who\"", "{}", R"({"type":7})", R"({"type":"nothing"})", R"({"type":"who"})",
-        R"({"type":"who","token":7})", R"({"type":"hello","token":"x","node":[]})", R"({"type":"busy","seconds":"1"})",
+        R"({"type":"who","token":7})", R"({"type":"hello","token":"x","node":[]})", R"({"type":"leave","signal":"1"})",
         R"({"type":"leave","signal":99999999999})", R"({"type":"ended","round":0})", "\xff\xfe"}) {
     INFO(text);
     CHECK_FALSE(problem_of(frame(text)).empty());
@@ -108,13 +108,13 @@ TEST_CASE("tokens", "[frames]") {
 TEST_CASE("--rdzv-conf", "[settings]") {
   auto timing = parse_timing("join_timeout=60,heartbeat_interval=0.5,heartbeat_misses=4,is_host=true,majority=false");
   CHECK(timing.join == 60);
-  CHECK(timing.silence_limit() == std::chrono::milliseconds(1950));
+  CHECK(timing.silence_limit() == std::chrono::milliseconds(1900));
   CHECK(timing.is_host == true);
   CHECK_FALSE(timing.majority);
   CHECK(parse_timing("keep_alive_interval=2,keep_alive_max_attempt=5").silence_limit() ==
-        std::chrono::milliseconds(9800));
+        std::chrono::milliseconds(9600));
   CHECK(parse_timing("timeout=7,store_type=tcp,").join == 7);
-  CHECK(parse_timing("").silence_limit() == std::chrono::milliseconds(14500));
+  CHECK(parse_timing("").silence_limit() == std::chrono::milliseconds(14000));
   for (const char* wrong : {"join_timeout=x", "join_timeout=-1", "join_timeout", "join=3", "is_host=maybe",
                             "heartbeat_interval=nan", "heartbeat_misses=0"}) {
     INFO(wrong);

@@ -37,6 +37,7 @@ Host::Host(const Settings& settings, const NodeInfo& own, const Roster& roster, 
   phase_ = Phase::stopping;
   // Others may notice the loss as much later as silence takes.
   expect_until_ = now + settings_.timing.silence_limit() + in_clock(settings_.timing.connect);
+  expect_spares_until_ = now + in_clock(settings_.timing.connect);
   phase_until_ = *expect_until_ + in_clock(settings_.grace);
   cause_.kind = Cause::loss;
   for (const auto& node : roster.nodes)
@@ -103,10 +104,17 @@ void Host::newcomer(Member& member, Time now) {
     is_ending |= other.plays && other.ended && other.ended->succeeded;
   }
   if (players >= settings_.max_nodes || is_ending) {
+    base_.spares.push_back(member.info);
     send(member.info.id, Spare{base_});
+    tell_spares();
   } else if (!rejoin_at_) {
     rejoin_at_ = now + in_clock(settings_.timing.late_join);
   }
+}
+
+void Host::tell_spares() {
+  for (const auto& node : base_.nodes)
+    if (members_.contains(node.id)) send(node.id, Spares{base_.spares});
 }
 
 void Host::receive(const std::string& id, const Message& message, Time now) {
@@ -114,8 +122,6 @@ void Host::receive(const std::string& id, const Message& message, Time now) {
   if (found == members_.end()) return;
   auto& member = found->second;
   member.heard = now;
-  if (const auto* busy = std::get_if<Busy>(&message))
-    member.busy_until = now + in_clock(std::clamp(busy->seconds, 0.0, 60.0));
   if (const auto* prepared = std::get_if<Prepared>(&message); prepared && prepared->round == round_)
     member.prepared = *prepared;
   if (const auto* ended = std::get_if<Ended>(&message)) take_end(member, *ended, now);
@@ -199,9 +205,8 @@ void Host::drop_silent(Time now) {
   std::vector<Loss> lost;
   for (const auto& [id, member] : members_) {
     if (id == own_id_) continue;
-    auto limit = member.heard + settings_.timing.silence_limit();
-    if (member.busy_until) limit = std::max(limit, *member.busy_until);
-    if (now >= limit) lost.push_back({id, "is gone: it was silent for " + in_seconds(now - member.heard)});
+    if (now >= member.heard + settings_.timing.silence_limit())
+      lost.push_back({id, "is gone: it was silent for " + in_seconds(now - member.heard)});
   }
   for (const auto& loss : lost) remove(loss.id, false, loss.why, run::kRendezvous, now);
 }
@@ -218,6 +223,7 @@ void Host::remove(const std::string& id, bool certain, const std::string& why, i
   members_.erase(found);
   bool had_succeeded = member.ended && member.ended->succeeded;
   if (!had_succeeded || phase_ == Phase::over) note("node " + text);
+  if (std::erase_if(base_.spares, [&](const NodeInfo& spare) { return spare.id == id; }) > 0) tell_spares();
   if (!member.plays) return;
   gone_[id] = certain;
   if (had_succeeded) return;

@@ -60,7 +60,7 @@ class Host {
   struct Member {
     NodeInfo info;
     Time heard;
-    std::optional<Time> busy_until, cut_at;  // busy_until passes by itself
+    std::optional<Time> cut_at;
     long arrival = 0;
     bool plays = false;  // part of the round that is being prepared or runs
     std::optional<Prepared> prepared;
@@ -79,6 +79,7 @@ class Host {
   void drop_silent(Time now);
   void remove(const std::string& id, bool certain, const std::string& why, int code, Time now);
   void newcomer(Member& member, Time now);
+  void tell_spares();
   int present() const;
 
   // host_rounds.cpp
@@ -117,6 +118,7 @@ class Host {
   int lost_code_ = 0;
   Time last_beat_, join_until_, phase_until_;
   std::optional<Time> last_call_until_, rejoin_at_, expect_until_, require_all_at_;
+  Time expect_spares_until_;  // of a new host
   std::vector<Outgoing> outgoing_;
   std::vector<std::string> notes_, doubts_;
 };

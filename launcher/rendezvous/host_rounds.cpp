@@ -200,6 +200,9 @@ void Host::check_stopped(Time now) {
       gone_[node.id] = false;
       lost_text_ += (lost_text_.empty() ? "" : "; ") + describe(node) + " did not come back";
     }
+    // A spare takes the place of a node that is gone at once, not with a restart of its own.
+    for (const auto& node : base_.spares)
+      if (!gone_.contains(node.id) && !members_.contains(node.id) && now < expect_spares_until_) return;
   }
   std::vector<std::string> late;
   for (const auto& [id, member] : members_)

@@ -103,6 +103,7 @@ class Play {
   std::map<std::string, std::string> stops;
   std::map<std::string, Finish> ends;
   std::set<std::string> spares;
+  std::map<std::string, std::vector<NodeInfo>> known_spares;    // what each node of the round knows
   std::map<std::string, std::vector<std::string>> unreachable;  // what a node cannot reach
   std::string port_problem;
   long long step = -1;
@@ -127,6 +128,7 @@ class Play {
         if (auto* stop = std::get_if<Stop>(&message)) stops[to] = stop->reason;
         if (auto* finish = std::get_if<Finish>(&message)) ends[to] = *finish;
         if (std::holds_alternative<Spare>(message)) spares.insert(to);
+        if (auto* told = std::get_if<Spares>(&message)) known_spares[to] = told->spares;
       }
       host_.tick(at(now_));
     }

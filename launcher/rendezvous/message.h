@@ -103,15 +103,6 @@ struct Beat {
   template <class Archive>
   void fields(Archive&) {}
 };
-/// Nothing will be heard for so long.
-struct Busy {
-  static constexpr const char* kName = "busy";
-  double seconds = 0;
-  template <class Archive>
-  void fields(Archive& archive) {
-    archive("seconds", seconds);
-  }
-};
 /// Which addresses of the first node could be reached; from the first node also the port of the round.
 struct Prepared {
   static constexpr const char* kName = "prepared";
@@ -208,6 +199,15 @@ struct Spare {
     archive("roster", roster);
   }
 };
+/// To those of the round: who waits for a place, which the next host has to know.
+struct Spares {
+  static constexpr const char* kName = "spares";
+  std::vector<NodeInfo> spares;
+  template <class Archive>
+  void fields(Archive& archive) {
+    archive("spares", spares);
+  }
+};
 struct Stop {
   static constexpr const char* kName = "stop";
   int round = 0;
@@ -230,8 +230,8 @@ struct Finish {
   }
 };
 
-using Message = std::variant<Who, Here, Refused, Hello, Moved, Beat, Busy, Prepared, Ended, FirstEnded, Leave, Welcome,
-                             Prepare, Start, Spare, Stop, Finish>;
+using Message = std::variant<Who, Here, Refused, Hello, Moved, Beat, Prepared, Ended, FirstEnded, Leave, Welcome,
+                             Prepare, Start, Spare, Spares, Stop, Finish>;
 
 Tree to_tree(const Message& message);
 /// Throws FrameError for an unknown message, a missing field, one of another type, and values that cannot be.

@@ -126,6 +126,8 @@ void Node::take(const Message& message, Time now) {
     take_roster(spare->roster);
     if (!is_spare_) say_("the job has all the nodes that it may have; this node is a spare and waits for a place");
     is_spare_ = true;
+  } else if (const auto* spares = std::get_if<Spares>(&message)) {
+    if (roster_) roster_->spares = spares->spares;
   } else if (const auto* stop = std::get_if<Stop>(&message)) {
     if (roster_ && stop->round == roster_->round && is_running_) stop_ = *stop;
   } else if (const auto* finish = std::get_if<Finish>(&message)) {
@@ -135,8 +137,6 @@ void Node::take(const Message& message, Time now) {
     upstream_.reset();
     gone_[host_.id] = true;
     elect(now);
-  } else if (const auto* busy = std::get_if<Busy>(&message)) {
-    heard_ = now + in_clock(std::clamp(busy->seconds, 0.0, 60.0));
   }
 }
 
@@ -259,14 +259,6 @@ void Node::report(const Ended& ended) {
 
 void Node::first_ended(double seconds_for_others) {
   if (upstream_ && is_member_ && roster_) upstream_->send(FirstEnded{roster_->round, seconds_for_others});
-  advance();
-}
-
-void Node::be_busy(double seconds) {
-  if (auto* host = server_->host())
-    host->tell_all(Busy{seconds});
-  else if (upstream_ && is_member_)
-    upstream_->send(Busy{seconds});
   advance();
 }
 

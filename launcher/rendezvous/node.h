@@ -42,8 +42,6 @@ class Node {
   void report(const Ended& ended);
   /// Rank 0, on this node, ended well.
   void first_ended(double seconds_for_others);
-  /// The launcher will be blocked for so long.
-  void be_busy(double seconds);
   /// This node goes, and says so.
   void leave(int signal);
   /// Waits until the others have got the last messages, at most so long.

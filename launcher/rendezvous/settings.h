@@ -26,8 +26,8 @@ struct Timing {
   bool majority = true;    // after nodes fell silent, only the side with more than half of them goes on
   std::optional<bool> is_host;
 
-  /// Half a beat less than `misses` intervals, so that what follows a loss begins within them.
-  std::chrono::nanoseconds silence_limit() const { return in_clock(heartbeat * misses) - beat_period() / 2; }
+  /// A beat less than `misses` intervals, so that the others have acted when those are over.
+  std::chrono::nanoseconds silence_limit() const { return in_clock(heartbeat * misses) - beat_period(); }
   /// Beats are sent more often than they are missed, so that a lost packet, which TCP repeats late, is no loss.
   std::chrono::nanoseconds beat_period() const { return in_clock(heartbeat / 5); }
 };

@@ -13,13 +13,11 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
-#include <tuple>
 
 #include <fabric/error.h>
 
 #include "launcher/rendezvous/node.h"
 #include "launcher/run/process_tree.h"
-#include "launcher/run/stack_dump.h"
 
 namespace fabric::run {
 namespace {
@@ -29,9 +27,6 @@ using std::chrono::seconds;
 
 /// How long a killed process may take to go before we stop waiting for the guardian, and for the last output.
 constexpr seconds kKillLimit{2}, kDrainLimit{1};
-constexpr milliseconds kHangDelay{100};
-/// For one rank, and when to begin with no other: nothing else happens meanwhile.
-constexpr milliseconds kStackLimit{8000}, kAllStacksLimit{4000};
 
 long long nanoseconds(std::chrono::steady_clock::time_point time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
@@ -121,10 +116,7 @@ int Round::milliseconds_to_wait() const {
     if (time && (!first || *time < *first)) first = time;
   };
   for (const auto& time : {kill_at_, give_up_at_, drain_until_, require_all_at_}) consider(time);
-  if (!stopping_) consider(name_hang_at_);
-  if (!stopping_ && !name_hang_at_)
-    for (std::size_t i = 0; i < workers_.size(); ++i)
-      if (attempt_.workers[i].state == WorkerEnd::running) consider(workers_[i].heartbeats.deadline());
+  if (!stopping_) consider(next_look_for_hangs());
   if (!first) return -1;
   auto left = std::chrono::ceil<milliseconds>(*first - Clock::now()).count();
   return static_cast<int>(std::clamp<long long>(left, 0, INT_MAX));
@@ -153,6 +145,7 @@ void Round::take(Source source, std::size_t index) {
       while (auto event = guardian_->next()) take_event(*event);
       auto status = guardian_->try_reap();
       if (!status || drain_until_) return;
+      if (dump_) end_as_hung();
       epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guardian_->process(), nullptr);
       epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guardian_->events(), nullptr);
       if (!all_gone_) lose_guardian(*status);
@@ -163,6 +156,9 @@ void Round::take(Source source, std::size_t index) {
       return take_signals();
     case Source::node:
       return heed_other_nodes();
+    case Source::stacks:
+      if (dump_ && dump_->advance()) end_as_hung();
+      return;
     case Source::console:
       return;
   }
@@ -213,6 +209,7 @@ void Round::note_exit(const Event& event) {
     auto now = count_oom_kills();
     worker.out_of_memory = now.own > oom_.own || now.machine > oom_.machine;
   }
+  if (worker.state == WorkerEnd::failed && dump_) return end_as_hung();
   if (worker.state == WorkerEnd::failed && !stopping_) {
     attempt_.first = event.worker;
     attempt_.code = worker.code;
@@ -232,11 +229,12 @@ void Round::take_signals() {
     int number = static_cast<int>(info.ssi_signo);
     if (contains(context_.options.forward, number)) {
       guardian_->signal_workers(number, false);
-    } else if (!stopping_) {
+    } else if (!stopping_ || attempt_.end == Attempt::stopped_elsewhere) {
       attempt_.signal = number;
       attempt_.code = 128 + number;
       attempt_.reason = "the launcher got " + signal_name(number);
       stop(Attempt::signalled, number);
+      attempt_.end = Attempt::signalled;  // also where the other nodes had stopped this one, and would have gone on
       if (context_.node) context_.node->leave(number);
     } else {
       // Whoever asks again wants no grace, but a scheduler may well send the same signal twice.
@@ -256,19 +254,10 @@ void Round::heed_other_nodes() {
   stop(Attempt::stopped_elsewhere, SIGTERM);
 }
 
-void Round::read_heartbeat(std::size_t index) {
-  char buffer[4096];
-  auto& worker = workers_[index];
-  ssize_t size = recv(worker.heartbeat_socket.get(), buffer, sizeof buffer, MSG_DONTWAIT);
-  if (size > 0) return worker.heartbeats.feed({buffer, static_cast<std::size_t>(size)}, Clock::now());
-  if (size < 0 && errno == EAGAIN) return;
-  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, worker.heartbeat_socket.get(), nullptr);
-  worker.heartbeat_socket.reset();
-}
-
 void Round::stop(Attempt::End end, int signal) {
   if (stopping_) return;
   stopping_ = true;
+  dump_.reset();
   attempt_.end = end;
   require_all_at_.reset();
   asked_at_ = nanoseconds(Clock::now());
@@ -306,33 +295,6 @@ void Round::check_deadlines() {
     give_up_at_.reset();
     if (!drain_until_) kill(guardian_->pid(), SIGKILL);
   }
-}
-
-void Round::check_hangs(Clock::time_point now) {
-  std::vector<std::size_t> hung;
-  for (std::size_t i = 0; i < workers_.size(); ++i) {
-    if (attempt_.workers[i].state != WorkerEnd::running) continue;
-    auto hang = workers_[i].heartbeats.hang(now);
-    attempt_.workers[i].hang = hang.value_or("");
-    if (hang) hung.push_back(i);
-  }
-  if (hung.empty()) return name_hang_at_.reset();
-  // Those that wait for the one that hangs fall silent with it, some of them a moment before.
-  if (!name_hang_at_) name_hang_at_ = now + kHangDelay;
-  if (now < *name_hang_at_) return;
-  // One that hangs makes the others wait for it. It is the one that has come least far and does not wait in a barrier.
-  auto order = [&](std::size_t i) {
-    const auto& beats = workers_[i].heartbeats;
-    return std::tuple(beats.section().starts_with("barrier"), beats.step(), *beats.last_beat());
-  };
-  std::sort(hung.begin(), hung.end(), [&](std::size_t a, std::size_t b) { return order(a) < order(b); });
-  attempt_.first = static_cast<int>(hung.front());
-  if (context_.node) context_.node->be_busy(std::chrono::duration<double>(kAllStacksLimit + 2 * kStackLimit).count());
-  for (std::size_t i : hung)
-    if (Clock::now() - now < kAllStacksLimit)
-      attempt_.workers[i].stacks = dump_stacks(attempt_.workers[i].pid, kStackLimit);
-  attempt_.code = kHang;
-  stop(Attempt::hung, SIGTERM);
 }
 
 void Round::lose_guardian(int status) {

@@ -10,6 +10,7 @@
 #include "launcher/run/guardian.h"
 #include "launcher/run/heartbeats.h"
 #include "launcher/run/program.h"
+#include "launcher/run/stack_dump.h"
 #include "launcher/run/worker_logs.h"
 
 namespace fabric::rendezvous {
@@ -50,7 +51,17 @@ class Round {
     Heartbeats heartbeats;
     bool hears[2] = {true, true};  // stdout and stderr; false while held back
   };
-  enum class Source : std::uint32_t { output, error, heartbeat, guardian, guardian_end, signals, console, node };
+  enum class Source : std::uint32_t {
+    output,
+    error,
+    heartbeat,
+    guardian,
+    guardian_end,
+    signals,
+    console,
+    node,
+    stacks
+  };
 
   std::vector<WorkerStart> prepare(std::vector<Descriptor>& kept);
   void watch(int fd, Source source, std::size_t index = 0);
@@ -62,12 +73,17 @@ class Round {
   void note_exit(const Event& event);
   void take_signals();
   void heed_other_nodes();
-  void read_heartbeat(std::size_t index);
   void check_deadlines();
-  void check_hangs(Clock::time_point now);
   void lose_guardian(int status);
   void hold_back_or_go_on();
   void watch_console();
+
+  // round_hangs.cpp
+  void read_heartbeat(std::size_t index);
+  std::optional<Clock::time_point> next_look_for_hangs() const;
+  void check_hangs(Clock::time_point now);
+  void begin_dump(std::vector<std::size_t> hung);
+  void end_as_hung();
 
   /// Asks all workers to end, and kills them after the grace time. The first call counts.
   void stop(Attempt::End end, int signal);
@@ -87,6 +103,8 @@ class Round {
   long long asked_at_ = 0;  // nanoseconds of the monotonic clock
   bool waits_for_console_[2] = {false, false};
   std::optional<Clock::time_point> kill_at_, give_up_at_, drain_until_, require_all_at_, name_hang_at_;
+  std::vector<std::size_t> hung_;  // the likely cause first
+  std::optional<StackDump> dump_;  // of those
 };
 
 /// A socket and pipes for each worker, a connection for each other node, and what the launcher itself needs.

@@ -4,29 +4,39 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <sstream>
-#include <vector>
 
-#include "launcher/descriptor.h"
+#include <fabric/error.h>
 
 namespace fabric::run {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::size_t kLongestDump = 64 * 1024;
+/// For one debugger and one process, and after which no further process is looked at.
+constexpr std::chrono::seconds kToolLimit{8}, kBeginLimit{4};
+
+void die_with(pid_t parent) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != parent) _exit(1);
+}
 
 /// Runs a tool and returns its stdout; empty when it is missing, fails or takes too long.
 std::string output_of(const std::vector<std::string>& words, std::chrono::milliseconds limit) {
   auto pipe = make_pipe();
   auto null = open_dev_null();
-  pid_t pid = fork();
+  pid_t self = getpid(), pid = fork();
   if (pid < 0) return "";
   if (pid == 0) {
+    die_with(self);
     dup2(null.get(), 0);
     dup2(pipe.write.get(), 1);
     dup2(null.get(), 2);
@@ -92,19 +102,66 @@ std::string by_kernel(pid_t pid) {
   return text;
 }
 
-}  // namespace
-
-std::string dump_stacks(pid_t pid, std::chrono::milliseconds limit) {
+std::string stacks_of(pid_t pid) {
   try {
     auto number = std::to_string(pid);
-    auto text = only_frames(output_of({"eu-stack", "-p", number}, limit));
+    auto text = only_frames(output_of({"eu-stack", "-p", number}, kToolLimit));
     if (text.empty())
       text = only_frames(output_of(
-          {"gdb", "-p", number, "-nx", "-batch", "-ex", "set width 0", "-ex", "thread apply all backtrace 40"}, limit));
+          {"gdb", "-p", number, "-nx", "-batch", "-ex", "set width 0", "-ex", "thread apply all backtrace 40"},
+          kToolLimit));
     return text.empty() ? by_kernel(pid) : text;
   } catch (const std::exception&) {
     return by_kernel(pid);
   }
+}
+
+/// The process that asks the debuggers; stdin, stdout and stderr stay, of the others it keeps `pipe` alone.
+[[noreturn]] void serve(const std::vector<pid_t>& pids, int pipe, pid_t launcher) {
+  die_with(launcher);
+  close_range(3, static_cast<unsigned>(pipe) - 1, 0);
+  close_range(static_cast<unsigned>(pipe) + 1, ~0U, 0);
+  auto last_begin = Clock::now() + kBeginLimit;
+  for (pid_t pid : pids) {
+    if (Clock::now() >= last_begin) break;
+    auto text = stacks_of(pid);
+    std::erase(text, '\0');
+    if (!write_all(pipe, {text.c_str(), text.size() + 1})) break;
+  }
+  _exit(0);
+}
+
+}  // namespace
+
+StackDump::StackDump(const std::vector<pid_t>& pids) {
+  auto pipe = make_pipe();
+  pid_t launcher = getpid();
+  pid_ = fork();
+  if (pid_ < 0) throw LaunchError(std::string("cannot start a process to take stacks: ") + std::strerror(errno));
+  if (pid_ == 0) serve(pids, pipe.write.get(), launcher);
+  pipe_ = std::move(pipe.read);
+  deadline_ = Clock::now() + kBeginLimit + 2 * kToolLimit + std::chrono::seconds(1);
+}
+
+StackDump::~StackDump() {
+  kill(pid_, SIGKILL);
+  int status = 0;
+  while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+  }
+}
+
+bool StackDump::advance() {
+  char buffer[16 * 1024];
+  ssize_t size = 0;
+  while ((size = read(pipe_.get(), buffer, sizeof buffer)) > 0) text_.append(buffer, static_cast<std::size_t>(size));
+  return size == 0;
+}
+
+std::vector<std::string> StackDump::take() {
+  std::vector<std::string> stacks;
+  for (std::size_t begin = 0, end = 0; (end = text_.find('\0', begin)) != std::string::npos; begin = end + 1)
+    stacks.push_back(text_.substr(begin, end - begin));
+  return stacks;
 }
 
 }  // namespace fabric::run

@@ -10,7 +10,10 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <sstream>
 #include <stdexcept>
+
+#include "tests/ranks/run_support.h"
 
 namespace run_support {
 namespace {
@@ -73,6 +76,16 @@ Network::~Network() {
 }
 
 std::string Network::address(int node) const { return (kind_ == v4 ? "10.77.0." : "fd77::") + number(node + 1); }
+
+std::string Network::why_no_hosts() {
+  std::istringstream mounts(read_file("/proc/self/mountinfo"));
+  for (std::string line, word; std::getline(mounts, line);) {
+    std::istringstream words(line);
+    for (int i = 0; i < 5; ++i) words >> word;
+    if (word == "/") return "";
+  }
+  return "the root folder is no mount point (a chroot), so that no mount can be kept from the other processes";
+}
 
 std::function<void()> Network::enter(int node, const std::string& host, const std::string& hosts) const {
   auto place = namespace_of(holders_[node + 1]);

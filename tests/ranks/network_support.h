@@ -13,6 +13,8 @@ class Network {
  public:
   /// Why there can be none here; empty when all is well.
   static std::string why_not();
+  /// Why machines cannot have files /etc/hosts of their own; empty when they can.
+  static std::string why_no_hosts();
   enum Kind { v4, v6_only };
   explicit Network(int nodes, Kind kind = v4);
   ~Network();

@@ -1,7 +1,6 @@
 // What C++ programs tell `fabric run`: heartbeats, sections, and how they came to their end. Real ranks that hang and
 // crash.
 #include <signal.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <fabric/tree_io.h>
@@ -174,12 +173,8 @@ TEST_CASE("24 the program's hook for preemption hears a signal once or twice and
 
 TEST_CASE("a job goes back into the queue by scontrol, an array's task under its own name", "[run]") {
   Folder folder;
-  auto script = folder / "scontrol";
   auto told = folder / "told";
-  FILE* file = fopen(script.c_str(), "w");
-  fprintf(file, "#!/bin/sh\necho \"$@\" >> %s\n[ $2 != 13 ]\n", told.c_str());
-  fclose(file);
-  REQUIRE(chmod(script.c_str(), 0755) == 0);
+  run_support::write_script(folder / "scontrol", "echo \"$@\" >> " + told + "\n[ $2 != 13 ]");
   auto path = folder.path() + ":/usr/bin:/bin";
   CHECK(run(words(1, "requeue"), {{"PATH", path}, {"SLURM_JOB_ID", "12"}}).code == 0);
   auto array = run_support::Variables{

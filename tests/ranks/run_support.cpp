@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,8 +25,6 @@ namespace {
 
 constexpr const char* kMark = "FABRIC_TEST_MARK";
 constexpr double kLimit = 25, kPatience = 15;
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::vector<int> marked(const std::string& mark, int except) {
   std::vector<int> found;
@@ -48,9 +47,16 @@ void read_into(int fd, std::string& text) {
 
 std::string program() { return FABRIC_PROGRAM; }
 
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+}
+
+void write_script(const std::string& path, const std::string& text) {
+  std::ofstream(path) << "#!/bin/sh\n" << text << "\n";
+  REQUIRE(chmod(path.c_str(), 0755) == 0);
 }
 
 void require_clean(const Result& result) {

@@ -77,5 +77,9 @@ class Folder {
   std::string path_;
 };
 std::string read_file(const std::string& path);
+/// Seconds of the monotonic clock.
+double now();
+/// A program that sh runs.
+void write_script(const std::string& path, const std::string& text);
 
 }  // namespace run_support

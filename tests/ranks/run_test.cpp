@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <set>
 
@@ -336,6 +337,26 @@ TEST_CASE("25 a rank that hangs is named with its section and where it is", "[ru
   CHECK(result.said("did not leave section 'all_reduce' for 0."));
   CHECK(result.said("where its threads were:"));
   CHECK(result.said("other ranks: stopped: 0"));
+}
+
+TEST_CASE("25 who ends a job while a debugger looks at a rank does not wait for the debugger", "[run]") {
+  Folder folder;
+  auto begun = folder / "begun";
+  run_support::write_script(folder / "eu-stack", "echo > " + begun + "; exec sleep 60");
+  const std::string hang = "echo 'section load 0.1' >&$FABRIC_HEARTBEAT_FD; ";
+  for (const auto& [script, code] : {std::pair(hang + "exec sleep 100", 143),
+                                     std::pair(hang + "while [ ! -e " + begun + " ]; do :; done; exit 3", 94)}) {
+    INFO(script);
+    std::filesystem::remove(begun);
+    Job job(shell(1, script), {{"PATH", folder.path() + ":/usr/bin:/bin"}});
+    for (int i = 0; i < 1000 && !std::filesystem::exists(begun); ++i) usleep(10000);
+    CHECK(std::filesystem::exists(begun));
+    if (code == 143) job.signal(SIGTERM);
+    auto result = job.finish();
+    require_clean(result);
+    CHECK(result.code == code);
+    CHECK(result.seconds < 6);
+  }
 }
 
 TEST_CASE("26, 27 progress and warm-up", "[run]") {

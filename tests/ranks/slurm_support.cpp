@@ -19,12 +19,10 @@ namespace slurm_support {
 namespace {
 
 const std::vector<std::string> kNodes{"n1", "n2", "gpu-08", "gpu-09"};
-constexpr double kPatience = 60;
+constexpr double kPatienceWithSlurm = 60;
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-bool wait_until(const std::function<bool()>& condition, double seconds = kPatience) {
-  for (double limit = now() + seconds; now() < limit; usleep(50000))
+bool wait_until(const std::function<bool()>& condition, double seconds = kPatienceWithSlurm) {
+  for (double limit = run_support::now() + seconds; run_support::now() < limit; usleep(50000))
     if (condition()) return true;
   return false;
 }
