@@ -91,7 +91,7 @@ int main(int argc, char** argv) {
 
   auto [model, optimizer] =
       fabric.setup(Net(), [&](auto parameters) { return torch::optim::AdamW(parameters, config.lr); });
-  int per_rank = config.batch_size / fabric.world_size();
+  std::size_t per_rank = config.batch_size / fabric.world_size();
   auto train = fabric.setup_dataloader(Digits(config.data, true), {.batch_size = per_rank, .shuffle = true});
   auto test = fabric.setup_dataloader(Digits(config.data, false), {.batch_size = 180});
 

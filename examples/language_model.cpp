@@ -60,8 +60,9 @@ int main(int argc, char** argv) {
 
   auto [model, optimizer] = fabric.setup(Transformer(config.model),
                                          [&](auto parameters) { return fabric::optim::AdamW(parameters, config.lr); });
+  std::size_t batch_size = config.batch_size;
   auto loader = fabric.setup_dataloader(Text(config.data, config.model.context),
-                                        {.batch_size = config.batch_size, .shuffle = true, .drop_last = true});
+                                        {.batch_size = batch_size, .shuffle = true, .drop_last = true});
 
   int64_t step = 0;
   if (!config.resume.empty()) {

@@ -11,6 +11,7 @@
 #include <fabric/config/parse.h>
 #include <fabric/wrappers.h>
 
+#include "fabric/data/loader_test_support.h"
 #include "tests/support/catch.h"
 
 namespace {
@@ -19,21 +20,9 @@ using fabric::DataLoaderOptions;
 using fabric::LoaderContext;
 using fabric::make_dataloader;
 using fabric::SamplerShard;
-using Numbers = std::vector<std::int64_t>;
-
-struct Counting {
-  std::size_t count = 8;
-  std::int64_t get(std::size_t index) const { return static_cast<std::int64_t>(index); }
-  std::size_t size() const { return count; }
-};
-
-template <class Loader>
-Numbers flat(const Loader& loader) {
-  Numbers all;
-  for (auto& batch : loader)
-    for (std::int64_t i = 0; i < batch.numel(); ++i) all.push_back(batch[i].template item<std::int64_t>());
-  return all;
-}
+using loader_test::Counting;
+using loader_test::Numbers;
+using loader_test::read;
 
 LoaderContext rank_of(int rank, int world) { return {.shard = SamplerShard{world, rank}, .rank = rank}; }
 
@@ -147,8 +136,8 @@ struct NestedBatches {
 
 TEST_CASE("without shuffling rank 0 of 2 reads 0, 2, 4, 6", "[data][loader]") {
   auto loader = make_dataloader(Counting{8}, {.batch_size = 2}, rank_of(0, 2));
-  CHECK(flat(loader) == Numbers{0, 2, 4, 6});
-  CHECK(flat(make_dataloader(Counting{8}, {.batch_size = 2}, rank_of(1, 2))) == Numbers{1, 3, 5, 7});
+  CHECK(read(loader) == Numbers{0, 2, 4, 6});
+  CHECK(read(make_dataloader(Counting{8}, {.batch_size = 2}, rank_of(1, 2))) == Numbers{1, 3, 5, 7});
   CHECK(loader.size() == 2);
 }
 
@@ -159,8 +148,8 @@ TEST_CASE("one process reads the order that the ranks share out", "[data][loader
   auto second = make_dataloader(Counting{10}, {.shuffle = true, .seed = 3}, rank_of(1, 2));
   Numbers previous;
   for (int epoch = 0; epoch < 3; ++epoch) {
-    auto whole = flat(alone), a = flat(first), b = flat(second);
-    CHECK(flat(one_of_one) == whole);
+    auto whole = read(alone), a = read(first), b = read(second);
+    CHECK(read(one_of_one) == whole);
     for (std::size_t i = 0; i < 5; ++i) {
       CHECK(a[i] == whole[2 * i]);
       CHECK(b[i] == whole[2 * i + 1]);
@@ -201,12 +190,12 @@ TEST_CASE("the epoch is set at the first fetch and counts on", "[data][loader]")
   CHECK(sampler->epochs == std::vector<std::int64_t>{0});
   ++it;
   CHECK(sampler->epochs.size() == 1);
-  flat(loader);
-  flat(loader);
+  read(loader);
+  read(loader);
   CHECK(sampler->epochs == std::vector<std::int64_t>{0, 1, 2});
   loader.set_epoch(10);
-  flat(loader);
-  flat(loader);
+  read(loader);
+  read(loader);
   CHECK(sampler->epochs == std::vector<std::int64_t>{0, 1, 2, 10, 11});
 }
 
@@ -215,17 +204,17 @@ TEST_CASE("leaving a loop early ends the epoch", "[data][loader]") {
   for (auto& batch : loader)
     if (batch.numel()) break;
   CHECK(loader.epoch() == 0);
-  auto second = flat(loader);
+  auto second = read(loader);
   auto reference = make_dataloader(Counting{9}, {.shuffle = true});
   reference.set_epoch(1);
-  CHECK(second == flat(reference));
+  CHECK(second == read(reference));
 }
 
 TEST_CASE("set_epoch is passed through the wrapper of a custom sampler", "[data][loader]") {
   auto sampler = std::make_shared<Recorder>(5);
   auto loader = make_dataloader(Counting{5}, {.sampler = sampler}, rank_of(1, 2));
-  CHECK(flat(loader) == Numbers{1, 3, 0});
-  CHECK(flat(loader) == Numbers{1, 3, 0});
+  CHECK(read(loader) == Numbers{1, 3, 0});
+  CHECK(read(loader) == Numbers{1, 3, 0});
   CHECK(sampler->epochs == std::vector<std::int64_t>{0, 1});
   CHECK(loader.size() == 3);
 }
@@ -235,7 +224,7 @@ TEST_CASE("a custom sampler without a size is an error unless it is left alone",
   CHECK_THROWS_AS(make_dataloader(Counting{5}, {.sampler = sampler}, rank_of(0, 2)), fabric::MisuseError);
   auto alone = make_dataloader(Counting{5}, {.batch_size = 2, .sampler = sampler, .use_distributed_sampler = false},
                                rank_of(0, 2));
-  CHECK(flat(alone) == Numbers{0, 1, 2, 3, 4});
+  CHECK(read(alone) == Numbers{0, 1, 2, 3, 4});
   CHECK_FALSE(alone.has_size());
   CHECK_THROWS_AS(alone.size(), fabric::MisuseError);
 }
@@ -244,32 +233,32 @@ TEST_CASE("a sampler that is already one rank's is left alone", "[data][loader]"
   auto own = std::make_shared<fabric::DistributedSampler>(
       6, fabric::DistributedSampler::Config{.num_replicas = 3, .rank = 2, .shuffle = false});
   auto loader = make_dataloader(Counting{6}, {.sampler = own}, rank_of(0, 2));
-  CHECK(flat(loader) == Numbers{2, 5});
+  CHECK(read(loader) == Numbers{2, 5});
   CHECK(loader.sampler() == own);
 }
 
 TEST_CASE("a list of indices is a sampler, and wrong indices are an error", "[data][loader]") {
-  CHECK(flat(make_dataloader(Counting{9}, {.sampler = std::vector<std::size_t>{7, 1, 3}}, rank_of(0, 2))) ==
+  CHECK(read(make_dataloader(Counting{9}, {.sampler = std::vector<std::size_t>{7, 1, 3}}, rank_of(0, 2))) ==
         Numbers{7, 3});
-  CHECK_THROWS_AS(flat(make_dataloader(Counting{9}, {.sampler = std::vector<std::size_t>{9}})), fabric::MisuseError);
+  CHECK_THROWS_AS(read(make_dataloader(Counting{9}, {.sampler = std::vector<std::size_t>{9}})), fabric::MisuseError);
 }
 
 TEST_CASE("batch samplers are made again over a rank's share", "[data][loader]") {
   auto whole = [] { return std::make_shared<Recorder>(8); };
   auto by_object = make_dataloader(Counting{8}, {.batch_sampler = Pairs(whole())}, rank_of(1, 2));
   CHECK(by_object.size() == 2);
-  CHECK(flat(by_object) == Numbers{1, 3, 5, 7});
+  CHECK(read(by_object) == Numbers{1, 3, 5, 7});
   auto make = [](std::shared_ptr<fabric::IndexSampler> sampler, std::size_t batch_size, bool) {
     CHECK(batch_size == 2);
     return std::make_shared<Pairs>(std::move(sampler));
   };
   auto by_function = make_dataloader(Counting{8}, {.batch_size = 2, .batch_sampler = make}, rank_of(1, 2));
-  CHECK(flat(by_function) == Numbers{1, 3, 5, 7});
+  CHECK(read(by_function) == Numbers{1, 3, 5, 7});
   CHECK_THROWS_AS(make_dataloader(Counting{8}, {.batch_sampler = Pairs(whole(), false)}, rank_of(0, 2)),
                   fabric::MisuseError);
   auto alone = make_dataloader(Counting{8}, {.batch_sampler = Pairs(whole(), false), .use_distributed_sampler = false},
                                rank_of(0, 2));
-  CHECK(flat(alone).size() == 8);
+  CHECK(read(alone).size() == 8);
 }
 
 TEST_CASE("streams are left alone", "[data][loader]") {
@@ -290,9 +279,9 @@ TEST_CASE("streams are left alone", "[data][loader]") {
     CHECK(asked == std::vector<std::size_t>{3, 3, 1});
 
     auto lines = make_dataloader(Lines(), {.batch_size = 2, .workers = workers}, rank_of(0, 2));
-    CHECK(flat(lines) == Numbers{0, 1, 2, 3, 4});
-    CHECK(flat(lines) == Numbers{0, 1, 2, 3, 4});
-    CHECK(flat(make_dataloader(Lines(), {.batch_size = 2, .drop_last = true, .workers = workers})) ==
+    CHECK(read(lines) == Numbers{0, 1, 2, 3, 4});
+    CHECK(read(lines) == Numbers{0, 1, 2, 3, 4});
+    CHECK(read(make_dataloader(Lines(), {.batch_size = 2, .drop_last = true, .workers = workers})) ==
           Numbers{0, 1, 2, 3});
   }
   CHECK_THROWS_AS(make_dataloader(Lines(), {.shuffle = true}), fabric::ConfigError);
@@ -339,7 +328,7 @@ TEST_CASE("datasets are copied, taken over or shared", "[data][loader]") {
   struct MoveOnly : Counting {
     std::unique_ptr<int> held = std::make_unique<int>(1);
   };
-  CHECK(flat(make_dataloader(MoveOnly(), {.workers = 2})).size() == 8);
+  CHECK(read(make_dataloader(MoveOnly(), {.workers = 2})).size() == 8);
 }
 
 TEST_CASE("batches are moved to the device when they are asked for", "[data][loader]") {
@@ -367,14 +356,14 @@ TEST_CASE("batches are moved to the device when they are asked for", "[data][loa
 
 TEST_CASE("a loader is set up once", "[data][loader]") {
   auto plain = make_dataloader(Counting{8}, {.batch_size = 4});
-  CHECK(flat(plain).size() == 8);
+  CHECK(read(plain).size() == 8);
   auto ready = make_dataloader(plain, {}, rank_of(1, 2));
-  CHECK(flat(ready) == Numbers{1, 3, 5, 7});
+  CHECK(read(ready) == Numbers{1, 3, 5, 7});
   CHECK(fabric::is_wrapped(ready));
   CHECK_THROWS_AS(make_dataloader(ready, {}, rank_of(0, 2)), fabric::MisuseError);
   CHECK_THROWS_AS(make_dataloader(make_dataloader(Counting{8}), {.batch_size = 2}, rank_of(0, 2)), fabric::MisuseError);
   auto whole = make_dataloader(make_dataloader(Counting{8}), {.use_distributed_sampler = false}, rank_of(0, 2));
-  CHECK(flat(whole).size() == 8);
+  CHECK(read(whole).size() == 8);
 }
 
 TEST_CASE("wrong options are errors before anything is read", "[data][loader]") {

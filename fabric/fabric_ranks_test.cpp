@@ -12,7 +12,7 @@ using fabric::Value;
 
 namespace {
 
-Fabric::Config ddp() { return {.accelerator = "cpu", .strategy = "ddp", .devices = 2}; }
+Fabric::Config two_ranks() { return {.accelerator = "cpu", .strategy = "ddp", .devices = 2}; }
 
 template <class Error, class Action>
 std::string error_of(Action&& action) {
@@ -42,7 +42,7 @@ struct Fragile : fabric::Stateful {
 }  // namespace
 
 BOTH_BACKENDS_TEST("two ranks: collectives over nested values", "[fabric][ranks]", 2) {
-  Fabric fabric(ddp());
+  Fabric fabric(two_ranks());
   fabric.launch();
   RANK_CHECK(fabric.world_size() == 2 && fabric.global_rank() == rank);
   RANK_CHECK(fabric.all_reduce(Value(rank), fabric::ReduceOp::sum).as_int() == 1);
@@ -80,14 +80,14 @@ BOTH_BACKENDS_TEST("two ranks: collectives over nested values", "[fabric][ranks]
 
 BOTH_BACKENDS_TEST("several Fabric objects one after another, in ranks that run already", "[fabric][ranks]", 2) {
   for (int round = 0; round < 3; ++round) {
-    Fabric fabric(ddp());
+    Fabric fabric(two_ranks());
     fabric.launch();
     RANK_CHECK(fabric.all_reduce(Value(round + rank), fabric::ReduceOp::sum).as_int() == 2 * round + 1);
   }
 }
 
 BOTH_BACKENDS_TEST("a failed save is an error on every rank", "[fabric][ranks]", 2) {
-  Fabric fabric(ddp());
+  Fabric fabric(two_ranks());
   fabric.launch();
   bool failed = false;
   try {
@@ -99,7 +99,7 @@ BOTH_BACKENDS_TEST("a failed save is an error on every rank", "[fabric][ranks]",
 }
 
 BOTH_BACKENDS_TEST("two ranks: tensors of unequal shapes, in place and with gradients", "[fabric][ranks]", 2) {
-  Fabric fabric(ddp());
+  Fabric fabric(two_ranks());
   fabric.launch();
   auto uneven = torch::full({rank + 1}, double(rank));
   auto parts = fabric.all_gather(Value(Value::List{uneven})).as_list()[0];
@@ -121,7 +121,7 @@ BOTH_BACKENDS_TEST("two ranks: tensors of unequal shapes, in place and with grad
 }
 
 BOTH_BACKENDS_TEST("two ranks: a save or load that fails on one rank is an error on both", "[fabric][ranks]", 2) {
-  Fabric fabric(ddp());
+  Fabric fabric(two_ranks());
   fabric.launch();
   auto name = "fabric_ranks_test_" + std::to_string(fabric.broadcast(Value(getpid())).as_int()) + ".safetensors";
   auto path = std::filesystem::temp_directory_path() / name;
@@ -138,7 +138,7 @@ BOTH_BACKENDS_TEST("two ranks: a save or load that fails on one rank is an error
 }
 
 BOTH_BACKENDS_TEST("two ranks: loaders, local gradients and unequal numbers of batches", "[fabric][ranks]", 2) {
-  Fabric fabric(ddp());
+  Fabric fabric(two_ranks());
   fabric.launch();
   auto [model, optimizer] = fabric.setup(torch::nn::Linear(1, 1), [](auto p) { return torch::optim::SGD(p, 0.1); });
   std::vector<at::Tensor> items;

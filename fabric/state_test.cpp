@@ -42,7 +42,7 @@ std::vector<std::string> keys(const Value& value) {
   return out;
 }
 
-Value deep_copy(Value value) {
+Value cloned(Value value) {
   for_each_leaf_tensor(value, [](torch::Tensor& tensor, const std::string&) { tensor = tensor.clone(); });
   return value;
 }
@@ -79,7 +79,7 @@ TEST_CASE("loading a module copies into its own tensors", "[state]") {
 
 TEST_CASE("a strict load names all that does not fit and changes nothing", "[state]") {
   Net net;
-  Value good = module_state_dict(net), bad = deep_copy(good);
+  Value good = module_state_dict(net), bad = cloned(good);
   bad.as_map().erase("fc.bias");
   bad["extra"] = torch::ones(1);
   bad["note"] = "text";
@@ -99,7 +99,7 @@ TEST_CASE("a strict load names all that does not fit and changes nothing", "[sta
 
 TEST_CASE("tied weights load from a checkpoint that has one of their names", "[state]") {
   Tied tied;
-  Value state = deep_copy(module_state_dict(tied));
+  Value state = cloned(module_state_dict(tied));
   CHECK(keys(state).size() == 2);
   state.as_map().erase("b.weight");
   CHECK_NOTHROW(load_module_state_dict(tied, state));
@@ -111,7 +111,7 @@ TEST_CASE("a state is collected and restored in place, with the rest returned", 
   Counter counter;
   counter.count = 3;
   State state{{"model", net}, {"optimizer", optimizer}, {"counter", counter}, {"epoch", 7}};
-  Value saved = deep_copy(collect_state(state, StateAccess::plain()));
+  Value saved = cloned(collect_state(state, StateAccess::plain()));
   CHECK(keys(saved) == std::vector<std::string>{"model", "optimizer", "counter", "epoch"});
 
   Net other;
@@ -142,7 +142,7 @@ TEST_CASE("an optimizer that does not fit leaves the module before it alone", "[
   Net net, other;
   torch::optim::SGD optimizer(net.parameters(), torch::optim::SGDOptions(0.5));
   State state{{"model", net}, {"optimizer", optimizer}};
-  Value saved = deep_copy(collect_state(state, StateAccess::plain()));
+  Value saved = cloned(collect_state(state, StateAccess::plain()));
   torch::optim::SGD smaller({other.scale}, torch::optim::SGDOptions(0.5));
   State target{{"model", other}, {"optimizer", smaller}};
   auto before = other.fc->weight.clone();
@@ -190,7 +190,7 @@ TEST_CASE("what brings others into shape is restored first, wherever it stands",
   Groups grown_groups(grown), fresh_groups(fresh);
   grown.add_param_group(torch::optim::OptimizerParamGroup({grown_groups.extra}));
   State source{{"optimizer", grown}, {"groups", grown_groups}}, target{{"optimizer", fresh}, {"groups", fresh_groups}};
-  restore_state(target, deep_copy(collect_state(source, StateAccess::plain())), StateAccess::plain());
+  restore_state(target, cloned(collect_state(source, StateAccess::plain())), StateAccess::plain());
   REQUIRE(fresh.param_groups().size() == 2);
   CHECK(fresh.param_groups()[0].options().get_lr() == 0.5);
 }

@@ -17,7 +17,7 @@ using fabric::Tree;
 using fabric::write_json;
 using fabric::write_yaml;
 
-static std::string error_of(const std::string& text) {
+static std::string error_in_yaml(const std::string& text) {
   try {
     read_yaml(text, "x.yaml");
   } catch (const ConfigError& error) {
@@ -95,11 +95,11 @@ TEST_CASE("Deep trees and long keys survive YAML", "[config][yaml]") {
 }
 
 TEST_CASE("Bad YAML is an error with its line", "[config][yaml]") {
-  CHECK(error_of("a: 1\nb: 2\na: 3\n") == "x.yaml:3: the key 'a' is given twice");
-  CHECK(error_of("a: 1\n---\nb: 2\n") == "x.yaml:2: a second document; one file holds one");
-  CHECK(error_of("a: !!python/object:os.system x").find("not supported") != std::string::npos);
-  CHECK(error_of("a: &x {b: 1}\nc:\n  <<: *x\n").find("x.yaml:3: merge keys") == 0);
-  CHECK(error_of("a:\n  - b\n c: d\n").find("x.yaml:") == 0);
+  CHECK(error_in_yaml("a: 1\nb: 2\na: 3\n") == "x.yaml:3: the key 'a' is given twice");
+  CHECK(error_in_yaml("a: 1\n---\nb: 2\n") == "x.yaml:2: a second document; one file holds one");
+  CHECK(error_in_yaml("a: !!python/object:os.system x").find("not supported") != std::string::npos);
+  CHECK(error_in_yaml("a: &x {b: 1}\nc:\n  <<: *x\n").find("x.yaml:3: merge keys") == 0);
+  CHECK(error_in_yaml("a:\n  - b\n c: d\n").find("x.yaml:") == 0);
   for (const char* text : {"[1, 2",
                            "{a: 1",
                            "a: b: c",
@@ -138,14 +138,14 @@ TEST_CASE("Hostile YAML costs little", "[config][yaml]") {
     for (int k = 0; k < 10; ++k) laughs += (k ? ",*a" : "*a") + std::to_string(i - 1);
     laughs += "]\n";
   }
-  CHECK(error_of(laughs).find("aliases expand to too much") != std::string::npos);
+  CHECK(error_in_yaml(laughs).find("aliases expand to too much") != std::string::npos);
   std::string same = std::string("s: &s \"") + std::string(100'000, 'x') + "\"\nxs: [";
   for (int i = 0; i < 10'000; ++i) same += "*s,";
-  CHECK(error_of(same + "]").find("aliases expand to too much") != std::string::npos);
+  CHECK(error_in_yaml(same + "]").find("aliases expand to too much") != std::string::npos);
   std::string tall = "a0: &a0 [1]\n";
   for (int i = 1; i < 100; ++i)
     tall += std::string("a") + std::to_string(i) + ": &a" + std::to_string(i) + " [*a" + std::to_string(i - 1) + "]\n";
-  CHECK(error_of(tall).find("nested deeper") != std::string::npos);
+  CHECK(error_in_yaml(tall).find("nested deeper") != std::string::npos);
   for (const char* unit : {"[", "{a: ", "- ", "? ", "&a ", "!a ", "a: {", "- - ", "[{"}) {
     std::string text;
     for (int i = 0; i < 20'000; ++i) text += unit;
@@ -154,7 +154,7 @@ TEST_CASE("Hostile YAML costs little", "[config][yaml]") {
   }
   std::string steps;
   for (int i = 0; i < 2000; ++i) steps += std::string(i, ' ') + "a:\n";
-  CHECK(error_of(steps).find("nested deeper") != std::string::npos);
+  CHECK(error_in_yaml(steps).find("nested deeper") != std::string::npos);
   CHECK_THROWS_AS(read_yaml(std::string((16 << 20) + 1, ' ')), ConfigError);
 }
 

@@ -5,19 +5,17 @@
 
 #include <fabric/dataloader.h>
 
+#include "fabric/data/loader_test_support.h"
 #include "tests/support/catch.h"
 
 namespace {
 
 using fabric::make_dataloader;
 using fabric::SamplerShard;
-using Numbers = std::vector<std::int64_t>;
+using loader_test::Counting;
+using loader_test::Numbers;
+using loader_test::read;
 
-struct Counting {
-  std::size_t count = 8;
-  std::int64_t get(std::size_t index) const { return static_cast<std::int64_t>(index); }
-  std::size_t size() const { return count; }
-};
 /// A sample and a random number, as augmentation would draw it.
 struct Augmented {
   std::pair<std::int64_t, double> get(std::size_t index) {
@@ -26,7 +24,7 @@ struct Augmented {
   }
   std::size_t size() const { return 23; }
 };
-struct Lines {
+struct NineLines {
   std::int64_t line = 0;
   std::optional<std::int64_t> next() { return line < 9 ? std::optional(line++) : std::nullopt; }
   void reset() { line = 0; }
@@ -46,20 +44,6 @@ class Drifting : public fabric::IndexSampler {
   std::int64_t state_ = 0, start_ = 0;
   std::size_t given_ = 0;
 };
-
-void append(Numbers& all, const at::Tensor& batch) {
-  all.insert(all.end(), batch.const_data_ptr<std::int64_t>(), batch.const_data_ptr<std::int64_t>() + batch.numel());
-}
-template <class Loader>
-Numbers read(const Loader& loader, std::size_t batches = 1000) {
-  Numbers all;
-  if (batches == 0) return all;
-  for (auto& batch : loader) {
-    append(all, batch);
-    if (--batches == 0) break;
-  }
-  return all;
-}
 
 }  // namespace
 
@@ -153,9 +137,9 @@ TEST_CASE("random numbers are the same for any number of workers and after a res
 
 TEST_CASE("streams skip what was used", "[data][resume]") {
   for (int workers : {0, 2}) {
-    auto loader = make_dataloader(Lines(), {.batch_size = 2, .workers = workers});
+    auto loader = make_dataloader(NineLines(), {.batch_size = 2, .workers = workers});
     CHECK(read(loader, 2) == Numbers{0, 1, 2, 3});
-    auto other = make_dataloader(Lines(), {.batch_size = 2, .workers = workers});
+    auto other = make_dataloader(NineLines(), {.batch_size = 2, .workers = workers});
     other.load_state_dict(loader.state_dict());
     CHECK(read(other) == Numbers{4, 5, 6, 7, 8});
     CHECK(read(other).size() == 9);

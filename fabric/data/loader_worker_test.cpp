@@ -10,13 +10,16 @@
 #include <fabric/dataloader.h>
 #include <fabric/seed.h>
 
+#include "fabric/data/loader_test_support.h"
 #include "tests/support/catch.h"
 
 namespace {
 
 using namespace std::chrono_literals;
 using fabric::make_dataloader;
-using Numbers = std::vector<std::int64_t>;
+using loader_test::append;
+using loader_test::Numbers;
+using loader_test::read;
 
 struct Shuffling {
   std::int64_t get(std::size_t index) {
@@ -76,15 +79,6 @@ struct Threads {
   std::size_t size() const { return 4; }
 };
 
-void append(Numbers& all, const at::Tensor& batch) {
-  all.insert(all.end(), batch.const_data_ptr<std::int64_t>(), batch.const_data_ptr<std::int64_t>() + batch.numel());
-}
-template <class Loader>
-Numbers read(const Loader& loader) {
-  Numbers all;
-  for (auto& batch : loader) append(all, batch);
-  return all;
-}
 int threads_now() {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) count += entry.exists();

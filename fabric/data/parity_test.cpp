@@ -44,7 +44,7 @@ std::uint64_t digest(const Indices& indices) {
   return value;
 }
 
-struct Numbers {
+struct Counted {
   std::size_t count;
   std::int64_t get(std::size_t index) { return static_cast<std::int64_t>(index); }
   std::size_t size() const { return count; }
@@ -82,7 +82,7 @@ TEST_CASE("every rank takes what Python's sampler gives it", "[data][parity]") {
 TEST_CASE("batches of two ranks over two epochs are those of Python's loader", "[data][parity]") {
   for (std::size_t i = 0; i < std::size(kBatches); i += 2) {
     const auto& first = kBatches[i];
-    auto loader = fabric::make_dataloader(Numbers{11}, {.batch_size = first.batch_size, .shuffle = true, .seed = 7},
+    auto loader = fabric::make_dataloader(Counted{11}, {.batch_size = first.batch_size, .shuffle = true, .seed = 7},
                                           {.shard = fabric::SamplerShard{2, first.rank}, .rank = first.rank});
     for (int epoch = 0; epoch < 2; ++epoch) {
       const auto& expected = kBatches[i + static_cast<std::size_t>(epoch)];

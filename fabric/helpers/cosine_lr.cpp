@@ -4,11 +4,11 @@
 #include <numbers>
 #include <utility>
 
+#include "fabric/helpers/lr_values.h"
+
 // Each formula does its operations in the order in which torch.optim.lr_scheduler does them.
 namespace fabric {
 namespace {
-
-double real(std::int64_t value) { return static_cast<double>(value); }
 
 constexpr double kPi = std::numbers::pi;
 
@@ -30,15 +30,15 @@ double CosineAnnealingLR::next_lr(std::size_t group, double lr) {
   const double eta_min = config_.eta_min;
   // At the lowest point the quotient below would be 0 / 0.
   if ((last_epoch_ - 1 - t_max) % (2 * t_max) == 0)
-    return lr + (base_lrs_[group] - eta_min) * (1 - std::cos(kPi / real(t_max))) / 2;
-  return (1 + std::cos(kPi * real(last_epoch_) / real(t_max))) /
-             (1 + std::cos(kPi * real(last_epoch_ - 1) / real(t_max))) * (lr - eta_min) +
+    return lr + (base_lrs_[group] - eta_min) * (1 - std::cos(kPi / lr::real(t_max))) / 2;
+  return (1 + std::cos(kPi * lr::real(last_epoch_) / lr::real(t_max))) /
+             (1 + std::cos(kPi * lr::real(last_epoch_ - 1) / lr::real(t_max))) * (lr - eta_min) +
          eta_min;
 }
 
 double CosineAnnealingLR::closed_form_lr(std::size_t group) {
-  return config_.eta_min +
-         (base_lrs_[group] - config_.eta_min) * (1 + std::cos(kPi * real(last_epoch_) / real(*config_.T_max))) / 2;
+  return config_.eta_min + (base_lrs_[group] - config_.eta_min) *
+                               (1 + std::cos(kPi * lr::real(last_epoch_) / lr::real(*config_.T_max))) / 2;
 }
 
 void CosineAnnealingWarmRestartsConfig::validate() const {
@@ -49,7 +49,9 @@ void CosineAnnealingWarmRestartsConfig::validate() const {
 }
 
 CosineAnnealingWarmRestarts::CosineAnnealingWarmRestarts(torch::optim::Optimizer& optimizer, Config config)
-    : ConfiguredLR(optimizer, std::move(config)), in_round_(real(config_.last_epoch)), round_(real(*config_.T_0)) {
+    : ConfiguredLR(optimizer, std::move(config)),
+      in_round_(lr::real(config_.last_epoch)),
+      round_(lr::real(*config_.T_0)) {
   start(config_.last_epoch);
 }
 
@@ -69,7 +71,7 @@ void CosineAnnealingWarmRestarts::enter(std::int64_t last_epoch, double in_round
 
 void CosineAnnealingWarmRestarts::start_over() {
   in_round_ = -1;
-  round_ = real(*config_.T_0);
+  round_ = lr::real(*config_.T_0);
   start(-1);
 }
 
@@ -78,7 +80,7 @@ void CosineAnnealingWarmRestarts::advance(std::optional<double>) {
   double in_round = in_round_ + 1, round = round_;
   if (in_round >= round) {
     in_round = std::fmod(in_round, round);
-    round *= real(config_.T_mult);
+    round *= lr::real(config_.T_mult);
   }
   enter(last_epoch_ + 1, in_round, round);
 }
@@ -87,7 +89,7 @@ void CosineAnnealingWarmRestarts::step_to(double epoch) {
   if (!(epoch >= 0))
     throw MisuseError("CosineAnnealingWarmRestarts: step_to takes an epoch of 0 or more, given " +
                       std::to_string(epoch));
-  const double first = real(*config_.T_0), mult = real(config_.T_mult);
+  const double first = lr::real(*config_.T_0), mult = lr::real(config_.T_mult);
   double in_round = epoch, round = first;
   if (epoch >= first && config_.T_mult == 1) {
     in_round = std::fmod(epoch, first);

@@ -4,17 +4,14 @@
 #include <numbers>
 #include <utility>
 
+#include "fabric/helpers/lr_values.h"
+
 // Each formula does its operations in the order in which torch.optim.lr_scheduler does them.
 namespace fabric {
 namespace {
 
-double real(std::int64_t value) { return static_cast<double>(value); }
-
-Value list_of(const std::vector<double>& numbers) { return Value::List(numbers.begin(), numbers.end()); }
-
 std::vector<double> numbers_of(const Value& list, std::size_t size) {
-  std::vector<double> numbers;
-  for (const auto& item : list.as_list()) numbers.push_back(item.as_double());
+  auto numbers = lr::numbers_of(list);
   if (numbers.size() != size)
     throw MisuseError("a list has " + std::to_string(numbers.size()) + " entries for " + std::to_string(size) +
                       " groups");
@@ -49,7 +46,7 @@ void MomentumCycle::shrink(std::size_t groups) {
   if (base_.size() > groups) base_.resize(groups), max_.resize(groups);
 }
 
-Value MomentumCycle::state() const { return Value::Map{{"base", list_of(base_)}, {"max", list_of(max_)}}; }
+Value MomentumCycle::state() const { return Value::Map{{"base", lr::list_of(base_)}, {"max", lr::list_of(max_)}}; }
 
 void MomentumCycle::load(const Value& state) {
   auto base = numbers_of(state.at("base"), state.at("base").as_list().size());
@@ -89,15 +86,16 @@ void CyclicLR::begin(std::int64_t last_epoch) {
 }
 
 CyclicLR::Place CyclicLR::place() const {
-  const double up = real(config_.step_size_up);
-  const double total = up + (config_.step_size_down ? real(*config_.step_size_down) : up);
+  const double up = lr::real(config_.step_size_up);
+  const double total = up + (config_.step_size_down ? lr::real(*config_.step_size_down) : up);
   const double ratio = up / total;
-  const double cycle = std::floor(1 + real(last_epoch_) / total);
-  const double x = 1.0 + real(last_epoch_) / total - cycle;
+  const double cycle = std::floor(1 + lr::real(last_epoch_) / total);
+  const double x = 1.0 + lr::real(last_epoch_) / total - cycle;
   const double height = x <= ratio ? x / ratio : (x - 1) / (ratio - 1);
-  if (config_.scale_fn) return {height, config_.scale_fn(config_.scale_mode == "cycle" ? cycle : real(last_epoch_))};
+  if (config_.scale_fn)
+    return {height, config_.scale_fn(config_.scale_mode == "cycle" ? cycle : lr::real(last_epoch_))};
   if (config_.mode == "triangular2") return {height, 1 / std::pow(2.0, cycle - 1)};
-  if (config_.mode == "exp_range") return {height, std::pow(config_.gamma, real(last_epoch_))};
+  if (config_.mode == "exp_range") return {height, std::pow(config_.gamma, lr::real(last_epoch_))};
   return {height, 1};
 }
 
@@ -135,7 +133,7 @@ void CyclicLR::rebind(torch::optim::Optimizer& optimizer) {
 
 void CyclicLR::save_fields(Value& state) const {
   ConfiguredLR::save_fields(state);
-  state["max_lrs"] = list_of(max_lrs_);
+  state["max_lrs"] = lr::list_of(max_lrs_);
   state["momentum"] = momentum_.state();
   if (config_.scale_fn) state["scale_fn"] = "not saved: a function must be given to the constructor again";
 }
@@ -199,7 +197,7 @@ void OneCycleLR::begin(std::int64_t last_epoch) {
 
 void OneCycleLR::make_phases() {
   using enum Bound;
-  const double steps = real(config_.steps());
+  const double steps = lr::real(config_.steps());
   phases_ = {{config_.pct_start * steps - 1, initial, max, max, initial}};
   if (config_.three_phase) {
     phases_.push_back({2 * config_.pct_start * steps - 2, max, initial, initial, max});
@@ -219,7 +217,7 @@ double OneCycleLR::momentum_of(Bound bound, std::size_t group) const {
 }
 
 OneCycleLR::Place OneCycleLR::place() const {
-  const double step = real(last_epoch_);
+  const double step = lr::real(last_epoch_);
   double begin = 0;
   const Phase* phase = phases_.data();
   for (; phase != &phases_.back() && step > phase->end; ++phase) begin = phase->end;
@@ -272,8 +270,8 @@ void OneCycleLR::rebind(torch::optim::Optimizer& optimizer) {
 
 void OneCycleLR::save_fields(Value& state) const {
   ConfiguredLR::save_fields(state);
-  state["max_lrs"] = list_of(max_lrs_);
-  state["min_lrs"] = list_of(min_lrs_);
+  state["max_lrs"] = lr::list_of(max_lrs_);
+  state["min_lrs"] = lr::list_of(min_lrs_);
   state["momentum"] = momentum_.state();
 }
 

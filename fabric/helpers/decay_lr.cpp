@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "fabric/helpers/lr_values.h"
+
 // Each formula does its operations in the order in which torch.optim.lr_scheduler does them, so that the numbers are
 // the same to the last bits after many steps.
 namespace fabric {
 namespace {
 
 std::string number(double value) { return fabric::to_string(Value(value)); }
-
-double real(std::int64_t value) { return static_cast<double>(value); }
 
 }  // namespace
 
@@ -28,7 +28,7 @@ double StepLR::next_lr(std::size_t, double lr) {
 }
 
 double StepLR::closed_form_lr(std::size_t group) {
-  return base_lrs_[group] * std::pow(config_.gamma, real(last_epoch_ / *config_.step_size));
+  return base_lrs_[group] * std::pow(config_.gamma, lr::real(last_epoch_ / *config_.step_size));
 }
 
 MultiStepLR::MultiStepLR(torch::optim::Optimizer& optimizer, Config config)
@@ -38,13 +38,13 @@ MultiStepLR::MultiStepLR(torch::optim::Optimizer& optimizer, Config config)
 
 double MultiStepLR::next_lr(std::size_t, double lr) {
   auto times = std::count(config_.milestones.begin(), config_.milestones.end(), last_epoch_);
-  return times == 0 ? lr : lr * std::pow(config_.gamma, real(times));
+  return times == 0 ? lr : lr * std::pow(config_.gamma, lr::real(times));
 }
 
 double MultiStepLR::closed_form_lr(std::size_t group) {
   auto times = std::count_if(config_.milestones.begin(), config_.milestones.end(),
                              [&](std::int64_t milestone) { return milestone <= last_epoch_; });
-  return base_lrs_[group] * std::pow(config_.gamma, real(times));
+  return base_lrs_[group] * std::pow(config_.gamma, lr::real(times));
 }
 
 void ConstantLRConfig::validate() const {
@@ -84,13 +84,14 @@ double LinearLR::next_lr(std::size_t, double lr) {
   if (last_epoch_ == 0) return lr * config_.start_factor;
   if (is_initial() || last_epoch_ > config_.total_iters) return lr;
   const double change = config_.end_factor - config_.start_factor;
-  return lr * (1.0 + change / (real(config_.total_iters) * config_.start_factor + real(last_epoch_ - 1) * change));
+  return lr *
+         (1.0 + change / (lr::real(config_.total_iters) * config_.start_factor + lr::real(last_epoch_ - 1) * change));
 }
 
 double LinearLR::closed_form_lr(std::size_t group) {
-  return base_lrs_[group] *
-         (config_.start_factor + (config_.end_factor - config_.start_factor) *
-                                     real(std::min(config_.total_iters, last_epoch_)) / real(config_.total_iters));
+  return base_lrs_[group] * (config_.start_factor + (config_.end_factor - config_.start_factor) *
+                                                        lr::real(std::min(config_.total_iters, last_epoch_)) /
+                                                        lr::real(config_.total_iters));
 }
 
 void ExponentialLRConfig::validate() const {
@@ -105,7 +106,7 @@ ExponentialLR::ExponentialLR(torch::optim::Optimizer& optimizer, Config config)
 double ExponentialLR::next_lr(std::size_t, double lr) { return is_initial() ? lr : lr * *config_.gamma; }
 
 double ExponentialLR::closed_form_lr(std::size_t group) {
-  return base_lrs_[group] * std::pow(*config_.gamma, real(last_epoch_));
+  return base_lrs_[group] * std::pow(*config_.gamma, lr::real(last_epoch_));
 }
 
 void PolynomialLRConfig::validate() const {
@@ -120,14 +121,14 @@ PolynomialLR::PolynomialLR(torch::optim::Optimizer& optimizer, Config config)
 
 double PolynomialLR::next_lr(std::size_t, double lr) {
   if (is_initial() || last_epoch_ > config_.total_iters) return lr;
-  const double total = real(config_.total_iters);
-  const double decay = (1.0 - real(last_epoch_) / total) / (1.0 - real(last_epoch_ - 1) / total);
+  const double total = lr::real(config_.total_iters);
+  const double decay = (1.0 - lr::real(last_epoch_) / total) / (1.0 - lr::real(last_epoch_ - 1) / total);
   return lr * std::pow(decay, config_.power);
 }
 
 double PolynomialLR::closed_form_lr(std::size_t group) {
-  const double total = real(config_.total_iters);
-  return base_lrs_[group] * std::pow(1.0 - real(std::min(config_.total_iters, last_epoch_)) / total, config_.power);
+  const double total = lr::real(config_.total_iters);
+  return base_lrs_[group] * std::pow(1.0 - lr::real(std::min(config_.total_iters, last_epoch_)) / total, config_.power);
 }
 
 }  // namespace fabric

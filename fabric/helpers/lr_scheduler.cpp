@@ -5,18 +5,9 @@
 
 #include <fabric/scope.h>
 
+#include "fabric/helpers/lr_values.h"
+
 namespace fabric {
-namespace {
-
-Value list_of(const std::vector<double>& numbers) { return Value::List(numbers.begin(), numbers.end()); }
-
-std::vector<double> numbers_of(const Value& list) {
-  std::vector<double> numbers;
-  for (const auto& item : list.as_list()) numbers.push_back(item.as_double());
-  return numbers;
-}
-
-}  // namespace
 
 void LRScheduler::start(std::int64_t last_epoch) {
   auto lrs = group_lrs();
@@ -117,9 +108,9 @@ void LRScheduler::restart() {
 Value LRScheduler::state_dict() const {
   Value state = Value::Map{{"class", name()},
                            {"last_epoch", last_epoch_},
-                           {"base_lrs", list_of(base_lrs_)},
-                           {"initial_lrs", list_of(*initial_lrs_)},
-                           {"last_lrs", list_of(last_lrs_)}};
+                           {"base_lrs", lr::list_of(base_lrs_)},
+                           {"initial_lrs", lr::list_of(*initial_lrs_)},
+                           {"last_lrs", lr::list_of(last_lrs_)}};
   save_fields(state);
   return state;
 }
@@ -132,9 +123,9 @@ void LRScheduler::load_state_dict(const Value& state) {
                              "; make the scheduler that was saved, or start this one anew");
   try {
     auto last_epoch = state.at("last_epoch").as_int();
-    auto base = numbers_of(state.at("base_lrs"));
-    auto initial = numbers_of(state.at("initial_lrs"));
-    auto last = numbers_of(state.at("last_lrs"));
+    auto base = lr::numbers_of(state.at("base_lrs"));
+    auto initial = lr::numbers_of(state.at("initial_lrs"));
+    auto last = lr::numbers_of(state.at("last_lrs"));
     if (initial.size() < base.size()) throw MisuseError("initial_lrs has fewer entries than base_lrs");
     load_fields(state);
     last_epoch_ = last_epoch;

@@ -47,7 +47,7 @@ std::unique_ptr<LRScheduler> chained(torch::optim::Optimizer& optimizer, const T
   return std::make_unique<ChainedScheduler>(inner_schedulers(optimizer, config));
 }
 
-detail::ClassRegistry<MakeLRScheduler>& registry() {
+detail::ClassRegistry<MakeLRScheduler>& schedulers() {
   static detail::ClassRegistry<MakeLRScheduler> all(
       "LR scheduler", {"torch.optim.lr_scheduler.", "lr_scheduler.", "fabric."},
       {{"LambdaLR", refuse_functions<LambdaLR>},
@@ -72,7 +72,7 @@ detail::ClassRegistry<MakeLRScheduler>& registry() {
 
 std::unique_ptr<LRScheduler> make_lr_scheduler(const std::string& class_path, const Tree& init_args,
                                                torch::optim::Optimizer& optimizer) {
-  auto [name, make] = registry().find(class_path);
+  auto [name, make] = schedulers().find(class_path);
   try {
     return make(optimizer, init_args);
   } catch (const ConfigError& error) {
@@ -82,11 +82,11 @@ std::unique_ptr<LRScheduler> make_lr_scheduler(const std::string& class_path, co
 }
 
 void register_lr_scheduler(const std::string& name, MakeLRScheduler make, bool override_existing) {
-  registry().add(name, std::move(make), override_existing);
+  schedulers().add(name, std::move(make), override_existing);
 }
 
-std::vector<std::string> available_lr_schedulers() { return registry().names(); }
+std::vector<std::string> available_lr_schedulers() { return schedulers().names(); }
 
-std::string lr_scheduler_name(const std::string& class_path) { return registry().find(class_path).first; }
+std::string lr_scheduler_name(const std::string& class_path) { return schedulers().find(class_path).first; }
 
 }  // namespace fabric

@@ -46,7 +46,7 @@ void start(Fabric& fabric) {
 
 Fabric::Config two_ranks(int world_size) { return {.accelerator = "cpu", .strategy = "ddp", .devices = world_size}; }
 
-struct Failures : fabric::CheckpointObserver {
+struct Outcomes : fabric::CheckpointObserver {
   int saves = 0, failures = 0;
   void before_save(const fabric::CheckpointEvent&) override { ++saves; }
   void save_failed(const fabric::CheckpointEvent&) override { ++failures; }
@@ -144,7 +144,7 @@ RANKS_TEST("a failed write is an error on every rank, and costs nothing", "[chec
       fabric::make_checkpoint_io()->save(checkpoint, path);
     };
     ModelCheckpoint keep({.dirpath = folder.path / "f", .monitor = "loss", .async = async}, write, fabric);
-    Failures observer;
+    Outcomes observer;
     keep.add_observer(observer);
     keep.update({{"loss", 2}}, numbered(2));
     keep.wait();

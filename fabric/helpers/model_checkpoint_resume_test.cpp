@@ -15,12 +15,6 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-ModelCheckpoint::Config watching(const Folder& folder, int k = 1) {
-  return {.dirpath = folder.path(), .monitor = "val_loss", .save_top_k = k};
-}
-
 /// What `work` writes to stderr.
 std::string log_of(const std::function<void()>& work) {
   Folder folder;
@@ -81,7 +75,7 @@ TEST_CASE("in another folder, or for another metric, only two paths are taken ov
   CHECK(moved.best_k_models().empty());
   CHECK(moved.best_model_path() == first.best_model_path());
   CHECK_FALSE(moved.best_model_score());
-  CHECK(moved.kth_value() == kInf);
+  CHECK(moved.kth_value() == std::numeric_limits<double>::infinity());
   run(moved, {9});
   CHECK(moved.best_model_score() == 9);
   CHECK(names_in(folder).size() == 2);

@@ -19,10 +19,6 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-ModelCheckpoint::Config watching(const Folder& folder, int k = 1) {
-  return {.dirpath = folder.path(), .monitor = "val_loss", .save_top_k = k};
-}
-
 void touch(const std::filesystem::path& path) { std::ofstream(path) << "foreign"; }
 
 void check_refused(ModelCheckpoint::Config config, const std::string& part) {

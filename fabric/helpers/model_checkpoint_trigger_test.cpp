@@ -10,14 +10,6 @@
 
 using namespace checkpoint_test;
 
-namespace {
-
-ModelCheckpoint::Config watching(const Folder& folder, int k = 1) {
-  return {.dirpath = folder.path(), .monitor = "val_loss", .save_top_k = k};
-}
-
-}  // namespace
-
 TEST_CASE("steps trigger, once per step and never before the first", "[checkpoint][trigger]") {
   Folder folder;
   ModelCheckpoint keep({.dirpath = folder.path(), .save_top_k = -1, .every_n_train_steps = 3});

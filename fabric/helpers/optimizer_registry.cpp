@@ -160,7 +160,7 @@ OptimizerPtr make_either(const Tree& init_args, Groups groups) {
 using AdamSettings = AdamConfig<torch::optim::AdamOptions>;
 using AdamWSettings = AdamConfig<torch::optim::AdamWOptions>;
 
-detail::ClassRegistry<MakeOptimizer>& registry() {
+detail::ClassRegistry<MakeOptimizer>& optimizers() {
   static detail::ClassRegistry<MakeOptimizer> all(
       "optimizer", {"torch.optim.", "fabric.optim.", "optim.", "fabric."},
       {{"SGD", make_either<torch::optim::SGD, optim::SGD, SgdConfig>},
@@ -179,7 +179,7 @@ detail::ClassRegistry<MakeOptimizer>& registry() {
 
 std::shared_ptr<torch::optim::Optimizer> make_optimizer(const std::string& class_path, const Tree& init_args,
                                                         std::vector<torch::optim::OptimizerParamGroup> groups) {
-  auto [name, make] = registry().find(class_path);
+  auto [name, make] = optimizers().find(class_path);
   if (groups.empty()) throw ConfigError(name + ": there is no group of parameters to optimize");
   try {
     return make(init_args, std::move(groups));
@@ -191,12 +191,12 @@ std::shared_ptr<torch::optim::Optimizer> make_optimizer(const std::string& class
 }
 
 void register_optimizer(const std::string& name, MakeOptimizer make, bool override_existing) {
-  registry().add(name, std::move(make), override_existing);
+  optimizers().add(name, std::move(make), override_existing);
 }
 
-std::vector<std::string> available_optimizers() { return registry().names(); }
+std::vector<std::string> available_optimizers() { return optimizers().names(); }
 
-std::string optimizer_name(const std::string& class_path) { return registry().find(class_path).first; }
+std::string optimizer_name(const std::string& class_path) { return optimizers().find(class_path).first; }
 
 std::string optimizer_class(const torch::optim::Optimizer& optimizer) {
   const std::type_info& type = typeid(optimizer);

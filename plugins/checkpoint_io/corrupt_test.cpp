@@ -76,7 +76,7 @@ std::string tensor_pickle(const std::string& count, const std::string& offset, c
          "t\x89N"
          "tR.";
 }
-std::string small(int value) { return std::string("K") + static_cast<char>(value); }
+std::string small_int(int value) { return std::string("K") + static_cast<char>(value); }
 const std::string kHuge = "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
 
 }  // namespace
@@ -166,20 +166,21 @@ TEST_CASE("a pickle that asks for too much or makes no sense is refused", "[chec
     CHECK_THROWS_WITH(load_pickle(pickle, storage), Contains(why));
     CHECK_THROWS_AS(load_pickle(pickle, storage), CheckpointError);
   };
-  const std::string two = small(2);
-  CHECK(load_pickle(tensor_pickle(two, small(0), two, small(1))).as<torch::Tensor>().numel() == 2);
-  refuses(tensor_pickle(small(3), small(0), two, small(1)), "should have 12 bytes");
-  refuses(tensor_pickle(kHuge, small(0), two, small(1)), "storage '0' should have");
-  refuses(tensor_pickle(two, small(1), two, small(1)), "beyond its storage");
-  refuses(tensor_pickle(two, kHuge, two, small(1)), "beyond its storage");
-  refuses(tensor_pickle(two, small(0), two, two), "beyond its storage");
-  refuses(tensor_pickle(two, small(0), two, kHuge), "beyond its storage");
-  refuses(tensor_pickle(two, small(0), kHuge, small(0)), "too large");
-  refuses(tensor_pickle(two, small(0), two + two, small(1)), "another number of strides");
-  refuses(tensor_pickle(two, small(0), "J\xff\xff\xff\xff", small(1)), "wrong number");
-  refuses(tensor_pickle(two, small(0), two, "J\xff\xff\xff\xff"), "wrong number");
-  refuses(tensor_pickle(small(8), small(0), small(8), small(1), "BoolStorage"), "booleans", std::string(8, '\2'));
-  refuses(tensor_pickle(two, small(0), two, small(1), "NoStorage"), "'torch.NoStorage'");
+  const std::string two = small_int(2);
+  CHECK(load_pickle(tensor_pickle(two, small_int(0), two, small_int(1))).as<torch::Tensor>().numel() == 2);
+  refuses(tensor_pickle(small_int(3), small_int(0), two, small_int(1)), "should have 12 bytes");
+  refuses(tensor_pickle(kHuge, small_int(0), two, small_int(1)), "storage '0' should have");
+  refuses(tensor_pickle(two, small_int(1), two, small_int(1)), "beyond its storage");
+  refuses(tensor_pickle(two, kHuge, two, small_int(1)), "beyond its storage");
+  refuses(tensor_pickle(two, small_int(0), two, two), "beyond its storage");
+  refuses(tensor_pickle(two, small_int(0), two, kHuge), "beyond its storage");
+  refuses(tensor_pickle(two, small_int(0), kHuge, small_int(0)), "too large");
+  refuses(tensor_pickle(two, small_int(0), two + two, small_int(1)), "another number of strides");
+  refuses(tensor_pickle(two, small_int(0), "J\xff\xff\xff\xff", small_int(1)), "wrong number");
+  refuses(tensor_pickle(two, small_int(0), two, "J\xff\xff\xff\xff"), "wrong number");
+  refuses(tensor_pickle(small_int(8), small_int(0), small_int(8), small_int(1), "BoolStorage"), "booleans",
+          std::string(8, '\2'));
+  refuses(tensor_pickle(two, small_int(0), two, small_int(1), "NoStorage"), "'torch.NoStorage'");
   refuses("\x80\x02", "ends too early");
   refuses("\x80\x02.", "more or less than one");
   refuses("\x80\x02NN.", "more or less than one");
@@ -250,7 +251,7 @@ TEST_CASE("a damaged zip archive is refused", "[checkpoint_io][corrupt]") {
   refuses(zip({{"a/data.pkl", "N."}, {"b/data.pkl", "N."}}), "two files data.pkl");
   refuses(zip({{"a/data.pkl", "N."}, {"a/data.pkl", "N."}}), "twice");
   refuses(zip({{"a/data.pkl", "N."}, {"a/byteorder", "big"}}), "big-endian");
-  refuses(zip({{"a/data.pkl", tensor_pickle(small(2), small(0), small(2), small(1))}}),
+  refuses(zip({{"a/data.pkl", tensor_pickle(small_int(2), small_int(0), small_int(2), small_int(1))}}),
           "lacks the data of storage '0'");
   auto with = [&](std::size_t at, const std::string& bytes) {
     auto copy = good;

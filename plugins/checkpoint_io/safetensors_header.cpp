@@ -9,62 +9,63 @@
 namespace fabric::checkpoint {
 namespace {
 
-constexpr std::size_t kMaxDimensions = 64;  // LibTorch's own limit
-constexpr std::uint64_t kAlignment = 64;
+constexpr std::size_t kMostDimensions = 64;  // LibTorch's own limit
+constexpr std::uint64_t kDataAlignment = 64;
 
-[[noreturn]] void wrong(const std::string& name, const std::string& why) {
+[[noreturn]] void wrong_entry(const std::string& name, const std::string& why) {
   throw CheckpointCorrupt("the entry '" + name.substr(0, 200) + "' of the header " + why);
 }
 
 const Tree& field(const std::string& name, const Tree& entry, const char* key) {
   const Tree* found = entry.find(key);
-  if (!found) wrong(name, std::string("has no '") + key + "'");
+  if (!found) wrong_entry(name, std::string("has no '") + key + "'");
   return *found;
 }
 
 std::vector<std::int64_t> integers(const std::string& name, const Tree& list, const char* key) {
-  if (!list.is_list()) wrong(name, std::string("has ") + list.kind() + " as '" + key + "' instead of a list");
+  if (!list.is_list()) wrong_entry(name, std::string("has ") + list.kind() + " as '" + key + "' instead of a list");
   std::vector<std::int64_t> out;
   for (const auto& item : list.as_list()) {
     if (!item.is_int() || item.as_int() < 0)
-      wrong(name, std::string("has something other than a non-negative integer in '") + key + "'");
+      wrong_entry(name, std::string("has something other than a non-negative integer in '") + key + "'");
     out.push_back(item.as_int());
   }
   return out;
 }
 
 TensorEntry parse_entry(const std::string& name, const Tree& tree, std::uint64_t data_size) {
-  if (!tree.is_map()) wrong(name, std::string("is ") + tree.kind() + " instead of a map");
+  if (!tree.is_map()) wrong_entry(name, std::string("is ") + tree.kind() + " instead of a map");
   TensorEntry entry;
   entry.name = name;
   const Tree& type = field(name, tree, "dtype");
-  if (!type.is_string()) wrong(name, std::string("has ") + type.kind() + " as 'dtype'");
+  if (!type.is_string()) wrong_entry(name, std::string("has ") + type.kind() + " as 'dtype'");
   auto known = safetensors_type(type.as_string());
-  if (!known) wrong(name, "has the unknown type '" + type.as_string() + "'");
+  if (!known) wrong_entry(name, "has the unknown type '" + type.as_string() + "'");
   entry.type = *known;
   entry.shape = integers(name, field(name, tree, "shape"), "shape");
-  if (entry.shape.size() > kMaxDimensions) wrong(name, "has more than 64 dimensions");
+  if (entry.shape.size() > kMostDimensions) wrong_entry(name, "has more than 64 dimensions");
   auto offsets = integers(name, field(name, tree, "data_offsets"), "data_offsets");
-  if (offsets.size() != 2) wrong(name, "needs two data_offsets, not " + std::to_string(offsets.size()));
+  if (offsets.size() != 2) wrong_entry(name, "needs two data_offsets, not " + std::to_string(offsets.size()));
   entry.begin = static_cast<std::uint64_t>(offsets[0]);
   entry.end = static_cast<std::uint64_t>(offsets[1]);
-  if (entry.begin > entry.end) wrong(name, "ends before it begins");
+  if (entry.begin > entry.end) wrong_entry(name, "ends before it begins");
   if (entry.end > data_size)
-    wrong(name, "ends at byte " + std::to_string(entry.end) + " of the data, which has only " +
-                    std::to_string(data_size) + ": the file is truncated or the header is wrong");
+    wrong_entry(name, "ends at byte " + std::to_string(entry.end) + " of the data, which has only " +
+                          std::to_string(data_size) + ": the file is truncated or the header is wrong");
   auto bytes = checked_bytes(entry.shape, c10::elementSize(entry.type));
-  if (!bytes) wrong(name, "has a shape too large for any memory");
+  if (!bytes) wrong_entry(name, "has a shape too large for any memory");
   if (*bytes != entry.end - entry.begin)
-    wrong(name, "has a shape and type of " + std::to_string(*bytes) + " bytes but data_offsets of " +
-                    std::to_string(entry.end - entry.begin));
+    wrong_entry(name, "has a shape and type of " + std::to_string(*bytes) + " bytes but data_offsets of " +
+                          std::to_string(entry.end - entry.begin));
   return entry;
 }
 
 std::optional<std::string> parse_metadata(const Tree& metadata) {
-  if (!metadata.is_map()) wrong("__metadata__", std::string("is ") + metadata.kind() + " instead of a map");
+  if (!metadata.is_map()) wrong_entry("__metadata__", std::string("is ") + metadata.kind() + " instead of a map");
   for (const auto& [key, value] : metadata.as_map())
     if (!value.is_string())
-      wrong("__metadata__", "has " + std::string(value.kind()) + " under '" + key + "'; only strings may be there");
+      wrong_entry("__metadata__",
+                  "has " + std::string(value.kind()) + " under '" + key + "'; only strings may be there");
   const Tree* structure = metadata.find("fabric");
   if (!structure) return std::nullopt;
   return structure->as_string();
@@ -74,9 +75,9 @@ void require_cover(const std::vector<TensorEntry>& entries, std::uint64_t data_s
   std::uint64_t expected = 0;
   for (const auto& entry : entries) {
     if (entry.begin != expected)
-      wrong(entry.name, std::string(entry.begin < expected ? "overlaps the one before it" : "leaves a gap before it") +
-                            ": it begins at byte " + std::to_string(entry.begin) + " instead of " +
-                            std::to_string(expected));
+      wrong_entry(entry.name,
+                  std::string(entry.begin < expected ? "overlaps the one before it" : "leaves a gap before it") +
+                      ": it begins at byte " + std::to_string(entry.begin) + " instead of " + std::to_string(expected));
     expected = entry.end;
   }
   if (expected != data_size)
@@ -123,7 +124,7 @@ std::string make_header(const std::vector<NamedTensor>& tensors, const std::stri
     offset = end;
   }
   std::string text = write_json(root);
-  text.resize((text.size() + kLengthBytes + kAlignment - 1) / kAlignment * kAlignment - kLengthBytes, ' ');
+  text.resize((text.size() + kLengthBytes + kDataAlignment - 1) / kDataAlignment * kDataAlignment - kLengthBytes, ' ');
   if (text.size() > kMaxHeader)
     throw CheckpointError("the checkpoint's names and values need a header of " + std::to_string(text.size()) +
                           " bytes; safetensors allows 100,000,000. Keep large data in tensors");

@@ -31,7 +31,9 @@ constexpr std::size_t kMaxText = std::size_t{16} << 20, kTextPerByte = 64;
 constexpr std::size_t kMaxDimensions = 64, kMaxArguments = 16;
 constexpr std::uintptr_t kAlignment = 16;
 
-[[noreturn]] void wrong(const std::string& why) { throw CheckpointCorrupt("the pickled part of the file " + why); }
+[[noreturn]] void wrong_pickle(const std::string& why) {
+  throw CheckpointCorrupt("the pickled part of the file " + why);
+}
 
 std::optional<std::string_view> after(std::string_view name, std::string_view prefix) {
   if (!name.starts_with(prefix)) return std::nullopt;
@@ -75,10 +77,10 @@ class TorchHost : public PickleHost {
   }
 
   Id call(PickleReader& pickle, const std::string& name, Id arguments) override {
-    if (pickle[arguments].items.size() > kMaxArguments) wrong("calls '" + name + "' with too many arguments");
+    if (pickle[arguments].items.size() > kMaxArguments) wrong_pickle("calls '" + name + "' with too many arguments");
     const auto args = pickle[arguments].items;
     auto need = [&](std::size_t least) {
-      if (args.size() < least) wrong("calls '" + name + "' with too few arguments");
+      if (args.size() < least) wrong_pickle("calls '" + name + "' with too few arguments");
     };
     if (name == "collections.OrderedDict" || name == "collections.Counter") return dict(pickle, args);
     if (name == "torch.Size" || name == "builtins.set" || name == "__builtin__.set" || name == "builtins.frozenset")
@@ -90,23 +92,23 @@ class TorchHost : public PickleHost {
     if (name == "torch._tensor._rebuild_from_type_v2") return need(3), subclass(pickle, args);
     if (name == "torch.device") return device(pickle, args);
     if (name == "_codecs.encode" || name == "builtins.bytearray") return need(1), bytes(pickle, args);
-    wrong("calls '" + name + "', which is no function");
+    wrong_pickle("calls '" + name + "', which is no function");
   }
 
   Id persistent(PickleReader& pickle, Id id) override {
     const Node& tuple = pickle[id];
     if (tuple.kind != Kind::tuple || tuple.items.size() < 5 || pickle[tuple.items[0]].text != "storage")
-      wrong("refers to something that is no storage");
+      wrong_pickle("refers to something that is no storage");
     const Node &type = pickle[tuple.items[1]], &key = pickle[tuple.items[2]], &count = pickle[tuple.items[4]];
     if (type.kind != Kind::global || key.kind != Kind::text || count.kind != Kind::integer || count.integer < 0)
-      wrong("describes a storage wrongly");
+      wrong_pickle("describes a storage wrongly");
     storages_.push_back(storage(std::string(key.text), storage_type(std::string(type.text)), count.integer));
     return pickle.add_object(-static_cast<std::int64_t>(storages_.size()));
   }
 
   /// The tensor that an object node stands for.
   const at::Tensor& tensor_of(const Node& node) const {
-    if (node.kind != Kind::object || node.integer < 0) wrong("has a storage where a tensor should be");
+    if (node.kind != Kind::object || node.integer < 0) wrong_pickle("has a storage where a tensor should be");
     return tensors_[static_cast<std::size_t>(node.integer)];
   }
 
@@ -157,11 +159,11 @@ class TorchHost : public PickleHost {
   std::vector<std::int64_t> sizes(const PickleReader& pickle, Id id, const char* what) {
     std::vector<std::int64_t> out;
     const Node& node = pickle[id];
-    if (node.kind != Kind::tuple && node.kind != Kind::list) wrong(std::string("has a tensor without ") + what);
-    if (node.items.size() > kMaxDimensions) wrong("has a tensor of more than 64 dimensions");
+    if (node.kind != Kind::tuple && node.kind != Kind::list) wrong_pickle(std::string("has a tensor without ") + what);
+    if (node.items.size() > kMaxDimensions) wrong_pickle("has a tensor of more than 64 dimensions");
     for (Id item : node.items) {
       if (pickle[item].kind != Kind::integer || pickle[item].integer < 0)
-        wrong(std::string("has a tensor with a wrong number in its ") + what);
+        wrong_pickle(std::string("has a tensor with a wrong number in its ") + what);
       out.push_back(pickle[item].integer);
     }
     return out;
@@ -170,21 +172,21 @@ class TorchHost : public PickleHost {
   /// (storage, offset, sizes, strides, …)
   Id tensor(PickleReader& pickle, const std::vector<Id>& args, std::optional<c10::ScalarType> type) {
     const Node &where = pickle[args[0]], &offset = pickle[args[1]];
-    if (where.kind != Kind::object || where.integer >= 0) wrong("has a tensor without a storage");
-    if (offset.kind != Kind::integer || offset.integer < 0) wrong("has a tensor with a wrong offset");
+    if (where.kind != Kind::object || where.integer >= 0) wrong_pickle("has a tensor without a storage");
+    if (offset.kind != Kind::integer || offset.integer < 0) wrong_pickle("has a tensor with a wrong offset");
     const Storage& storage = storages_[static_cast<std::size_t>(-where.integer - 1)];
     if (!type) type = storage.type;
-    if (!type) wrong("has a tensor without a type");
+    if (!type) wrong_pickle("has a tensor without a type");
     auto shape = sizes(pickle, args[2], "sizes");
     auto strides = sizes(pickle, args[3], "strides");
-    if (shape.size() != strides.size()) wrong("has a tensor with another number of strides than of sizes");
+    if (shape.size() != strides.size()) wrong_pickle("has a tensor with another number of strides than of sizes");
     tensors_.push_back(view(storage, *type, static_cast<std::uint64_t>(offset.integer), shape, strides));
     return pickle.add_object(static_cast<std::int64_t>(tensors_.size() - 1));
   }
 
   static at::Tensor view(const Storage& storage, c10::ScalarType type, std::uint64_t offset,
                          const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
-    if (!checked_bytes(shape, c10::elementSize(type))) wrong("has a tensor too large for any memory");
+    if (!checked_bytes(shape, c10::elementSize(type))) wrong_pickle("has a tensor too large for any memory");
     if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return at::empty(shape, type);
     const std::uint64_t elements = storage.bytes / c10::elementSize(type);
     std::uint64_t last = offset;
@@ -192,7 +194,7 @@ class TorchHost : public PickleHost {
       auto steps = static_cast<std::uint64_t>(shape[i] - 1), stride = static_cast<std::uint64_t>(strides[i]);
       last = steps > 0 && stride > (elements - 1 - last) / steps ? elements : last + steps * stride;
     }
-    if (last >= elements) wrong("has a tensor that reaches beyond its storage");
+    if (last >= elements) wrong_pickle("has a tensor that reaches beyond its storage");
     auto* data = storage.memory.data + offset * c10::elementSize(type);
     if (type == c10::ScalarType::Bool) require_bools(reinterpret_cast<const unsigned char*>(data), last - offset + 1);
     return at::from_blob(
@@ -209,7 +211,7 @@ class TorchHost : public PickleHost {
     const Node &function = pickle[args[0]], &inner = pickle[args[2]];
     if (function.kind != Kind::global || inner.kind != Kind::tuple ||
         !function.text.starts_with("torch._utils._rebuild_"))
-      wrong("rebuilds a tensor in an unknown way");
+      wrong_pickle("rebuilds a tensor in an unknown way");
     return call(pickle, std::string(function.text), args[2]);
   }
 
@@ -221,7 +223,7 @@ class TorchHost : public PickleHost {
         out.items = given.items;
       } else {  // pairs
         for (Id pair : given.items) {
-          if (pickle[pair].items.size() != 2) wrong("makes a dict of something other than pairs");
+          if (pickle[pair].items.size() != 2) wrong_pickle("makes a dict of something other than pairs");
           out.items.insert(out.items.end(), pickle[pair].items.begin(), pickle[pair].items.end());
         }
       }
@@ -233,7 +235,7 @@ class TorchHost : public PickleHost {
     Node out{.kind = Kind::list};
     if (!args.empty()) {
       const Node& given = pickle[args[0]];
-      if (given.kind != Kind::list && given.kind != Kind::tuple) wrong("makes a list of something else");
+      if (given.kind != Kind::list && given.kind != Kind::tuple) wrong_pickle("makes a list of something else");
       out.items = given.items;
     }
     return pickle.add(std::move(out));
@@ -255,7 +257,7 @@ class TorchHost : public PickleHost {
   Id bytes(PickleReader& pickle, const std::vector<Id>& args) {
     const Node& given = pickle[args[0]];
     if (given.kind == Kind::bytes) return args[0];
-    if (given.kind != Kind::text) wrong("makes bytes of something that is no text");
+    if (given.kind != Kind::text) wrong_pickle("makes bytes of something that is no text");
     std::string out;
     for (std::size_t i = 0; i < given.text.size(); ++i) {
       auto c = static_cast<unsigned char>(given.text[i]);
@@ -264,7 +266,7 @@ class TorchHost : public PickleHost {
       } else if ((c == 0xC2 || c == 0xC3) && i + 1 < given.text.size()) {
         out += static_cast<char>((c & 3) << 6 | (given.text[++i] & 0x3F));
       } else {
-        wrong("makes bytes of text that holds other characters");
+        wrong_pickle("makes bytes of text that holds other characters");
       }
     }
     return pickle.add({.kind = Kind::bytes, .text = pickle.keep(std::move(out))});
@@ -287,9 +289,9 @@ class Converter {
         text_left_(kMaxText + kTextPerByte * pickle_bytes) {}
 
   Value convert(Id id, int depth) {
-    if (depth > kMaxDepth) wrong("is nested deeper than " + std::to_string(kMaxDepth) + " levels");
+    if (depth > kMaxDepth) wrong_pickle("is nested deeper than " + std::to_string(kMaxDepth) + " levels");
     const Node& node = pickle_[id];
-    if (values_left_-- == 0 || node.text.size() > text_left_) wrong("grows far beyond its size");
+    if (values_left_-- == 0 || node.text.size() > text_left_) wrong_pickle("grows far beyond its size");
     text_left_ -= node.text.size();
     switch (node.kind) {
       case Kind::none:
@@ -325,7 +327,7 @@ class Converter {
     std::unordered_set<std::string> seen;
     for (std::size_t i = 0; i + 1 < node.items.size(); i += 2) {
       std::string name = key(pickle_[node.items[i]]);
-      if (name.size() > text_left_) wrong("grows far beyond its size");
+      if (name.size() > text_left_) wrong_pickle("grows far beyond its size");
       text_left_ -= name.size();
       if (!seen.insert(name).second)
         throw CheckpointError("a dict in the file has two keys that read as '" + name + "'");

@@ -3,14 +3,14 @@
 #include <array>
 #include <cstring>
 
+#include "plugins/checkpoint_io/zip_format.h"
+
 namespace fabric::checkpoint {
 namespace {
 
-constexpr std::uint32_t kLocalHeader = 0x04034b50, kCentralHeader = 0x02014b50, kEnd = 0x06054b50;
-constexpr std::uint32_t kEnd64 = 0x06064b50, kEnd64Locator = 0x07064b50;
-constexpr std::uint64_t kUse64 = 0xffffffff, kMaxCount = 0xffff;
-constexpr std::uint16_t kVersion = 45, kUtf8 = 0x0800, kZip64Field = 1, kPaddingField = 0x4246;  // "FB", as PyTorch's
-constexpr std::uint64_t kAlignment = 64;
+constexpr std::uint64_t kMaxCount = 0xffff;
+constexpr std::uint16_t kVersion = 45, kUtf8 = 0x0800, kPaddingField = 0x4246;  // "FB", as PyTorch's
+constexpr std::uint64_t kEntryAlignment = 64;
 
 class Record {
  public:
@@ -32,7 +32,7 @@ class Record {
   std::string bytes_;
 };
 
-std::uint64_t short_form(std::uint64_t value) { return value < kUse64 ? value : kUse64; }
+std::uint64_t short_form(std::uint64_t value) { return value < zip::kUse64 ? value : zip::kUse64; }
 
 using Tables = std::array<std::array<std::uint32_t, 256>, 8>;
 
@@ -77,11 +77,11 @@ void ZipWriter::add(const std::string& name, const Pieces& pieces) {
     entry.size += size;
   });
   Record sizes;
-  if (entry.size >= kUse64) sizes.put16(kZip64Field).put16(16).put64(entry.size).put64(entry.size);
+  if (entry.size >= zip::kUse64) sizes.put16(zip::kZip64Field).put16(16).put64(entry.size).put64(entry.size);
   const std::uint64_t fixed = entry.offset + 30 + name.size() + sizes.bytes().size() + 4;
-  const std::uint64_t padding = (kAlignment - fixed % kAlignment) % kAlignment;
+  const std::uint64_t padding = (kEntryAlignment - fixed % kEntryAlignment) % kEntryAlignment;
   Record header;
-  header.put32(kLocalHeader).put16(kVersion).put16(kUtf8).put16(0).put32(0).put32(entry.checksum);
+  header.put32(zip::kLocalHeader).put16(kVersion).put16(kUtf8).put16(0).put32(0).put32(entry.checksum);
   header.put32(short_form(entry.size)).put32(short_form(entry.size));
   header.put16(name.size()).put16(sizes.bytes().size() + 4 + padding).put(name).put(sizes.bytes());
   header.put16(kPaddingField).put16(padding).put(std::string(padding, 'Z'));
@@ -94,12 +94,18 @@ void ZipWriter::finish() {
   const std::uint64_t start = file_.position();
   for (const auto& entry : entries_) {
     Record large;
-    if (entry.size >= kUse64) large.put64(entry.size).put64(entry.size);
-    if (entry.offset >= kUse64) large.put64(entry.offset);
+    if (entry.size >= zip::kUse64) large.put64(entry.size).put64(entry.size);
+    if (entry.offset >= zip::kUse64) large.put64(entry.offset);
     Record extra;
-    if (!large.bytes().empty()) extra.put16(kZip64Field).put16(large.bytes().size()).put(large.bytes());
+    if (!large.bytes().empty()) extra.put16(zip::kZip64Field).put16(large.bytes().size()).put(large.bytes());
     Record record;
-    record.put32(kCentralHeader).put16(kVersion).put16(kVersion).put16(kUtf8).put16(0).put32(0).put32(entry.checksum);
+    record.put32(zip::kCentralHeader)
+        .put16(kVersion)
+        .put16(kVersion)
+        .put16(kUtf8)
+        .put16(0)
+        .put32(0)
+        .put32(entry.checksum);
     record.put32(short_form(entry.size)).put32(short_form(entry.size));
     record.put16(entry.name.size()).put16(extra.bytes().size()).put16(0).put16(0).put16(0).put32(0);
     record.put32(short_form(entry.offset)).put(entry.name).put(extra.bytes());
@@ -107,13 +113,13 @@ void ZipWriter::finish() {
   }
   const std::uint64_t end = file_.position(), size = end - start, count = entries_.size();
   Record tail;
-  if (count >= kMaxCount || start >= kUse64 || size >= kUse64) {
-    tail.put32(kEnd64).put64(44).put16(kVersion).put16(kVersion).put32(0).put32(0);
+  if (count >= kMaxCount || start >= zip::kUse64 || size >= zip::kUse64) {
+    tail.put32(zip::kEnd64).put64(44).put16(kVersion).put16(kVersion).put32(0).put32(0);
     tail.put64(count).put64(count).put64(size).put64(start);
-    tail.put32(kEnd64Locator).put32(0).put64(end).put32(1);
+    tail.put32(zip::kEnd64Locator).put32(0).put64(end).put32(1);
   }
   const std::uint64_t short_count = count < kMaxCount ? count : kMaxCount;
-  tail.put32(kEnd).put16(0).put16(0).put16(short_count).put16(short_count);
+  tail.put32(zip::kEnd).put16(0).put16(0).put16(short_count).put16(short_count);
   tail.put32(short_form(size)).put32(short_form(start)).put16(0);
   file_.write(tail.bytes());
 }

@@ -5,7 +5,7 @@
 namespace fabric {
 namespace {
 
-RankInfo read(const EnvReader& env) {
+RankInfo read_kubeflow(const EnvReader& env) {
   const std::string who = "the environment 'kubeflow'";
   RankInfo info{.source = "kubeflow"};
   info.world_size = env.require_int("WORLD_SIZE", who);
@@ -22,6 +22,6 @@ RankInfo read(const EnvReader& env) {
 
 }  // namespace
 
-KubeflowEnvironment::KubeflowEnvironment(const EnvReader& env) : ExternalEnvironment(read(env)) {}
+KubeflowEnvironment::KubeflowEnvironment(const EnvReader& env) : ExternalEnvironment(read_kubeflow(env)) {}
 
 }  // namespace fabric

@@ -23,7 +23,7 @@ std::string short_name(const std::string& host) { return host.substr(0, host.fin
 
 std::vector<std::string> read_rank_file(const std::string& path) {
   std::ifstream file(path);
-  if (!file) throw ConfigError("the rank file named by LSB_DJOB_RANKFILE cannot be read: " + path);
+  if (!file) throw ConfigError("the rank file named by LSB_DJOB_RANKFILE cannot be read_lsf: " + path);
   std::vector<std::string> hosts;
   for (std::string host; file >> host;) hosts.push_back(host);
   if (hosts.size() < 2)
@@ -50,7 +50,7 @@ int index_of(const std::string& host, const std::vector<std::string>& nodes) {
   throw ConfigError("this host, " + host + ", is not in the rank file named by LSB_DJOB_RANKFILE");
 }
 
-RankInfo read(const EnvReader& env, const std::string& host) {
+RankInfo read_lsf(const EnvReader& env, const std::string& host) {
   const std::string who = "the environment 'lsf' (started by jsrun)";
   RankInfo info{.source = "lsf"};
   info.world_size = env.require_int("JSM_NAMESPACE_SIZE", who);
@@ -71,7 +71,7 @@ RankInfo read(const EnvReader& env, const std::string& host) {
 }  // namespace
 
 LsfEnvironment::LsfEnvironment(const EnvReader& env, std::string host)
-    : ExternalEnvironment(read(env, host.empty() ? own_host_name() : host)) {}
+    : ExternalEnvironment(read_lsf(env, host.empty() ? own_host_name() : host)) {}
 
 bool LsfEnvironment::detect(const EnvReader& env) {
   for (const char* name : {"LSB_JOBID", "LSB_DJOB_RANKFILE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_SIZE"})

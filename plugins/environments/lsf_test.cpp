@@ -29,7 +29,7 @@ class RankFile {
   std::filesystem::path path_;
 };
 
-Variables task(const RankFile& file) {
+Variables jsrun_task(const RankFile& file) {
   return {{"LSB_JOBID", "1234567"},
           {"LSB_DJOB_RANKFILE", file.path()},
           {"JSM_NAMESPACE_RANK", "3"},
@@ -41,7 +41,7 @@ Variables task(const RankFile& file) {
 
 TEST_CASE("a task of jsrun", "[lsf]") {
   RankFile file("launch\nc2\nc2\nc1.site.org\nc1.site.org\n");
-  MapEnv env(task(file));
+  MapEnv env(jsrun_task(file));
   CHECK(LsfEnvironment::detect(env));
   auto info = LsfEnvironment(env, "c1.site.org").rank_info();
   CHECK(info.to_string() == "rank 3 of 4, local rank 1 of 2, node 1 of 2, main address c2:10567, environment lsf");
@@ -57,7 +57,7 @@ TEST_CASE("a task of jsrun", "[lsf]") {
 TEST_CASE("LSF is detected by all four of its variables", "[lsf]") {
   RankFile file("launch\nc1\n");
   for (const char* name : {"LSB_JOBID", "LSB_DJOB_RANKFILE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_SIZE"}) {
-    MapEnv env(task(file));
+    MapEnv env(jsrun_task(file));
     env.unset(name);
     CHECK_FALSE(LsfEnvironment::detect(env));
   }
@@ -65,7 +65,7 @@ TEST_CASE("LSF is detected by all four of its variables", "[lsf]") {
 
 TEST_CASE("an LSF rank file that is missing or empty is refused", "[lsf]") {
   RankFile file("launch\n");
-  MapEnv env(task(file));
+  MapEnv env(jsrun_task(file));
   CHECK_THROWS_WITH(LsfEnvironment(env, "launch"), Contains("at least one more host"));
   env.set("LSB_DJOB_RANKFILE", "/nowhere/ranks");
   CHECK_THROWS_WITH(LsfEnvironment(env, "c1"), Contains("/nowhere/ranks"));

@@ -44,7 +44,7 @@ RankInfo read_pmix(const EnvReader& env, const std::string& who) {
   return info;
 }
 
-RankInfo read(const EnvReader& env) {
+RankInfo read_mpi(const EnvReader& env) {
   refuse_singletons(env);
   const std::string who = "the environment 'mpi' (started by mpirun or srun --mpi=pmix)";
   bool pmix_only = !env.has("OMPI_COMM_WORLD_SIZE") && env.has("PMIX_RANK") && env.has("SLURM_NTASKS");
@@ -60,7 +60,7 @@ RankInfo read(const EnvReader& env) {
 
 }  // namespace
 
-MpiEnvironment::MpiEnvironment(const EnvReader& env) : ExternalEnvironment(read(env)) {}
+MpiEnvironment::MpiEnvironment(const EnvReader& env) : ExternalEnvironment(read_mpi(env)) {}
 
 bool MpiEnvironment::detect(const EnvReader& env) {
   refuse_singletons(env);

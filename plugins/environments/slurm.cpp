@@ -62,7 +62,7 @@ void check_counts(const EnvReader& env, const RankInfo& info) {
                       ": give srun --nodes and --ntasks-per-node, and no --ntasks");
 }
 
-RankInfo read(const EnvReader& env) {
+RankInfo read_slurm(const EnvReader& env) {
   const std::string who = "the environment 'slurm' (started by srun)";
   RankInfo info{.source = "slurm"};
   info.world_size = env.require_int("SLURM_NTASKS", who);
@@ -92,7 +92,9 @@ bool on_path(const EnvReader& env, const std::string& program) {
 }  // namespace
 
 SlurmEnvironment::SlurmEnvironment(const EnvReader& env)
-    : ExternalEnvironment(read(env)), interactive_(is_interactive(env)), tasks_per_node_(info_.local_world_size) {}
+    : ExternalEnvironment(read_slurm(env)),
+      interactive_(is_interactive(env)),
+      tasks_per_node_(info_.local_world_size) {}
 
 bool SlurmEnvironment::is_interactive(const EnvReader& env) {
   auto name = env.get_or("SLURM_JOB_NAME", "");

@@ -7,7 +7,7 @@
 namespace fabric {
 namespace {
 
-RankInfo read(const EnvReader& env) {
+RankInfo read_torchelastic(const EnvReader& env) {
   const std::string who = "torchrun's environment";
   RankInfo info{.source = "torchelastic"};
   info.world_size = env.require_int("WORLD_SIZE", who);
@@ -32,7 +32,7 @@ RankInfo read(const EnvReader& env) {
 
 }  // namespace
 
-TorchElasticEnvironment::TorchElasticEnvironment(const EnvReader& env) : ExternalEnvironment(read(env)) {}
+TorchElasticEnvironment::TorchElasticEnvironment(const EnvReader& env) : ExternalEnvironment(read_torchelastic(env)) {}
 
 bool TorchElasticEnvironment::detect(const EnvReader& env) { return env.has("TORCHELASTIC_RUN_ID"); }
 

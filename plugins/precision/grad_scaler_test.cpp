@@ -13,7 +13,7 @@ using fabric::MisuseError;
 
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kFloatInf = std::numeric_limits<float>::infinity();
 
 torch::Tensor parameter(double value = 1.0) { return torch::full({3}, value, torch::requires_grad()); }
 
@@ -41,7 +41,7 @@ TEST_CASE("the loss is scaled and the step sees unscaled gradients", "[scaler]")
 }
 
 TEST_CASE("a step with an infinite or missing number is skipped and the scale shrinks", "[scaler]") {
-  for (float bad : {kInf, -kInf, std::nanf("")}) {
+  for (float bad : {kFloatInf, -kFloatInf, std::nanf("")}) {
     auto weight = parameter();
     torch::optim::SGD optimizer({weight}, 0.5);
     GradScaler scaler({.init_scale = 8});
@@ -69,7 +69,7 @@ TEST_CASE("the scale grows after enough good steps in a row", "[scaler]") {
   for (int i = 0; i < 9; ++i) {
     optimizer.zero_grad();
     backward(scaler, weight, 1.0);
-    if (i == 4) weight.mutable_grad()[0] = kInf;
+    if (i == 4) weight.mutable_grad()[0] = kFloatInf;
     scaler.step(optimizer);
     scaler.update();
     seen.push_back(scaler.get_scale());
@@ -103,7 +103,7 @@ TEST_CASE("several optimizers share one scale, and one bad gradient skips only i
   torch::optim::SGD one({first}, 1.0), two({second}, 1.0);
   GradScaler scaler({.init_scale = 16});
   scaler.scale((first + second).sum()).backward();
-  first.mutable_grad()[0] = kInf;
+  first.mutable_grad()[0] = kFloatInf;
   scaler.step(one);
   CHECK(scaler.step_was_skipped());
   scaler.step(two);
@@ -143,7 +143,7 @@ TEST_CASE("misuse of a scaler is explained", "[scaler]") {
   other.scale(half.sum()).backward();
   CHECK_THROWS_WITH(other.step(half_optimizer), Catch::Contains("16-bit gradients"));
   CHECK_THROWS_AS(GradScaler({.init_scale = 0}), ConfigError);
-  CHECK_THROWS_AS(GradScaler({.init_scale = kInf}), ConfigError);
+  CHECK_THROWS_AS(GradScaler({.init_scale = kFloatInf}), ConfigError);
   CHECK_THROWS_AS(GradScaler({.growth_factor = 1}), ConfigError);
   CHECK_THROWS_AS(GradScaler({.backoff_factor = 1}), ConfigError);
   CHECK_THROWS_AS(GradScaler({.growth_interval = 0}), ConfigError);
@@ -244,7 +244,7 @@ TEST_CASE("an optimizer that unscales by itself gets the scale and what was foun
   CHECK(optimizer.given_scale == 8.0);
   CHECK(optimizer.given_found == 0.0);
   scaler.update();
-  weight.mutable_grad()[0] = kInf;
+  weight.mutable_grad()[0] = kFloatInf;
   scaler.step(optimizer);
   CHECK(optimizer.given_found == 1.0);
   CHECK(scaler.step_was_skipped());

@@ -14,27 +14,27 @@ namespace {
 
 constexpr int kSteps = 12;
 
-struct Run {
+struct Recorded {
   std::string optimizer, precision, strategy;
   int accumulate = 1;
   double clip = 0;
   std::vector<std::vector<double>> losses;  // by rank
 };
 
-std::vector<Run> recorded(const std::string& strategy) {
+std::vector<Recorded> recorded(const std::string& strategy) {
   std::ifstream file(FABRIC_PARITY_DATA "/fabric_losses.json");
   std::stringstream text;
   text << file.rdbuf();
   auto tree = fabric::read_json(text.str());
-  std::vector<Run> runs;
+  std::vector<Recorded> runs;
   for (const auto& entry : tree.at("runs").as_list()) {
     if (entry.at("strategy").as_string() != strategy) continue;
-    Run run{entry.at("optimizer").as_string(),
-            entry.at("precision").as_string(),
-            strategy,
-            static_cast<int>(entry.at("accumulate").as_int()),
-            entry.at("clip").as_double(),
-            {}};
+    Recorded run{entry.at("optimizer").as_string(),
+                 entry.at("precision").as_string(),
+                 strategy,
+                 static_cast<int>(entry.at("accumulate").as_int()),
+                 entry.at("clip").as_double(),
+                 {}};
     for (const auto& rank : entry.at("losses").as_list()) {
       auto& losses = run.losses.emplace_back();
       for (const auto& loss : rank.as_list()) losses.push_back(loss.as_double());
@@ -45,7 +45,7 @@ std::vector<Run> recorded(const std::string& strategy) {
 }
 
 // The largest difference to the recorded losses of this rank.
-double train(const Run& run) {
+double train(const Recorded& run) {
   torch::set_num_threads(1);
   fabric::Fabric fabric({.accelerator = "cpu",
                          .strategy = run.strategy == "ddp" ? "ddp" : "single_device",

@@ -40,6 +40,10 @@ inline double number_in(const std::filesystem::path& path) {
 }
 inline State numbered(double number, std::int64_t size = 4) { return {{"weight", at::full({size}, number)}}; }
 
+/// Keeps the k best of `val_loss`.
+inline ModelCheckpoint::Config watching(const Folder& folder, int k = 1) {
+  return {.dirpath = folder.path(), .monitor = "val_loss", .save_top_k = k};
+}
 /// A loop of one update per number, the metric `val_loss`.
 inline void run(ModelCheckpoint& keep, const std::vector<double>& losses) {
   for (double loss : losses) keep.update({{"val_loss", loss}}, numbered(loss));

@@ -44,13 +44,16 @@ std::string self();
 
 #define RANKS_NAME2_(a, b) a##b
 #define RANKS_NAME_(a, b) RANKS_NAME2_(a, b)
+#define RANKS_BODY_(body, added, name)        \
+  static void body(int rank, int world_size); \
+  static const bool added = ::ranks::add_body(name, body);
+#define RANKS_BODY2_(number, name)                                                       \
+  RANKS_BODY_(RANKS_NAME_(ranks_body_, number), RANKS_NAME_(ranks_added_, number), name) \
+  static void RANKS_NAME_(ranks_body_, number)([[maybe_unused]] int rank, [[maybe_unused]] int world_size)
+#define RANKS_TEST2_(number, name, tags, count)                                          \
+  RANKS_BODY_(RANKS_NAME_(ranks_body_, number), RANKS_NAME_(ranks_added_, number), name) \
+  TEST_CASE(name, tags) { ::ranks::run_and_require(name, {.world_size = count}); }       \
+  static void RANKS_NAME_(ranks_body_, number)([[maybe_unused]] int rank, [[maybe_unused]] int world_size)
 /// Only registers the body; a TEST_CASE calls ranks::run with options of its own.
-#define RANKS_BODY(name)                                                                                               \
-  static void RANKS_NAME_(ranks_body_, __LINE__)(int rank, int world_size);                                            \
-  static const bool RANKS_NAME_(ranks_added_, __LINE__) = ::ranks::add_body(name, RANKS_NAME_(ranks_body_, __LINE__)); \
-  static void RANKS_NAME_(ranks_body_, __LINE__)([[maybe_unused]] int rank, [[maybe_unused]] int world_size)
-#define RANKS_TEST(name, tags, count)                                                                                  \
-  static void RANKS_NAME_(ranks_body_, __LINE__)(int rank, int world_size);                                            \
-  static const bool RANKS_NAME_(ranks_added_, __LINE__) = ::ranks::add_body(name, RANKS_NAME_(ranks_body_, __LINE__)); \
-  TEST_CASE(name, tags) { ::ranks::run_and_require(name, {.world_size = count}); }                                     \
-  static void RANKS_NAME_(ranks_body_, __LINE__)([[maybe_unused]] int rank, [[maybe_unused]] int world_size)
+#define RANKS_BODY(name) RANKS_BODY2_(__COUNTER__, name)
+#define RANKS_TEST(name, tags, count) RANKS_TEST2_(__COUNTER__, name, tags, count)
