@@ -140,7 +140,9 @@ TEST_CASE("12 other ends: a number thrown, an error caught, signals, too deep a 
   INFO(crashed.result.error);
   CHECK(crashed.result.code == 139);
   CHECK(crashed.cause().at("error").as_string() == "Signal 11 (SIGSEGV) at address 0x8");
-  CHECK(crashed.cause().at("backtrace").as_string().starts_with("#0 (anonymous namespace)::write_through("));
+  auto stack = crashed.cause().at("backtrace").as_string();
+  auto place = stack.find("(anonymous namespace)::write_through(");
+  CHECK((run_support::kSanitized ? place != std::string::npos : place == 3));  // a sanitizer's own frames are above
   auto aborted = end_of(1, "abort");
   CHECK(aborted.result.code == 134);
   CHECK(aborted.cause().at("error").as_string() == "Signal 6 (SIGABRT)");

@@ -164,8 +164,9 @@ std::string Cluster::state_of(const std::string& job) const {
 }
 
 bool Cluster::let_start(const std::string& job) const {
-  return wait_until([&] { return state_of(job) == "PENDING"; }) &&
-         wait_until([&] { return shell("scontrol update JobId=" + job + " StartTime=now").code == 0; }, 10);
+  if (!wait_until([&] { return state_of(job) == "PENDING"; })) return false;
+  sleep(2);  // slurmd takes a start within the second of the requeue for a revoked one, and SLURM waits 120 s by itself
+  return wait_until([&] { return shell("scontrol update JobId=" + job + " StartTime=now").code == 0; }, 10);
 }
 
 bool Cluster::wait_until_gone(const std::string& job) const {
