@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <random>
 #include <thread>
 
@@ -27,6 +28,8 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+
+constexpr std::size_t kMostEach = 64 * 1024, kMostTogether = 256 * 1024;
 
 std::string fresh_name() {
   std::random_device random;
@@ -78,7 +81,8 @@ std::unique_ptr<ArrivalBoard> ArrivalBoard::open(int rank, int size, const std::
   board->name_ = name.empty() ? fresh_name() : name;
   board->rank_ = rank;
   board->size_ = size;
-  auto bytes = sizeof(Line) * static_cast<std::size_t>(size);
+  board->capacity_ = std::min(kMostEach, kMostTogether / static_cast<std::size_t>(size)) / sizeof(Line) * sizeof(Line);
+  auto bytes = board->bytes();
   int flags = name.empty() ? O_RDWR | O_CREAT | O_EXCL : O_RDWR;
   int fd = shm_open(board->name_.c_str(), flags | O_CLOEXEC, 0600);
   if (fd < 0) return nullptr;
@@ -91,12 +95,15 @@ std::unique_ptr<ArrivalBoard> ArrivalBoard::open(int rank, int size, const std::
     return nullptr;
   }
   board->lines_ = static_cast<Line*>(memory);
+  board->boxes_ = static_cast<char*>(memory) + sizeof(Line) * static_cast<std::size_t>(size);
   return board;
 }
 
 ArrivalBoard::~ArrivalBoard() {
-  if (lines_) munmap(lines_, sizeof(Line) * static_cast<std::size_t>(size_));
+  if (lines_) munmap(lines_, bytes());
 }
+
+std::size_t ArrivalBoard::bytes() const { return (sizeof(Line) + 2 * capacity_) * static_cast<std::size_t>(size_); }
 
 void ArrivalBoard::unlink() { shm_unlink(name_.c_str()); }
 

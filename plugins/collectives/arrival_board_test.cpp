@@ -1,6 +1,8 @@
 #include "plugins/collectives/arrival_board.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <thread>
 
 #include <fabric/error.h>
@@ -33,6 +35,30 @@ TEST_CASE("ranks meet on a board many times and compare marks", "[collectives][b
       wrong += boards.b->meet(i % 5 == 0 ? 1 : 7, "step", milliseconds(20000)) != (i % 5 != 0);
   });
   for (int i = 0; i < 2000; ++i) wrong += boards.a->meet(7, "step", milliseconds(20000)) != (i % 5 != 0);
+  other.join();
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("ranks bring bytes to a board, and none is overwritten before all have read it", "[collectives][board]") {
+  Boards boards;
+  auto sum = [](ArrivalBoard& board, std::uint64_t first, int count) {
+    std::uint64_t wrong = 0;
+    for (int i = 0; i < count; ++i) {
+      std::uint64_t mine[100], theirs[100];
+      std::fill_n(mine, 100, first + static_cast<std::uint64_t>(i));
+      std::memcpy(board.outbox(), mine, sizeof mine);
+      board.meet(0, "step", milliseconds(20000));
+      for (int rank = 0; rank < 2; ++rank) {
+        std::memcpy(theirs, board.inbox(rank), sizeof theirs);
+        for (auto value : theirs) wrong += value != static_cast<std::uint64_t>(i) + (rank == 0 ? 1000u : 5000000u);
+      }
+    }
+    return wrong;
+  };
+  CHECK(boards.a->capacity() >= 64 * 1024);
+  std::uint64_t wrong = 0;
+  std::thread other([&] { wrong = sum(*boards.b, 5000000, 2000); });
+  CHECK(sum(*boards.a, 1000, 2000) == 0);
   other.join();
   CHECK(wrong == 0);
 }

@@ -204,3 +204,16 @@ BOTH_BACKENDS_TEST("LibTorch's own object works beside ours", "[collectives]", 2
   wrapped.shutdown();
   RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
 }
+
+BOTH_BACKENDS_TEST("small all-reduces of different sizes are an error over MPI, unchecked as well", "[collectives]",
+                   2) {
+  auto group = ranks::group_from_env({.timeout_seconds = 30, .check = false});
+  if (group.backend() != "mpi") return;
+  std::string message;
+  try {
+    group.all_reduce(torch::ones({rank + 1}), ReduceOp::sum);
+  } catch (const fabric::CollectiveError& error) {
+    message = error.what();
+  }
+  RANK_CHECK(message.find("tensors of different sizes") != std::string::npos);
+}

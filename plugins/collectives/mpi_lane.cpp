@@ -293,6 +293,9 @@ class Lane : public MpiLane {
   void all_reduce(void* data, std::int64_t count, at::ScalarType type, Op op) override {
     auto item = type_of(type);
     auto function = op_of(op, type);
+    auto bytes = static_cast<std::size_t>(count) * c10::elementSize(type);
+    if (board_ && bytes <= board_->capacity())
+      return reduce_on_board(data, static_cast<int>(count), bytes, item, function);
     auto call = enter("all_reduce");
     in_pieces(data, count, type, [&](void* at, int piece) {
       check(MPI_Allreduce(MPI_IN_PLACE, at, piece, item, function, comm_), "all_reduce");
@@ -401,6 +404,18 @@ class Lane : public MpiLane {
   }
   // Once all have come, a call that still lasts longer than the timeout is watched with a moment more, so that ranks
   // whose waits began earlier report first and by name.
+  // The ranks meet anyway: they bring their numbers along, and each reduces all of them in the order of the ranks.
+  void reduce_on_board(void* data, int count, std::size_t bytes, MPI_Datatype item, MPI_Op function) {
+    if (bytes > 0) std::memcpy(board_->outbox(), data, bytes);
+    if (!meet(static_cast<std::int64_t>(bytes), "all_reduce"))
+      throw CollectiveError("rank " + std::to_string(rank_) +
+                            ": all_reduce cannot run, since the ranks called it with tensors of different sizes, or "
+                            "called different operations; with check = true the error names which");
+    if (bytes == 0) return;
+    std::memcpy(data, board_->inbox(0), bytes);
+    for (int rank = 1; rank < size_; ++rank)
+      check(MPI_Reduce_local(board_->inbox(rank), data, count, item, function), "all_reduce");
+  }
   Watched::Call enter(const char* operation) {
     if (board_) meet(0, operation);
     return Watched::Call(*watched_, operation, board_ ? timeout_ + kGrace : timeout_);

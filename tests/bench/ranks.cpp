@@ -101,7 +101,7 @@ int main() {
   if (mpi.global_rank() == 0) bench::header();
   report_all_reduce(mpi);
   auto mlp = measure<Mlp>(mpi, gloo, 500, 9);
-  auto text = measure<Text>(mpi, gloo, 4, 8);
+  auto text = measure<Text>(mpi, gloo, 2, 20);
   if (mpi.global_rank() != 0) return 0;
   bench::row("ddp step, MLP, MPI / Gloo", mlp.mpi, mlp.gloo, "us", 0.20);
   bench::row("ddp step, MLP, MPI / one process", mlp.mpi, mlp.alone, "us", 1.8);
