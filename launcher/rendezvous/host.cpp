@@ -105,8 +105,8 @@ void Host::newcomer(Member& member, Time now) {
   }
   if (players >= settings_.max_nodes || is_ending) {
     base_.spares.push_back(member.info);
+    tell_spares();  // first: who is told that it is a spare can rely on it
     send(member.info.id, Spare{base_});
-    tell_spares();
   } else if (!rejoin_at_) {
     rejoin_at_ = now + in_clock(settings_.timing.late_join);
   }
