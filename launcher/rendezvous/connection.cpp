@@ -24,18 +24,30 @@ void prepare_socket(int fd) {
   setsockopt(fd, IPPROTO_TCP, kRtoMaxMs, &milliseconds, sizeof milliseconds);
 }
 
-int bind_and_listen(int family, int port) {
+int bind_and_listen(int family, int port, bool& bound) {
   int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return -1;
   int on = 1, off = 0;
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
   auto any = socket_address(family == AF_INET6 ? "::" : "0.0.0.0", port);
-  if (bind(fd, any.get(), any.size) == 0 && listen(fd, 512) == 0) return fd;
+  bound = bind(fd, any.get(), any.size) == 0;
+  if (bound && listen(fd, 512) == 0) return fd;
   int error = errno;
   close(fd);
   errno = error;
   return -1;
+}
+
+// Of two that listen at the very same moment the kernel may refuse both: each tries again after a time of its own.
+int bind_and_listen(int family, int port) {
+  for (int tries = 1;; ++tries) {
+    bool bound = false;
+    int fd = bind_and_listen(family, port, bound);
+    if (fd >= 0 || !bound || errno != EADDRINUSE || tries == 10) return fd;
+    usleep(static_cast<useconds_t>(500 * tries + 500 * (gettid() % 16)));
+    errno = EADDRINUSE;
+  }
 }
 
 }  // namespace

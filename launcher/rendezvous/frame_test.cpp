@@ -1,6 +1,13 @@
 // What goes over the wire, and the settings and rules that need no network.
 #include "launcher/rendezvous/frame.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+
 #include "launcher/rendezvous/addresses.h"
+#include "launcher/rendezvous/connection.h"
 #include "launcher/rendezvous/election.h"
 #include "launcher/rendezvous/message.h"
 #include "launcher/rendezvous/server.h"
@@ -172,4 +179,23 @@ TEST_CASE("addresses", "[addresses]") {
   CHECK(own_addresses("", "127.0.0.1") == std::vector<std::string>{"127.0.0.1"});
   CHECK(own_addresses("lo", "").front() == "127.0.0.1");
   CHECK_THROWS_AS(own_addresses("no0", ""), ConfigError);
+}
+
+TEST_CASE("of several that want a port at the same moment one gets it", "[connection]") {
+  const int port = 20000 + getpid() % 10000;  // no connection is given it meanwhile
+  for (int round = 0; round < 300; ++round) {
+    std::atomic<int> waiting{3}, got{0}, done{0};
+    auto want = [&] {
+      for (--waiting; waiting > 0;) {
+      }
+      bool is_taken = false;
+      auto listener = listen_on(port, is_taken);
+      got += static_cast<bool>(listener);
+      for (++done; done < 3;) std::this_thread::yield();
+    };
+    std::thread second(want), third(want);
+    want();
+    second.join(), third.join();
+    REQUIRE(got == 1);
+  }
 }

@@ -301,7 +301,7 @@ TEST_CASE("a failing function is an error that names rank, code and last lines",
 
 TEST_CASE("fork is refused when other threads run", "[launch]") {
   auto result = run({"fork", "thread"});
-  CHECK(result.has("refused: cannot fork: 1 more threads"));
+  CHECK(result.has("refused: cannot fork: "));
   CHECK(result.has("'spawn' or 'popen'"));
 }
 

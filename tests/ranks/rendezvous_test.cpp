@@ -104,8 +104,9 @@ TEST_CASE("nodes get ranks by wanted rank or name, whatever the order in which t
   auto first = a.finish(), second = b.finish();
   require_clean(first);
   require_clean(second);
-  CHECK(first.code == 0);
-  CHECK(second.code == 0);
+  INFO(first.error << second.error);
+  REQUIRE(first.code == 0);
+  REQUIRE(second.code == 0);
   CHECK(first.lines("r") == Words{"r0/5 l0 g0/2 a0", "r1/5 l1 g0/2 a0"});
   CHECK(second.lines("r") == Words{"r2/5 l0 g1/2 a0", "r3/5 l1 g1/2 a0", "r4/5 l2 g1/2 a0"});
   CHECK(first.lines("at ").front() == second.lines("at ").front());
