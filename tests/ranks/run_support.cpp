@@ -24,7 +24,7 @@ namespace run_support {
 namespace {
 
 constexpr const char* kMark = "FABRIC_TEST_MARK";
-constexpr double kLimit = 25, kPatience = 15;
+constexpr double kLimit = kSanitized ? 100 : 25, kPatience = 15;
 
 std::vector<int> marked(const std::string& mark, int except) {
   std::vector<int> found;
