@@ -95,13 +95,14 @@ machine_gone() {
   sleep 1
   begin=${EPOCHREALTIME/./}
   in_namespace "${holders[1]}" ip link set eth0 down
+  disown "${pids[1]}"  # so that the shell says nothing of its end
   kill -KILL "${pids[1]}"
   until grep -q 'stopping the workers' "$log/0"; do sleep 0.005; done
   end=${EPOCHREALTIME/./}
   row "a machine is gone, the other acts (interval $interval s)" \
     "$(awk -v a=$((end - begin)) 'BEGIN { printf "%.3f", a / 1000000 }')" '' s $((3 * interval))
   kill "${pids[0]}"
-  wait "${pids[@]}" 2>/dev/null || true
+  wait "${pids[0]}" 2>/dev/null || true
   kill "${holders[@]}"
   wait "${holders[@]}" 2>/dev/null || true
   rm -rf "$log"
