@@ -120,7 +120,7 @@ int main(int argc, char** argv) {
   {
     TransformerConfig config;
     Sides<Transformer, torch::optim::SGD, Text> sides(Transformer{config}, Transformer{config}, sgd);
-    report("step through Fabric, transformer / raw loop", sides, 6, 8, 1.005);
+    report("step through Fabric, transformer / raw loop", sides, 1, 100, 1.005);
   }
   {
     Mlp batch;
