@@ -46,7 +46,6 @@ int bind_and_listen(int family, int port) {
     int fd = bind_and_listen(family, port, bound);
     if (fd >= 0 || !bound || errno != EADDRINUSE || tries == 10) return fd;
     usleep(static_cast<useconds_t>(500 * tries + 500 * (gettid() % 16)));
-    errno = EADDRINUSE;
   }
 }
 
