@@ -1,8 +1,6 @@
 #include "launcher/child.h"
 
 #include <fcntl.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +11,9 @@
 #include <string>
 
 #include <fabric/error.h>
+
+#include "launcher/die_with.h"
+#include "launcher/signal_mask.h"
 
 namespace fabric {
 namespace {
@@ -30,8 +31,7 @@ struct ExecPlan {
 
 // Called in the child: only async-signal-safe calls. False: the parent is gone already.
 bool settle_in(pid_t parent, int input, int error) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (getppid() != parent) return false;
+  if (!die_with(parent)) return false;
   setsid();
   return dup2(input, 0) >= 0 && dup2(error, 2) >= 0;
 }
@@ -62,21 +62,15 @@ void reset_handlers() {
   _exit(127);
 }
 
-std::vector<char*> pointers(const std::vector<std::string>& words) {
-  std::vector<char*> all;
-  for (const auto& word : words) all.push_back(const_cast<char*>(word.c_str()));
-  all.push_back(nullptr);
-  return all;
-}
-
+// A child that cannot be watched is not left behind.
 Descriptor open_process(pid_t pid) {
-  int fd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
-  if (fd >= 0) return Descriptor(fd);
-  int error = errno;
-  kill(pid, SIGKILL);
-  waitpid(pid, nullptr, 0);
-  errno = error;
-  return above_stdio(-1, "watching a process (pidfd_open, Linux 5.3)");
+  try {
+    return require_pidfd(pid);
+  } catch (const LaunchError&) {
+    kill(pid, SIGKILL);
+    waitpid(pid, nullptr, 0);
+    throw;
+  }
 }
 
 [[noreturn]] void fail_to_start(const char* how, const std::string& what, int error) {
@@ -84,21 +78,6 @@ Descriptor open_process(pid_t pid) {
   throw LaunchError("cannot start a rank: " + std::string(how) + " of " + what + " failed: " + std::strerror(error) +
                     hint);
 }
-
-// All signals are blocked while a child is made, so that no handler of ours runs in it.
-class BlockSignals {
- public:
-  BlockSignals() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~BlockSignals() { restore(); }
-  void restore() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_;
-};
 
 }  // namespace
 
@@ -114,7 +93,7 @@ Child start_program(const Command& command, const ChildOptions& options) {
   auto input = open_dev_null();
   std::vector<std::string> settings;
   for (const auto& [name, value] : command.variables) settings.push_back(name + "=" + value);
-  auto arguments = pointers(command.arguments), variables = pointers(settings);
+  auto arguments = exec_pointers(command.arguments), variables = exec_pointers(settings);
   ExecPlan plan{command.path.c_str(),   arguments.data(),    variables.data(),    input.get(),
                 error_pipe.write.get(), options.kept.data(), options.kept.size(), &options.mask};
   volatile int error = 0;

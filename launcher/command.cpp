@@ -49,4 +49,11 @@ Command own_command() {
   return command;
 }
 
+std::vector<char*> exec_pointers(const std::vector<std::string>& words) {
+  std::vector<char*> all;
+  for (const auto& word : words) all.push_back(const_cast<char*>(word.c_str()));
+  all.push_back(nullptr);
+  return all;
+}
+
 }  // namespace fabric

@@ -15,5 +15,7 @@ struct Command {
 
 /// This program's own command line, byte by byte, and its variables as they are now. Throws LaunchError.
 Command own_command();
+/// The words as exec takes them, the null at the end included; good as long as they are.
+std::vector<char*> exec_pointers(const std::vector<std::string>& words);
 
 }  // namespace fabric

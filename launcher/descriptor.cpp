@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -57,5 +58,17 @@ Pipe make_pipe() {
 Descriptor open_dev_null() { return above_stdio(open("/dev/null", O_RDWR | O_CLOEXEC), "/dev/null"); }
 
 Descriptor make_wakeup() { return above_stdio(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "an eventfd"); }
+
+Descriptor open_pidfd(pid_t pid) {
+  Descriptor process(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  if (process && process.get() <= 2) process = Descriptor(fcntl(process.get(), F_DUPFD_CLOEXEC, 3));
+  return process;
+}
+
+Descriptor require_pidfd(pid_t pid) {
+  auto process = open_pidfd(pid);
+  if (!process) above_stdio(-1, "watching a process (pidfd_open, Linux 5.3)");
+  return process;
+}
 
 }  // namespace fabric

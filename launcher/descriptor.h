@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <string_view>
 #include <utility>
 
@@ -38,5 +40,9 @@ Pipe make_pipe();
 Descriptor open_dev_null();
 /// An eventfd that does not block, to wake a thread which polls.
 Descriptor make_wakeup();
+/// A pidfd: readable once the process has ended. Empty with errno set where there is none (before Linux 5.3).
+Descriptor open_pidfd(pid_t pid);
+/// The same; throws LaunchError.
+Descriptor require_pidfd(pid_t pid);
 
 }  // namespace fabric

@@ -6,7 +6,6 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,6 +21,7 @@
 #include <fabric/version.h>
 
 #include "launcher/descriptor.h"
+#include "launcher/files.h"
 #include "launcher/ports.h"
 #include "launcher/run/containment.h"
 #include "launcher/run/machine.h"
@@ -58,8 +58,7 @@ class Doctor {
     utsname system{};
     uname(&system);
     line("kernel", std::string(system.sysname) + " " + system.release + " " + system.machine);
-    Descriptor self(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
-    if (!self) fault("pidfd", "missing; the launcher needs Linux 5.3");
+    if (!open_pidfd(getpid())) fault("pidfd", "missing; the launcher needs Linux 5.3");
     rlimit files{}, processes{};
     getrlimit(RLIMIT_NOFILE, &files);
     getrlimit(RLIMIT_NPROC, &processes);
@@ -110,10 +109,7 @@ class Doctor {
   }
 
   std::string find_library(const std::string& name) {
-    char path[4096];
-    ssize_t size = readlink("/proc/self/exe", path, sizeof path - 1);
-    std::string folder(path, size > 0 ? static_cast<std::size_t>(size) : 0);
-    folder = folder.substr(0, folder.rfind('/'));
+    auto folder = own_folder();
     for (const auto& place : {"/", "/../", "/../lib/", "/../lib64/", "/../lib/x86_64-linux-gnu/"})
       if (access((folder + place + name).c_str(), R_OK) == 0) return folder + place + name;
     return "";

@@ -19,6 +19,7 @@
 #include <fabric/error_file.h>
 
 #include "launcher/backtrace.h"
+#include "launcher/signal_mask.h"
 
 namespace fabric {
 namespace {
@@ -228,9 +229,7 @@ void write_names(int number, const siginfo_t& info, void* const* frames, int cou
   }
   for (int each : kSignals) signal(each, SIG_DFL);
   signal(SIGALRM, SIG_DFL);
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, nullptr);
+  unblock_all();
   alarm(kSecondsForNames);
   auto names = describe_frames(frames, count, first, true);
   write_file([&](Writer& out) { put_signal(out, number, info); }, [&](Writer& out) { out.put_string(names); });

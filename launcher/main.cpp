@@ -12,10 +12,12 @@
 #include <fabric/nearest_name.h>
 #include <fabric/version.h>
 
+#include "launcher/command.h"
 #include "launcher/completion.h"
 #include "launcher/doctor.h"
+#include "launcher/exit_codes.h"
+#include "launcher/files.h"
 #include "launcher/run/agent.h"
-#include "launcher/run/failure_report.h"
 #include "launcher/run/mpirun.h"
 
 namespace {
@@ -28,7 +30,7 @@ constexpr const char* kUsageText =
   run          start a program as several ranks (the same as fabricrun)
   doctor       what is on this machine, and what a run would choose
   consolidate  make one file out of a sharded checkpoint
-  convert      turn checkpoints of other formats into safetensors
+  convert      translate a checkpoint between safetensors and PyTorch's torch.save
   completion   a script for bash, zsh or fish: fabric completion bash
   help         this text; fabric run --help explains the flags of run
 )";
@@ -46,33 +48,21 @@ int run(const Words& words) {
   return fabric::run::run_job(options, *env);
 }
 
-std::string own_folder() {
-  char path[4096];
-  ssize_t size = readlink("/proc/self/exe", path, sizeof path - 1);
-  std::string text(path, size > 0 ? static_cast<std::size_t>(size) : 0);
-  return text.substr(0, text.rfind('/'));
-}
-
-// What needs LibTorch is beside this program, or where an installation puts programs that nobody types.
+// What needs LibTorch is a program of its own, beside this one.
 int start_program(const std::string& name, const Words& words) {
-  auto file = "fabric-" + name;
-  Words places{own_folder() + "/" + file, own_folder() + "/../libexec/torchfabric/" + file};
-  std::vector<char*> arguments;
-  for (const auto& path : places) {
-    arguments.assign({const_cast<char*>(path.c_str())});
-    for (const auto& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
-    arguments.push_back(nullptr);
-    execv(path.c_str(), arguments.data());
-    if (errno != ENOENT)
-      return complain("cannot run " + path + ": " + std::strerror(errno), fabric::run::kCannotExecute);
-  }
+  auto file = "fabric-" + name, folder = fabric::own_folder();
+  Words line{folder + "/" + file};
+  line.insert(line.end(), words.begin(), words.end());
+  execv(line[0].c_str(), fabric::exec_pointers(line).data());
+  if (errno != ENOENT)
+    return complain("cannot run " + line[0] + ": " + std::strerror(errno), fabric::run::kCannotExecute);
   if (name == "consolidate")
     return complain(
         "there is nothing to consolidate: every checkpoint of this version is one safetensors file already, which any "
         "number of processes can load. `fabric convert` reads other formats",
         fabric::run::kLauncherFailed);
-  return complain("`fabric " + name + "` is the program " + file + ", which is neither in " + own_folder() +
-                      " nor in ../libexec/torchfabric; it is built and installed with TorchFabric's library",
+  return complain("`fabric " + name + "` is the program " + file + ", which is not in " + folder +
+                      "; it is built and installed with TorchFabric's library",
                   fabric::run::kNotFound);
 }
 

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "launcher/history.h"
+#include "launcher/signal_mask.h"
 
 namespace fabric {
 namespace {
@@ -49,17 +50,10 @@ PopenJob::PopenJob(const Launcher::Config& config, const EnvReader& env, Start s
   if (start_ == Start::copy && !start_copies()) return;
   std::promise<void> started;
   auto result = started.get_future();
-  // The watching thread must take no signal that is meant for the program.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  try {
-    std::thread(&PopenJob::run, this, before, std::move(started)).detach();
-  } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    throw;
+  {
+    BlockSignals blocked;
+    std::thread(&PopenJob::run, this, blocked.before(), std::move(started)).detach();
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   result.get();
 }
 

@@ -13,6 +13,8 @@
 
 #include <fabric/error.h>
 
+#include "launcher/files.h"
+
 namespace fabric {
 namespace {
 
@@ -59,13 +61,6 @@ std::set<std::string> listeners(int port) {
   return inodes;
 }
 
-std::string name_of(const std::filesystem::path& process) {
-  std::ifstream file(process / "comm");
-  std::string name;
-  std::getline(file, name);
-  return name;
-}
-
 std::string find_owner(const std::set<std::string>& sockets) {
   namespace fs = std::filesystem;
   std::error_code ignored;
@@ -76,7 +71,7 @@ std::string find_owner(const std::set<std::string>& sockets) {
     fs::directory_iterator descriptors(process.path() / "fd", unreadable);
     for (; !unreadable && descriptors != fs::directory_iterator(); descriptors.increment(unreadable)) {
       auto target = fs::read_symlink(descriptors->path(), ignored).string();
-      if (sockets.count(target)) return "process " + pid + " (" + name_of(process.path()) + ")";
+      if (sockets.count(target)) return "process " + pid + " (" + first_line(process.path() / "comm") + ")";
     }
   }
   return "a process that this user may not see";

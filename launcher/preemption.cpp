@@ -16,6 +16,8 @@
 #include <fabric/log.h>
 #include <fabric/plugins/environments/env_reader.h>
 
+#include "launcher/command.h"
+
 namespace fabric {
 namespace {
 
@@ -32,10 +34,8 @@ std::string job_id(const EnvReader& env) {
 }
 
 /// The exit code of a program found on the search path; -1 when it cannot be run. Its stdout is ours.
-int run_program(std::vector<std::string> words) {
-  std::vector<char*> arguments;
-  for (auto& word : words) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
+int run_program(const std::vector<std::string>& words) {
+  auto arguments = exec_pointers(words);
   pid_t pid = -1;
   int error = posix_spawnp(&pid, arguments[0], nullptr, nullptr, arguments.data(), environ);
   if (error != 0) {

@@ -3,11 +3,12 @@
 #include <dlfcn.h>
 
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include <fabric/error.h>
+
+#include "launcher/files.h"
 
 namespace fabric {
 namespace {
@@ -16,11 +17,8 @@ namespace {
 std::vector<std::string> other_threads() {
   std::vector<std::string> names;
   std::error_code ignored;
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", ignored)) {
-    std::string name;
-    std::getline(std::ifstream(task.path() / "comm"), name);
-    names.push_back(name);
-  }
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", ignored))
+    names.push_back(first_line(task.path() / "comm"));
   if (!names.empty()) names.erase(names.begin());
   return names;
 }

@@ -1,12 +1,13 @@
 #include "launcher/supervisor.h"
 
 #include <poll.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+
+#include "launcher/signal_name.h"
 
 namespace fabric {
 namespace {
@@ -24,18 +25,11 @@ int milliseconds_until(Supervisor::Clock::time_point deadline) {
   return static_cast<int>(std::clamp<long long>(left, 0, 1 << 30));
 }
 
-std::string signal_name(int number) {
-  const char* name = sigabbrev_np(number);
-  return name ? std::string("SIG") + name : "unknown";
-}
-
 }  // namespace
 
 std::string RankExit::what() const {
-  auto text = "local rank " + std::to_string(rank.local_rank) + " (rank " + std::to_string(rank.rank) + ", pid " +
-              std::to_string(pid) + ") ";
-  if (signal) return text + "was killed by signal " + std::to_string(signal) + " (" + signal_name(signal) + ")";
-  return text + "ended with exit code " + std::to_string(code);
+  return "local rank " + std::to_string(rank.local_rank) + " (rank " + std::to_string(rank.rank) + ", pid " +
+         std::to_string(pid) + ") " + end_in_words(code, signal);
 }
 
 std::string RankExit::tail() const {

@@ -1,11 +1,9 @@
 // A training run is killed at random moments, resumed, and must end with the weights of the run that never was.
 // The runs are forked out of a process that has LibTorch loaded and has run nothing yet, since loading it takes longer
 // than a run.
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,6 +20,7 @@
 #include <fabric/log.h>
 
 #include "plugins/checkpoint_io/test_files.h"
+#include "tests/support/free_port.h"
 #include "tests/support/ranks.h"
 
 namespace {
@@ -125,18 +124,6 @@ void train(const fs::path& folder, bool async, int ranks) {
   append(bytes, torch::rand({4}));  // the random numbers went the same way, too
   bytes += std::to_string(fabric::get_lr(optimizer->param_groups()[0]));
   checkpoint_test::write_file(folder / "weights", bytes);
-}
-
-int free_port() {
-  int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  RANK_CHECK(bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0);
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  close(fd);
-  return ntohs(address.sin_port);
 }
 
 /// The processes of one life.

@@ -20,6 +20,7 @@
 #include <fabric/nearest_name.h>
 
 #include "launcher/descriptor.h"
+#include "launcher/signal_mask.h"
 
 namespace fabric::rendezvous {
 namespace {
@@ -111,10 +112,7 @@ std::vector<std::string> resolve(const std::string& host, std::chrono::milliseco
   auto pipe = make_pipe();
   pid_t pid = fork();
   if (pid == 0) {
-    // Whatever the launcher does with signals, this process is to end when it is told to.
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, nullptr);
+    unblock_all();
     auto text = ask_resolver(host);
     [[maybe_unused]] auto written = write(pipe.write.get(), text.data(), text.size());
     _exit(0);

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "launcher/run/failure_report.h"
-#include "launcher/run/options.h"
+#include "launcher/exit_codes.h"
+#include "launcher/signal_name.h"
 
 namespace fabric::rendezvous {
 namespace {
@@ -128,7 +128,7 @@ void Host::receive(const std::string& id, const Message& message, Time now) {
   if (const auto* first = std::get_if<FirstEnded>(&message); first && first->round == round_)
     require_all_at_ = now + in_clock(std::clamp(first->seconds, 0.0, 1e7));
   if (const auto* leave = std::get_if<Leave>(&message))
-    remove(id, true, "was stopped by " + run::signal_name(leave->signal), 128 + std::clamp(leave->signal, 1, 64), now);
+    remove(id, true, "was stopped by " + signal_name(leave->signal), 128 + std::clamp(leave->signal, 1, 64), now);
 }
 
 bool Host::can_do_without_me() const {
@@ -138,11 +138,7 @@ bool Host::can_do_without_me() const {
 void Host::end_with_me(int signal) {
   auto found = members_.find(own_id_);
   if (phase_ == Phase::over || found == members_.end()) return;
-  finish({128 + signal,
-          "node " + describe(found->second.info) + " was stopped by " + run::signal_name(signal),
-          {},
-          {},
-          {}});
+  finish({128 + signal, "node " + describe(found->second.info) + " was stopped by " + signal_name(signal), {}, {}, {}});
 }
 
 void Host::cut(const std::string& id, Time now) {

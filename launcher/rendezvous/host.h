@@ -53,7 +53,6 @@ class Host {
   std::vector<std::string> take_notes();
   bool is_over() const { return phase_ == Phase::over; }
   bool has_started() const { return !base_.nodes.empty(); }
-  const std::string& own_id() const { return own_id_; }
 
  private:
   enum class Phase { gathering, preparing, running, stopping, over };

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <set>
 
+#include "launcher/exit_codes.h"
 #include "launcher/rendezvous/host.h"
-#include "launcher/run/failure_report.h"
 
 namespace fabric::rendezvous {
 namespace {

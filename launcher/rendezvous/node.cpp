@@ -7,8 +7,6 @@
 
 #include <algorithm>
 
-#include "launcher/run/failure_report.h"
-
 namespace fabric::rendezvous {
 
 Node::Node(const NodeSetup& setup, Say say)

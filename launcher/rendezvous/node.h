@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/exit_codes.h"
 #include "launcher/ports.h"
 #include "launcher/rendezvous/life_checks.h"
 #include "launcher/rendezvous/server.h"
@@ -61,7 +62,7 @@ class Node {
   void reserve_port(Prepared& prepared);
   void keep_time(Time now);
   void arm_timer(Time now);
-  void fail(const std::string& why) { finish_ = Finish{95, why, {}, {}, {}}; }
+  void fail(const std::string& why) { finish_ = Finish{run::kRendezvous, why, {}, {}, {}}; }
 
   // node_search.cpp
   void connect_to_self(Time now);

@@ -1,8 +1,8 @@
 // How a node finds the host of the rendezvous, and what it does when the host is gone.
 #include <algorithm>
 
+#include "launcher/exit_codes.h"
 #include "launcher/rendezvous/node.h"
-#include "launcher/run/failure_report.h"
 
 namespace fabric::rendezvous {
 namespace {

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "launcher/exit_codes.h"
 #include "launcher/run/job.h"
 #include "launcher/run/restart_policy.h"
 #include "launcher/run/runner.h"

@@ -3,13 +3,13 @@
 #include <CLI/Formatter.hpp>
 
 #include <algorithm>
-#include <cmath>
 
 #include <fabric/nearest_name.h>
 #include <fabric/version.h>
 
 #include "launcher/rendezvous/settings.h"
 #include "launcher/run/options.h"
+#include "launcher/signal_name.h"
 
 namespace fabric::run {
 namespace {

@@ -9,7 +9,6 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -97,7 +96,7 @@ Cgroup::Cgroup() {
   if (mkdir(path.c_str(), 0755) != 0) return;
   Descriptor folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   bool can_kill = access((path + "/cgroup.kill").c_str(), W_OK) == 0;
-  Descriptor launcher(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
+  auto launcher = open_pidfd(getpid());
   if (!folder || !can_kill || !launcher || (janitor_ = fork()) < 0) {
     rmdir(path.c_str());
     return;

@@ -67,15 +67,11 @@ ErrorFile parse_error_file(const std::string& text) {
   }
   const Tree* message = tree.find("message");
   const Tree* extra = message ? message->find("extraInfo") : nullptr;
-  found.timestamp = text_of(tree.find("timestamp"));
   if (message && message->is_string()) {
     found.message = message->as_string();
   } else if (message && message->is_map()) {
     found.message = text_of(message->find("message"));
-    if (extra && extra->is_map()) {
-      found.backtrace = shortened(text_of(extra->find("py_callstack")), kLongestBacktrace);
-      found.timestamp = text_of(extra->find("timestamp"));
-    }
+    if (extra && extra->is_map()) found.backtrace = shortened(text_of(extra->find("py_callstack")), kLongestBacktrace);
   }
   if (found.message.empty()) found.problem = "it has no message";
   found.message = shortened(found.message, kLongestMessage);
@@ -88,7 +84,7 @@ std::optional<ErrorFile> read_error_file(const std::string& path) {
   auto text = read_regular(path, problem);
   if (text) return parse_error_file(*text);
   if (problem.empty()) return std::nullopt;
-  return ErrorFile{"", "", "", problem};
+  return ErrorFile{"", "", problem};
 }
 
 void hand_up_error_file(const std::string& from, const std::string& to, int code) {

@@ -9,7 +9,6 @@ namespace fabric::run {
 struct ErrorFile {
   std::string message;    // "RuntimeError: no such file"
   std::string backtrace;  // may be empty
-  std::string timestamp;  // seconds since 1970 by the worker's clock, as text; may be empty
   /// Set when there is a file that cannot be understood: half written, binary, too big. The rest is then empty.
   std::string problem;
 };

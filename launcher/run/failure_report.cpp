@@ -8,7 +8,7 @@
 
 #include <fabric/tree_io.h>
 
-#include "launcher/run/options.h"
+#include "launcher/signal_name.h"
 #include "launcher/utf8.h"
 
 namespace fabric::run {
@@ -107,7 +107,7 @@ std::string others_text(const Attempt& attempt) {
     if (worker.local_rank == attempt.first) continue;
     auto& list = lists[worker.state];
     list += (list.empty() ? "" : ", ") + std::to_string(worker.rank);
-    if (worker.state == WorkerEnd::failed) list += " (" + end_in_words(worker) + ")";
+    if (worker.state == WorkerEnd::failed) list += " (" + end_in_words(worker.code, worker.signal) + ")";
     if (attempt.end == Attempt::hung && !worker.section.empty()) list += " (in section '" + worker.section + "')";
   }
   std::string text;
@@ -145,12 +145,6 @@ Tree worker_tree(const WorkerEnd& worker, const Job& job) {
 
 }  // namespace
 
-std::string end_in_words(const WorkerEnd& worker) {
-  if (worker.signal)
-    return "was killed by signal " + std::to_string(worker.signal) + " (" + signal_name(worker.signal) + ")";
-  return "ended with exit code " + std::to_string(worker.code);
-}
-
 long long Attempt::best_step() const {
   long long best = -1;
   for (const auto& worker : workers) best = std::max(best, worker.step);
@@ -160,7 +154,7 @@ long long Attempt::best_step() const {
 std::string cause_in_words(const Job& job, const Attempt& attempt, bool in_full) {
   if (attempt.first < 0) return attempt.reason + (in_full && job.nodes > 1 ? " (on " + job.host + ")" : "");
   const auto& worker = attempt.workers[static_cast<std::size_t>(attempt.first)];
-  auto end = attempt.end == Attempt::hung ? worker.hang : end_in_words(worker);
+  auto end = attempt.end == Attempt::hung ? worker.hang : end_in_words(worker.code, worker.signal);
   return (in_full ? who(job, worker) : "rank " + std::to_string(worker.rank)) + " " + end;
 }
 

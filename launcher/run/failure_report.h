@@ -2,7 +2,6 @@
 
 #include <sys/types.h>
 
-#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,19 +12,6 @@
 #include "launcher/run/worker_environment.h"
 
 namespace fabric::run {
-
-/// The launcher's own exit codes. Every other code is the first failed worker's, or 128 + n for signal n.
-enum ExitCode : int {
-  kUsage = 2,
-  kDoNotRetry = 93,  // also what a worker ends with to ask for it
-  kHang = 94,
-  kRendezvous = 95,
-  kNoProgress = 96,
-  kRequireAll = 97,
-  kLauncherFailed = 125,
-  kCannotExecute = 126,
-  kNotFound = 127,
-};
 
 /// How one worker ended.
 struct WorkerEnd {
@@ -76,7 +62,5 @@ std::string write_report(const std::string& path, const Tree& report);
 
 /// One line: who failed on this node, and how; `in_full` with pid and host.
 std::string cause_in_words(const Job& job, const Attempt& attempt, bool in_full = true);
-/// "was killed by signal 9 (SIGKILL)" or "ended with exit code 7".
-std::string end_in_words(const WorkerEnd& worker);
 
 }  // namespace fabric::run

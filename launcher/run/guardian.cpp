@@ -3,7 +3,6 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,20 +16,13 @@
 #include "launcher/run/guardian_process.h"
 
 namespace fabric::run {
-namespace {
-
-Descriptor open_process(pid_t pid) {
-  return above_stdio(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)), "watching a process (pidfd_open, Linux 5.3)");
-}
-
-}  // namespace
 
 Guardian::Guardian(const std::vector<WorkerStart>& workers, const GuardianOptions& options) {
   int ends[2] = {-1, -1};
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) != 0) above_stdio(-1, "the guardian");
   Descriptor theirs = above_stdio(ends[1], "the guardian");
   socket_ = above_stdio(ends[0], "the guardian");
-  Descriptor launcher = open_process(getpid());
+  Descriptor launcher = require_pidfd(getpid());
   // Orphans of a guardian that was killed come to us.
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   uid_t user = geteuid();
@@ -56,7 +48,7 @@ Guardian::Guardian(const std::vector<WorkerStart>& workers, const GuardianOption
     }
     live_as_guardian(workers, options, theirs.get(), launcher.get());
   }
-  process_ = open_process(pid_);
+  process_ = require_pidfd(pid_);
 }
 
 std::optional<Event> Guardian::next() {

@@ -5,7 +5,6 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,13 +32,13 @@ class GuardianProcess {
     watch(signals_, kSignals);
     start(workers);
     while (running_ > 0) wait();
-    finish(0);
+    kill_and_leave(0);
   }
 
  private:
   struct Worker {
     pid_t pid = -1;
-    int process = -1;
+    Descriptor process;
     bool running = false;
   };
   // Tags of epoll; workers have the numbers from 0.
@@ -78,15 +77,15 @@ class GuardianProcess {
       int index = static_cast<int>(i), error = 0;
       Event::Stage stage = Event::none;
       pid_t pid = start_worker(workers[i], options_, error, stage);
-      int process = pid > 0 ? static_cast<int>(syscall(SYS_pidfd_open, pid, 0)) : -1;
-      if (process < 0) {
+      auto process = pid > 0 ? open_pidfd(pid) : Descriptor();
+      if (!process) {
         if (pid > 0) error = errno;
         tell({.kind = Event::start_failed, .worker = index, .status = error, .stage = stage});
         kill_and_leave(0);
       }
-      workers_.push_back({pid, process, true});
+      watch(process.get(), i);
+      workers_.push_back({pid, std::move(process), true});
       ++running_;
-      watch(process, i);
       tell({.kind = Event::started, .worker = index, .pid = pid});
     }
     for (const auto& worker : workers) {
@@ -119,7 +118,7 @@ class GuardianProcess {
     int status = 0;
     if (!worker.running || waitpid(worker.pid, &status, WNOHANG) != worker.pid) return;
     worker.running = false;
-    close(worker.process);
+    worker.process.reset();
     --running_;
     tell({.kind = Event::exited, .worker = index, .pid = worker.pid, .status = status});
   }
@@ -168,8 +167,6 @@ class GuardianProcess {
     if (code == 0) tell({.kind = Event::all_gone});
     _exit(code);
   }
-
-  [[noreturn]] void finish(int code) { kill_and_leave(code); }
 
   GuardianOptions options_;
   int socket_, launcher_, epoll_, signals_ = -1;

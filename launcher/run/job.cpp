@@ -3,7 +3,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#include <algorithm>
+#include <cstdlib>
 
 #include "launcher/hostlist.h"
 #include "launcher/run/machine.h"

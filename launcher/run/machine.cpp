@@ -5,20 +5,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <map>
 
 #include <fabric/error.h>
 
+#include "launcher/files.h"
+
 namespace fabric::run {
 namespace {
-
-std::string first_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
 
 // Two threads of one core are one group under "core".
 std::string group_of(int processor, const std::string& bind_to) {
@@ -78,20 +71,6 @@ int count_workers(const std::string& text, const EnvReader& env) {
   if (text == "gpu")
     throw ConfigError("--nproc-per-node gpu: there is no GPU that may be used here; give a number or cpu");
   return processors;
-}
-
-std::vector<int> parse_processor_list(const std::string& text) {
-  std::vector<int> numbers;
-  for (const char* at = text.c_str(); *at;) {
-    char* end;
-    long first = std::strtol(at, &end, 10), last = first;
-    if (end == at) break;
-    if (*end == '-') last = std::strtol(end + 1, &end, 10);
-    for (long i = first; i <= last && i < CPU_SETSIZE; ++i) numbers.push_back(static_cast<int>(i));
-    at = *end == ',' ? end + 1 : end;
-    if (*end && *end != ',') break;
-  }
-  return numbers;
 }
 
 std::vector<int> deal_out(const std::vector<std::vector<int>>& groups, int rank, int size) {

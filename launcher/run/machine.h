@@ -23,8 +23,6 @@ int count_workers(const std::string& text, const EnvReader& env);
 /// The processors for a local rank under `--bind-to core|socket|numa`: whole groups, dealt out evenly. With more ranks
 /// than groups, ranks share them. Nothing for "none".
 std::optional<cpu_set_t> processors_for(const std::string& bind_to, int local_rank, int local_size);
-/// "0-3,8" as numbers.
-std::vector<int> parse_processor_list(const std::string& text);
 /// Deals `groups` out to `size` ranks and returns the processors of one.
 std::vector<int> deal_out(const std::vector<std::vector<int>>& groups, int rank, int size);
 

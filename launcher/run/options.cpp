@@ -84,9 +84,4 @@ std::vector<int> parse_signals(const std::string& text, const std::string& flag)
   return numbers;
 }
 
-std::string signal_name(int number) {
-  const char* name = sigabbrev_np(number);
-  return name ? std::string("SIG") + name : "signal " + std::to_string(number);
-}
-
 }  // namespace fabric::run

@@ -81,7 +81,5 @@ int streams_of(const std::string& choice, int local_rank, const std::string& fla
 std::vector<int> parse_ranks(const std::string& text, const std::string& flag);
 /// "SIGTERM,INT,10" as numbers. Throws ConfigError naming the nearest signal.
 std::vector<int> parse_signals(const std::string& text, const std::string& flag);
-/// "SIGTERM"; "signal 63" for one without a name.
-std::string signal_name(int number);
 
 }  // namespace fabric::run

@@ -144,8 +144,7 @@ TEST_CASE("error files of all kinds", "[error file]") {
   auto full = parse_error_file(R"({"message":{"message":"E: x","extraInfo":{"py_callstack":"s","timestamp":"1"}}})");
   CHECK(full.message == "E: x");
   CHECK(full.backtrace == "s");
-  CHECK(full.timestamp == "1");
-  CHECK(parse_error_file(R"({"message":"plain","timestamp":12})").timestamp == "12");
+  CHECK(parse_error_file(R"({"message":"plain","timestamp":12})").message == "plain");
   for (const char* text :
        {"", "{", "[]", "null", "3", R"({"message":7})", R"({"message":{"extraInfo":[]}})", "\xff\xfe"}) {
     INFO(text);
@@ -156,8 +155,6 @@ TEST_CASE("error files of all kinds", "[error file]") {
 }
 
 TEST_CASE("processors are dealt out in whole groups", "[machine]") {
-  CHECK(parse_processor_list("0-2,8") == std::vector<int>{0, 1, 2, 8});
-  CHECK(parse_processor_list("x").empty());
   std::vector<std::vector<int>> cores{{0, 4}, {1, 5}, {2, 6}, {3, 7}};
   CHECK(deal_out(cores, 0, 2) == std::vector<int>{0, 4, 1, 5});
   CHECK(deal_out(cores, 2, 3) == std::vector<int>{2, 6, 3, 7});

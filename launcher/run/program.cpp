@@ -6,8 +6,9 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <sstream>
+
+#include "launcher/files.h"
 
 namespace fabric::run {
 namespace {
@@ -85,9 +86,7 @@ std::string exec_problem(const std::string& path, int error) {
   std::string text = std::strerror(error);
   if (error == ENOEXEC) return text + " (it is made for another kind of machine, or a script without a #! line)";
   if (error != ENOENT) return text;
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
+  auto line = first_line(path);
   if (line.starts_with("#!")) return "its interpreter '" + line.substr(2) + "' is missing";
   return "its loader is missing: it is made for another system";
 }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "launcher/run/failure_report.h"
+#include "launcher/exit_codes.h"
 
 namespace fabric::run {
 namespace {

@@ -2,7 +2,6 @@
 
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,12 +11,13 @@
 #include <csignal>
 #include <cstring>
 #include <fstream>
-#include <sstream>
 
 #include <fabric/error.h>
 
+#include "launcher/exit_codes.h"
 #include "launcher/rendezvous/node.h"
 #include "launcher/run/process_tree.h"
+#include "launcher/signal_name.h"
 
 namespace fabric::run {
 namespace {

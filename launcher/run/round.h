@@ -108,6 +108,6 @@ class Round {
 };
 
 /// A socket and pipes for each worker, a connection for each other node, and what the launcher itself needs.
-int descriptors_needed(int local_size, int nodes = 1);
+int descriptors_needed(int local_size, int nodes);
 
 }  // namespace fabric::run

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "launcher/signal_name.h"
+
 namespace fabric::run {
 namespace {
 

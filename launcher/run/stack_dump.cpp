@@ -1,20 +1,22 @@
 #include "launcher/run/stack_dump.h"
 
 #include <dirent.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <sstream>
 
 #include <fabric/error.h>
+
+#include "launcher/command.h"
+#include "launcher/die_with.h"
+#include "launcher/files.h"
+#include "launcher/signal_mask.h"
 
 namespace fabric::run {
 namespace {
@@ -24,28 +26,19 @@ constexpr std::size_t kLongestDump = 64 * 1024;
 /// For one debugger and one process, and after which no further process is looked at.
 constexpr std::chrono::seconds kToolLimit{8}, kBeginLimit{4};
 
-void die_with(pid_t parent) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (getppid() != parent) _exit(1);
-}
-
 /// Runs a tool and returns its stdout; empty when it is missing, fails or takes too long.
 std::string output_of(const std::vector<std::string>& words, std::chrono::milliseconds limit) {
   auto pipe = make_pipe();
   auto null = open_dev_null();
+  auto arguments = exec_pointers(words);
   pid_t self = getpid(), pid = fork();
   if (pid < 0) return "";
   if (pid == 0) {
-    die_with(self);
+    if (!die_with(self)) _exit(1);
     dup2(null.get(), 0);
     dup2(pipe.write.get(), 1);
     dup2(null.get(), 2);
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, nullptr);
-    std::vector<char*> arguments;
-    for (const auto& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
-    arguments.push_back(nullptr);
+    unblock_all();
     execvp(arguments[0], arguments.data());
     _exit(127);
   }
@@ -73,13 +66,6 @@ std::string only_frames(const std::string& text) {
   for (std::string line; std::getline(lines, line);)
     if (line.starts_with("#") || line.starts_with("Thread ") || line.starts_with("TID ")) kept += line + "\n";
   return kept;
-}
-
-std::string first_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
 }
 
 std::string by_kernel(pid_t pid) {
@@ -118,7 +104,7 @@ std::string stacks_of(pid_t pid) {
 
 /// The process that asks the debuggers; stdin, stdout and stderr stay, of the others it keeps `pipe` alone.
 [[noreturn]] void serve(const std::vector<pid_t>& pids, int pipe, pid_t launcher) {
-  die_with(launcher);
+  if (!die_with(launcher)) _exit(1);
   close_range(3, static_cast<unsigned>(pipe) - 1, 0);
   close_range(static_cast<unsigned>(pipe) + 1, ~0U, 0);
   auto last_begin = Clock::now() + kBeginLimit;

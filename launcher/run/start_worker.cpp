@@ -1,11 +1,13 @@
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <cerrno>
 
+#include "launcher/command.h"
+#include "launcher/die_with.h"
 #include "launcher/run/guardian_process.h"
+#include "launcher/signal_mask.h"
 
 namespace fabric::run {
 namespace {
@@ -23,17 +25,9 @@ struct Failure {
   Event::Stage stage = Event::none;
 };
 
-std::vector<char*> pointers(const std::vector<std::string>& words) {
-  std::vector<char*> all;
-  for (const auto& word : words) all.push_back(const_cast<char*>(word.c_str()));
-  all.push_back(nullptr);
-  return all;
-}
-
 // Between vfork and exec: system calls only. False leaves the reason in errno.
 bool settle_in(const Prepared& prepared) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (getppid() != prepared.parent) return false;
+  if (!die_with(prepared.parent)) return errno = ESRCH, false;
   setsid();
   if (prepared.worker.processors) sched_setaffinity(0, sizeof(cpu_set_t), &*prepared.worker.processors);
   if (dup2(prepared.input, 0) < 0 || dup2(prepared.worker.output, 1) < 0 || dup2(prepared.worker.error, 2) < 0)
@@ -70,7 +64,7 @@ bool settle_in(const Prepared& prepared) {
 }  // namespace
 
 pid_t start_worker(const WorkerStart& worker, const GuardianOptions& options, int& error, Event::Stage& stage) {
-  Prepared prepared{worker, options, pointers(worker.arguments), pointers(worker.variables)};
+  Prepared prepared{worker, options, exec_pointers(worker.arguments), exec_pointers(worker.variables)};
   prepared.input = open("/dev/null", O_RDONLY | O_CLOEXEC);
   prepared.parent = getpid();
   int ends[2] = {-1, -1};
@@ -82,12 +76,12 @@ pid_t start_worker(const WorkerStart& worker, const GuardianOptions& options, in
     for (int fd : {prepared.input, ends[0], ends[1]}) close(fd);
     return -1;
   }
-  sigset_t all, before;
-  sigfillset(&all);
-  sigprocmask(SIG_SETMASK, &all, &before);
-  pid_t pid = vfork_and_exec(prepared, report);
+  pid_t pid = -1;
+  {
+    BlockSignals blocked;
+    pid = vfork_and_exec(prepared, report);
+  }
   int fork_error = errno;
-  sigprocmask(SIG_SETMASK, &before, nullptr);
   for (int fd : {prepared.input, ends[1], report}) close(fd);
   Failure failure;
   bool failed = pid > 0 && read(ends[0], &failure, sizeof failure) == static_cast<ssize_t>(sizeof failure);

@@ -3,7 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
+
+#include "launcher/signal_name.h"
 
 namespace fabric::run {
 namespace {

@@ -23,6 +23,8 @@
 #include <fabric/optim/fused.h>
 #include <fabric/plugins/precision/mixed_precision.h>
 
+#include "tests/support/free_port.h"
+
 namespace {
 
 int failures = 0;
@@ -343,7 +345,7 @@ std::string run_rank(int rank) {
 // Forks, and so has to come before anything that initialises CUDA here.
 std::string check_ddp() {
   constexpr int kSeconds = 240;
-  std::string port = std::to_string(20000 + getpid() % 20000);
+  std::string port = std::to_string(free_port());
   std::vector<pid_t> children;
   for (int rank = 0; rank < kRanks; ++rank) {
     pid_t child = fork();

@@ -1,5 +1,6 @@
 # cmake -DMODE=find_package|add_subdirectory|pkg_config|wrong_torch -DWORK_DIR=… -DPREFIX=… -DSOURCE_DIR=… -DTORCH_ROOT=…
-#       -DCXX=… -DLAUNCHER=… -P run_consumer.cmake: builds the consumer in a folder outside of the tree and runs it.
+#       -DCXX=… -DLAUNCHER=… -DHAS_MPI=0|1 -P run_consumer.cmake: builds the consumer in a folder outside of the tree and
+# runs it.
 cmake_minimum_required(VERSION 3.25)
 set(consumer ${CMAKE_CURRENT_LIST_DIR}/consumer)
 set(build ${WORK_DIR}/${MODE})
@@ -60,4 +61,18 @@ else()
   endif()
 endif()
 execute_process(COMMAND ${build}/consumer COMMAND_ERROR_IS_FATAL ANY)
+
+# The plug-in for MPI is loaded out of the prefix.
+find_program(MPIRUN mpirun)
+if(MODE STREQUAL "find_package" AND HAS_MPI AND MPIRUN)
+  set(ENV{OMPI_ALLOW_RUN_AS_ROOT} 1)
+  set(ENV{OMPI_ALLOW_RUN_AS_ROOT_CONFIRM} 1)
+  set(ENV{OMP_NUM_THREADS} 1)
+  execute_process(COMMAND ${MPIRUN} --oversubscribe --bind-to none -n 2 ${build}/consumer mpi RESULT_VARIABLE result
+    OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(result OR NOT output MATCHES "rank 1 of 2")
+    message(FATAL_ERROR "two ranks over MPI ended with ${result}:\n${output}")
+  endif()
+  message(STATUS "${output}")
+endif()
 file(REMOVE_RECURSE ${build})

@@ -1,5 +1,5 @@
 // `fabric run` on machines that are network namespaces: cables that are pulled, slow lines, addresses that lead
-// nowhere. Numbers in the names are those of the list of launcher tests that this project keeps.
+// nowhere.
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
@@ -76,7 +76,7 @@ void lose_machine(Network& network, int node, Job& job) {
 
 }  // namespace
 
-TEST_CASE("33 a machine is gone: the others act within three heartbeat intervals", "[network]") {
+TEST_CASE("a machine is gone: the others act within three heartbeat intervals", "[network]") {
   if (!has_network()) return;
   Network network(3);
   for (const char* nnodes : {"1:3", "3"}) {
@@ -107,7 +107,7 @@ TEST_CASE("33 a machine is gone: the others act within three heartbeat intervals
   }
 }
 
-TEST_CASE("34 the machine of the host is gone: the greater part goes on, one of two fails and names it", "[network]") {
+TEST_CASE("the machine of the host is gone: the greater part goes on, one of two fails and names it", "[network]") {
   if (!has_network()) return;
   Network network(3);
   {
@@ -136,7 +136,7 @@ TEST_CASE("34 the machine of the host is gone: the greater part goes on, one of 
   CHECK(result.left.empty());
 }
 
-TEST_CASE("34 a launcher that is started again at the endpoint joins the job that lives on elsewhere", "[network]") {
+TEST_CASE("a launcher that is started again at the endpoint joins the job that lives on elsewhere", "[network]") {
   if (!has_network()) return;
   Network network(2);
   Cluster cluster(network, "1:2", kWait);
@@ -153,7 +153,7 @@ TEST_CASE("34 a launcher that is started again at the endpoint joins the job tha
   CHECK(b.wait_for("r1/2 g1 a2"));
 }
 
-TEST_CASE("39 a short cut is borne, a long one ends the part that is cut off", "[network]") {
+TEST_CASE("a short cut is borne, a long one ends the part that is cut off", "[network]") {
   if (!has_network()) return;
   Network network(2);
   Cluster cluster(network, "1:2", kWait);
@@ -181,7 +181,7 @@ TEST_CASE("39 a short cut is borne, a long one ends the part that is cut off", "
   CHECK(a.wait_for("r0/2 g0 a2"));
 }
 
-TEST_CASE("39 a slow line delays everything and breaks nothing", "[network]") {
+TEST_CASE("a slow line delays everything and breaks nothing", "[network]") {
   if (!has_network()) return;
   Network network(2);
   network.slow_down(1);
@@ -194,7 +194,7 @@ TEST_CASE("39 a slow line delays everything and breaks nothing", "[network]") {
   CHECK(second.lines("r1/2 g1 a0").size() == 1);
 }
 
-TEST_CASE("43 names that resolve to 127.0.1.1, IPv6 alone, two interfaces", "[network]") {
+TEST_CASE("names that resolve to 127.0.1.1, IPv6 alone, two interfaces", "[network]") {
   if (!has_network()) return;
   if (auto why = Network::why_no_hosts(); !why.empty()) {
     WARN("names are skipped: " + why);

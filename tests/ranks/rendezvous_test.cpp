@@ -1,5 +1,4 @@
-// `fabric run` on several nodes: several launchers on this machine. Numbers in the names are those of the list of
-// launcher tests that this project keeps.
+// `fabric run` on several nodes: several launchers on this machine.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -12,6 +11,7 @@
 
 #include "tests/ranks/run_support.h"
 #include "tests/support/catch.h"
+#include "tests/support/free_port.h"
 
 using run_support::Folder;
 using run_support::Job;
@@ -35,21 +35,6 @@ int listening_socket(int& port) {
   getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
   port = ntohs(address.sin_port);
   return fd;
-}
-
-// Below the range from which the system gives ports to connections, any of which may come in between.
-int free_port() {
-  static int last = 20000 + getpid() % 10000;
-  for (;;) {
-    int port = last = last < 30000 ? last + 1 : 20000;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<std::uint16_t>(port));
-    bool is_free = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-    close(fd);
-    if (is_free) return port;
-  }
 }
 
 /// Launchers of one job, which meet at a port of this machine.
@@ -129,7 +114,7 @@ TEST_CASE("torchrun's static way: --master-addr, --master-port, --node-rank", "[
   CHECK(first.lines("port").front() != "port " + port);
 }
 
-TEST_CASE("28, 32 a failure on one node restarts all, with one counter and one budget", "[nodes]") {
+TEST_CASE("a failure on one node restarts all, with one counter and one budget", "[nodes]") {
   const std::string script = std::string(kPlace) +
                              "[ $RANK = 1 ] && [ $TORCHELASTIC_RESTART_COUNT -lt 2 ] && { sleep 0.3; exit 7; }; "
                              "[ $TORCHELASTIC_RESTART_COUNT = 2 ] || exec sleep 100";
@@ -147,7 +132,7 @@ TEST_CASE("28, 32 a failure on one node restarts all, with one counter and one b
   CHECK(second.said("ended with exit code 7"));
 }
 
-TEST_CASE("25 a node is not silent while a slow debugger looks at its rank that hangs", "[nodes]") {
+TEST_CASE("a node is not silent while a slow debugger looks at its rank that hangs", "[nodes]") {
   Folder folder;
   run_support::write_script(folder / "eu-stack", "sleep 4; echo '#0 in_a_loop'");
   for (const char* rank : {"0", "1"}) {
@@ -168,7 +153,7 @@ TEST_CASE("25 a node is not silent while a slow debugger looks at its rank that 
   }
 }
 
-TEST_CASE("25, 29, 30, 31 hangs, the end of the budget, no retry and no progress hold for all nodes", "[nodes]") {
+TEST_CASE("hangs, the end of the budget, no retry and no progress hold for all nodes", "[nodes]") {
   Folder folder;
   struct Case {
     std::string script;
@@ -205,7 +190,7 @@ TEST_CASE("25, 29, 30, 31 hangs, the end of the budget, no retry and no progress
   }
 }
 
-TEST_CASE("14 --require-all counts ranks of all nodes", "[nodes]") {
+TEST_CASE("the time of --require-all counts for ranks of all nodes", "[nodes]") {
   Nodes nodes("2", "[ $RANK = 0 ] || exec sleep 100", {"--require-all", "0.3"});
   auto &a = nodes.start("a"), &b = nodes.start("b");
   auto first = a.finish(), second = b.finish();
@@ -219,7 +204,7 @@ TEST_CASE("14 --require-all counts ranks of all nodes", "[nodes]") {
   CHECK(d.finish().code == 0);
 }
 
-TEST_CASE("33 a launcher is killed: the others scale down, or fail in seconds", "[nodes]") {
+TEST_CASE("a launcher is killed: the others scale down, or fail in seconds", "[nodes]") {
   for (const char* nnodes : {"1:2", "2"}) {
     INFO(nnodes);
     Nodes nodes(nnodes, kWait);
@@ -244,7 +229,7 @@ TEST_CASE("33 a launcher is killed: the others scale down, or fail in seconds", 
   }
 }
 
-TEST_CASE("34 the launcher that hosts is killed: the others go on under another", "[nodes]") {
+TEST_CASE("the launcher that hosts is killed: the others go on under another", "[nodes]") {
   Nodes nodes("1:3", kWait);
   auto& a = nodes.start("a");
   REQUIRE(a.wait_for("1 of 1 to 3 nodes"));
@@ -283,7 +268,7 @@ TEST_CASE("34 the launcher that hosts is killed: the others go on under another"
   CHECK(result.said("host (launcher "));
 }
 
-TEST_CASE("34 a host that was stopped for a while finds that the job went on without it", "[nodes]") {
+TEST_CASE("a host that was stopped for a while finds that the job went on without it", "[nodes]") {
   Nodes nodes("1:3", kWait);
   auto& a = nodes.start("a");
   REQUIRE(a.wait_for("1 of 1 to 3 nodes"));
@@ -304,7 +289,7 @@ TEST_CASE("34 a host that was stopped for a while finds that the job went on wit
   CHECK(b.wait_for("r0/1 l0 g0/1 a2"));
 }
 
-TEST_CASE("35, 37 late nodes share one new round within seconds", "[nodes]") {
+TEST_CASE("late nodes share one new round within seconds", "[nodes]") {
   Nodes nodes("1:3", kWait);
   auto& a = nodes.start("a");
   REQUIRE(a.wait_for("r0/1"));
@@ -318,7 +303,7 @@ TEST_CASE("35, 37 late nodes share one new round within seconds", "[nodes]") {
   for (auto* job : {&c, &b, &a}) require_clean(job->finish());
 }
 
-TEST_CASE("36 a node beyond MAX is a spare, and promoted when one dies, the host or another", "[nodes]") {
+TEST_CASE("a node beyond MAX is a spare, and promoted when one dies, the host or another", "[nodes]") {
   for (bool host_dies : {false, true}) {
     INFO("the host dies: " << host_dies);
     Nodes nodes("1:2", kWait);
@@ -353,7 +338,7 @@ TEST_CASE("36 a node beyond MAX is a spare, and promoted when one dies, the host
   CHECK(f.finish().code == 0);
 }
 
-TEST_CASE("38 a node may be late inside the deadline; after it both sides name who was missing", "[nodes]") {
+TEST_CASE("a node may be late inside the deadline; after it both sides name who was missing", "[nodes]") {
   Nodes nodes("2", kPlace);
   auto& a = nodes.start("a");
   usleep(1500000);
@@ -376,7 +361,7 @@ TEST_CASE("38 a node may be late inside the deadline; after it both sides name w
   CHECK(missed.said("Connection refused"));
 }
 
-TEST_CASE("40 junk and wrong tokens at the port are dropped, and the run is not touched", "[nodes]") {
+TEST_CASE("junk and wrong tokens at the port are dropped, and the run is not touched", "[nodes]") {
   Nodes nodes("2", kWait);
   auto& a = nodes.start("a");
   REQUIRE(a.wait_for("1 of 2 nodes"));
@@ -416,7 +401,7 @@ TEST_CASE("40 junk and wrong tokens at the port are dropped, and the run is not 
   b.finish();
 }
 
-TEST_CASE("41 a port that was asked for and is taken: the error names its owner", "[nodes]") {
+TEST_CASE("a port that was asked for and is taken: the error names its owner", "[nodes]") {
   int port = 0;
   int fd = listening_socket(port);
   auto text = std::to_string(port);
@@ -459,7 +444,7 @@ TEST_CASE("a launcher that is told to stop takes a fixed job with it, and says s
   CHECK(c.finish().code == 130);
 }
 
-TEST_CASE("54 one launcher on each node of a SLURM step needs no flags, even where its names lead nowhere", "[nodes]") {
+TEST_CASE("one launcher on each node of a SLURM step needs no flags, even where its names lead nowhere", "[nodes]") {
   std::vector<std::unique_ptr<Job>> jobs;
   auto number = std::to_string(400000 + getpid() % 10000);
   for (const char* node : {"1", "0"}) {

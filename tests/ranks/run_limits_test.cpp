@@ -1,5 +1,5 @@
 // `fabric run` at the limits of the machine: many jobs, much output, no memory, no processes, programs that do not
-// load. Numbers in the names are those of run_test.cpp.
+// load.
 #include <fcntl.h>
 #include <grp.h>
 #include <sys/file.h>
@@ -68,13 +68,13 @@ class MemoryGroup {
 
 }  // namespace
 
-TEST_CASE("1 a worker that does nothing costs little time", "[run]") {
+TEST_CASE("a worker that does nothing costs little time", "[run]") {
   double best = 1;
   for (int i = 0; i < 10; ++i) best = std::min(best, run({"run", "/bin/true"}).seconds);
   CHECK(best < (run_support::kSanitized ? 1.0 : 0.05));
 }
 
-TEST_CASE("7 what the loader says about a missing library is in the report", "[run]") {
+TEST_CASE("what the loader says about a missing library is in the report", "[run]") {
   // The same program, asking for a library that is nowhere.
   auto bytes = read_file(FABRIC_RUN_PROGRAM);
   const std::string wanted = "libstdc++.so.6", absent = "libabsent.so.6";
@@ -95,14 +95,14 @@ TEST_CASE("7 what the loader says about a missing library is in the report", "[r
   CHECK(result.said("last lines of its stderr"));
 }
 
-TEST_CASE("9 every exit code is passed on", "[run]") {
+TEST_CASE("every exit code is passed on", "[run]") {
   for (int code = 1; code < 256; ++code) {
     INFO(code);
     CHECK(run({"run", "sh", "-c", "exit " + std::to_string(code)}).code == code);
   }
 }
 
-TEST_CASE("11 the first failure is first by the monotonic clock, whatever the workers' clocks say", "[run]") {
+TEST_CASE("the first failure is first by the monotonic clock, whatever the workers' clocks say", "[run]") {
   Folder folder;
   // Both write a file; the one that fails first claims to have failed later. The other ends the moment it sees that.
   for (std::string first : {"0", "1"}) {
@@ -125,7 +125,7 @@ TEST_CASE("11 the first failure is first by the monotonic clock, whatever the wo
   }
 }
 
-TEST_CASE("42 fifty launches at once do not collide", "[run]") {
+TEST_CASE("fifty launches at once do not collide", "[run]") {
   Folder folder;
   // All of them run until the last one does: they wait for a lock that is held here.
   auto gate = folder / "gate";
@@ -146,7 +146,7 @@ TEST_CASE("42 fifty launches at once do not collide", "[run]") {
   CHECK(ports.size() == 50);
 }
 
-TEST_CASE("46 no more processes: the started workers are stopped", "[run]") {
+TEST_CASE("no more processes: the started workers are stopped", "[run]") {
   // Root has no limit, so somebody else starts the program, who must be able to read it.
   Folder folder;
   REQUIRE(chmod(folder.path().c_str(), 0755) == 0);
@@ -170,7 +170,7 @@ TEST_CASE("46 no more processes: the started workers are stopped", "[run]") {
   CHECK(result.said("ulimit -u"));
 }
 
-TEST_CASE("47 four workers, 200 lines of 5 kB each: none torn, none lost", "[run]") {
+TEST_CASE("four workers, 200 lines of 5 kB each: none torn, none lost", "[run]") {
   auto result = run(shell(4,
                           "i=0; line=$(head -c 5000 /dev/zero | tr '\\0' x); while [ $i -lt 200 ]; do "
                           "echo $RANK-$i-$line-; i=$((i+1)); done; printf 'end\\001\\377%s' $RANK"));
@@ -186,7 +186,7 @@ TEST_CASE("47 four workers, 200 lines of 5 kB each: none torn, none lost", "[run
   CHECK(result.lines("end\001\377").size() == 4);
 }
 
-TEST_CASE("49 a gigabyte of output per rank: memory stays bounded", "[run]") {
+TEST_CASE("a gigabyte of output per rank: memory stays bounded", "[run]") {
   Job job(
       shell(1,
             "yes 0123456789012345678901234567890123456789012345678901234567890123456789012345678 | head -c 1000000000"),
@@ -198,7 +198,7 @@ TEST_CASE("49 a gigabyte of output per rank: memory stays bounded", "[run]") {
   CHECK(result.peak_kilobytes < (run_support::kSanitized ? 600000 : 24000));
 }
 
-TEST_CASE("50 a worker that the kernel killed for want of memory is reported as that", "[run]") {
+TEST_CASE("a worker that the kernel killed for want of memory is reported as that", "[run]") {
   MemoryGroup group(run_support::kSanitized ? 400 << 20 : 64 << 20);
   if (!group) {
     WARN("no memory cgroup may be made here");
@@ -221,7 +221,7 @@ TEST_CASE("50 a worker that the kernel killed for want of memory is reported as 
   CHECK(report.at("attempts").as_list()[0].at("root_cause").at("out_of_memory").as_bool());
 }
 
-TEST_CASE("56 a Kubernetes trainer's variables are enough, and flags win", "[run]") {
+TEST_CASE("a Kubernetes trainer's variables are enough, and flags win", "[run]") {
   run_support::Variables trainer{{"PET_NNODES", "1"},      {"PET_NPROC_PER_NODE", "2"},
                                  {"PET_NODE_RANK", "0"},   {"PET_MASTER_ADDR", "localhost"},
                                  {"PET_MASTER_PORT", "0"}, {"WORLD_SIZE", "1"}};
@@ -237,7 +237,7 @@ TEST_CASE("56 a Kubernetes trainer's variables are enough, and flags win", "[run
   CHECK(wrong.said("--nproc-per-node two"));
 }
 
-TEST_CASE("58 a launcher inside of a launcher starts a job of its own", "[run]") {
+TEST_CASE("a launcher inside of a launcher starts a job of its own", "[run]") {
   auto result = run({"run", "-n", "2", "--max-restarts", "5", "--role", "outer", "--tee", "3", run_support::program(),
                      "run", "-n", "2", "--max-restarts", "1", "sh", "-c",
                      "echo $RANK/$WORLD_SIZE $ROLE_NAME $TORCHELASTIC_MAX_RESTARTS $MASTER_PORT"});

@@ -40,7 +40,7 @@ Ended end_of(int ranks, const std::string& deed, std::vector<std::string> flags 
 
 }  // namespace
 
-TEST_CASE("25 a rank that hangs before a barrier is named with its section and its stack", "[run]") {
+TEST_CASE("a rank that hangs before a barrier is named with its section and its stack", "[run]") {
   auto [result, report] = end_of(3, "hang", {"--heartbeat-timeout", "0.5", "--grace", "5"});
   INFO(result.error);
   CHECK(result.code == 94);
@@ -59,34 +59,34 @@ TEST_CASE("25 a rank that hangs before a barrier is named with its section and i
   CHECK_FALSE(cause.at("stacks").as_string().empty());
 }
 
-TEST_CASE("25 a section that lasts longer than it may is a hang, heartbeats or not", "[run]") {
+TEST_CASE("a section that lasts longer than it may is a hang, heartbeats or not", "[run]") {
   auto ended = end_of(1, "limit");
   CHECK(ended.result.code == 94);
   CHECK(ended.result.said("did not leave section 'all_reduce' for 0."));
   CHECK(ended.result.said("(limit 0.3 s)"));
 }
 
-TEST_CASE("25 a hang is one of the failures after which the job starts again", "[run]") {
+TEST_CASE("a hang is one of the failures after which the job starts again", "[run]") {
   auto result = run(words(1, "limit", {"--max-restarts", "1", "--grace", "2"}));
   CHECK(result.code == 94);
   CHECK(result.said("restart 1 of at most 1"));
   CHECK(result.said("attempt 1: rank 0 did not leave section 'all_reduce'"));
 }
 
-TEST_CASE("26 a busy loop with a thread that beats trips the progress limit", "[run]") {
+TEST_CASE("a busy loop with a thread that beats trips the progress limit", "[run]") {
   auto result = run(words(1, "busy", {"--progress-timeout", "0.4", "--heartbeat-timeout", "0.3"}));
   CHECK(result.code == 94);
   CHECK(result.said("stayed at step 41 for 0."));
   if (result.said("#0")) CHECK(result.said("beat_without_progress"));
 }
 
-TEST_CASE("27 a slow first step is allowed to be slow", "[run]") {
+TEST_CASE("a slow first step is allowed to be slow", "[run]") {
   auto result = run(words(2, "slow", {"--heartbeat-timeout", "0.4", "--heartbeat-warmup", "20"}));
   INFO(result.error);
   CHECK(result.code == 0);
 }
 
-TEST_CASE("30 a program forbids the restart", "[run]") {
+TEST_CASE("a program forbids the restart", "[run]") {
   auto result = run(words(1, "noretry", {"--max-restarts", "3"}));
   CHECK(result.code == 1);
   CHECK(result.lines("attempt").size() == 1);
@@ -120,7 +120,7 @@ TEST_CASE("a forked helper does not speak for its rank", "[run]") {
   CHECK(ended.result.code == 94);
 }
 
-TEST_CASE("12 an exception that nobody catches: type, text and where it was thrown", "[run]") {
+TEST_CASE("an exception that nobody catches: type, text and where it was thrown", "[run]") {
   auto ended = end_of(2, "throw");
   INFO(ended.result.error);
   CHECK(ended.result.code == 134);
@@ -131,7 +131,7 @@ TEST_CASE("12 an exception that nobody catches: type, text and where it was thro
   CHECK(ended.cause().at("backtrace").as_string().find("main+0x") != std::string::npos);
 }
 
-TEST_CASE("12 other ends: a number thrown, an error caught, signals, too deep a recursion", "[run]") {
+TEST_CASE("other ends: a number thrown, an error caught, signals, too deep a recursion", "[run]") {
   CHECK(end_of(1, "throw-number").result.said("error: int"));
   auto caught = end_of(1, "catch");
   CHECK(caught.result.code == 4);
@@ -152,14 +152,14 @@ TEST_CASE("12 other ends: a number thrown, an error caught, signals, too deep a 
   CHECK(deep.cause().at("error").as_string().starts_with("Signal 11 (SIGSEGV) at address 0x"));
 }
 
-TEST_CASE("12 handlers of the program and crashes of its helpers are left alone", "[run]") {
+TEST_CASE("handlers of the program and crashes of its helpers are left alone", "[run]") {
   CHECK(end_of(1, "own-handler").result.code == 42);
   auto child = end_of(1, "child");
   CHECK(child.result.code == 7);
   CHECK_FALSE(child.result.said("SIGABRT"));
 }
 
-TEST_CASE("24 the program's hook for preemption hears a signal once or twice and goes on", "[run]") {
+TEST_CASE("the program's hook for preemption hears a signal once or twice and goes on", "[run]") {
   Job job(words(2, "preempt"), {{"SLURM_RESTART_COUNT", "2"}});
   REQUIRE(job.wait_for("ready", 2));
   job.signal(SIGUSR1);

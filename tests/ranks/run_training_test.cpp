@@ -21,7 +21,7 @@ std::vector<std::string> words(const std::vector<std::string>& flags, const std:
 
 }  // namespace
 
-TEST_CASE("12 an exception of a program on Fabric is in the report, with what() and a backtrace", "[run]") {
+TEST_CASE("an exception of a program on Fabric is in the report, with what() and a backtrace", "[run]") {
   Folder folder;
   auto result = run(words({"-n", "2", "--report", folder / "report.json"}, {"--deed", "fail"}));
   INFO(result.error);
@@ -35,7 +35,7 @@ TEST_CASE("12 an exception of a program on Fabric is in the report, with what() 
   CHECK(result.said("error: std::runtime_error: the data of rank 1 are lost"));
 }
 
-TEST_CASE("25 a rank of Fabric that hangs is named, and not the one that waits for it", "[run]") {
+TEST_CASE("a rank of Fabric that hangs is named, and not the one that waits for it", "[run]") {
   auto result = run(words({"-n", "2", "--heartbeat-timeout", "1", "--grace", "3"}, {"--deed", "hang"}));
   INFO(result.error);
   CHECK(result.left.empty());

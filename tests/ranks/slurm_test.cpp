@@ -1,4 +1,4 @@
-// Jobs of a real SLURM with four nodes, all of them on this machine. Numbers in the names are those of run_test.cpp.
+// Jobs of a real SLURM with four nodes, all of them on this machine.
 #include <signal.h>
 #include <unistd.h>
 
@@ -31,7 +31,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
-TEST_CASE("53 host lists are what scontrol makes of them", "[slurm]") {
+TEST_CASE("host lists are what scontrol makes of them", "[slurm]") {
   auto* slurm = cluster();
   if (!slurm) return;
   for (std::string list : {"n1",
@@ -107,7 +107,7 @@ TEST_CASE("one launcher on each node, without a flag about nodes", "[slurm]") {
   CHECK(result.has("[gpu-09:3] "));
 }
 
-TEST_CASE("52 tasks that are alone although they are several: an error", "[slurm]") {
+TEST_CASE("tasks that are alone although they are several: an error", "[slurm]") {
   auto* slurm = cluster();
   if (!slurm) return;
   auto launchers = slurm->shell("srun -Q -N1 -n2 " + kFabric + " run -n 1 true");
@@ -128,7 +128,7 @@ TEST_CASE("52 tasks that are alone although they are several: an error", "[slurm
   }
 }
 
-TEST_CASE("24 a signal that SLURM and the launcher both deliver does no harm", "[slurm]") {
+TEST_CASE("a signal that SLURM and the launcher both deliver does no harm", "[slurm]") {
   auto* slurm = cluster();
   if (!slurm) return;
   auto job = slurm->submit("exec srun " + kFabric + " run -n 2 " + kRank + " preempt", 2);
@@ -140,7 +140,7 @@ TEST_CASE("24 a signal that SLURM and the launcher both deliver does no harm", "
   CHECK(slurm->output().find("srun: error") == std::string::npos);
 }
 
-TEST_CASE("54 USR1: all ranks save, the job goes back into the queue and goes on", "[slurm]") {
+TEST_CASE("USR1: all ranks save, the job goes back into the queue and goes on", "[slurm]") {
   auto* slurm = cluster();
   if (!slurm) return;
   auto checkpoint = *slurm / "model.safetensors";
@@ -170,7 +170,7 @@ TEST_CASE("54 USR1: all ranks save, the job goes back into the queue and goes on
     CHECK(text.find("resumed rank " + rank + " at step " + step + " restarts 1") != std::string::npos);
 }
 
-TEST_CASE("55 scancel: nothing is left within KillWait", "[slurm]") {
+TEST_CASE("scancel: nothing is left within KillWait", "[slurm]") {
   auto* slurm = cluster();
   if (!slurm) return;
   auto mark = "FABRIC_TEST_MARK=slurm-" + std::to_string(getpid()) + ".";

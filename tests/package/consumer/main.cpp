@@ -1,9 +1,12 @@
-// The smallest training loop: what a program that uses the library needs in order to build, link and run.
+// The smallest training loop: what a program that uses the library needs in order to build, link and run. Given the
+// name of a process group, it is one of the ranks of ddp over that group, whose plug-in the library has to find.
 #include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>
 
 #include <iostream>
+#include <sstream>
+#include <string>
 
 #include <fabric/fabric.h>
 
@@ -11,8 +14,19 @@
 #error "a header of TorchFabric drags a third-party header into this program"
 #endif
 
-int main() {
-  fabric::Fabric fabric({.accelerator = "cpu", .strategy = "single_device"});
+namespace {
+
+fabric::Fabric::Config config_for(const std::string& group) {
+  if (group.empty()) return {.accelerator = "cpu", .strategy = "single_device"};
+  fabric::Choice strategy("ddp");
+  strategy.params["process_group"] = fabric::Tree::Map{{"backend", group}};
+  return {.accelerator = "cpu", .strategy = strategy};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  fabric::Fabric fabric(config_for(argc > 1 ? argv[1] : ""));
   fabric.launch();
   fabric.seed_everything(1, true, false);
   auto [model, optimizer] =
@@ -28,6 +42,9 @@ int main() {
     loss_value = loss.item<double>();
     if (step == 0) first = loss_value;
   }
-  std::cout << "consumer: loss " << first << " -> " << loss_value << std::endl;
+  std::ostringstream line;
+  line << "consumer: rank " << fabric.global_rank() << " of " << fabric.world_size() << ", loss " << first << " -> "
+       << loss_value << "\n";
+  std::cout << line.str() << std::flush;
   return loss_value < first ? 0 : 1;
 }
