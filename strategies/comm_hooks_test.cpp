@@ -72,7 +72,7 @@ class CountingHook : public CommHook {
 
 }  // namespace
 
-RANKS_TEST("communication hooks reduce gradients as exactly as they promise", "[ddp][hooks]", 2) {
+BOTH_BACKENDS_TEST("communication hooks reduce gradients as exactly as they promise", "[ddp][hooks]", 2) {
   auto group = join_group();
   RANK_CHECK(error_of_hook(group, {.comm_hook = "allreduce"}) < 1e-7);
   double half = error_of_hook(group, {.comm_hook = "fp16_compress"});
@@ -153,7 +153,7 @@ double fit(const fabric::ProcessGroup& group, Choice hook) {
 
 }  // namespace
 
-RANKS_TEST("powersgd sends gradients of low rank exactly and loses nothing over time", "[ddp][hooks]", 2) {
+BOTH_BACKENDS_TEST("powersgd sends gradients of low rank exactly and loses nothing over time", "[ddp][hooks]", 2) {
   auto group = join_group();
   // A batch of one row per rank makes weight gradients of rank 2 together.
   auto strategy = make_ddp(group, {.comm_hook = powersgd(2, 2, true)});

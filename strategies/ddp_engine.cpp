@@ -107,6 +107,25 @@ void Engine::require_parameters() const {
       "setup and move it yourself: module->to(fabric.device())");
 }
 
+// The reducer and the broadcast of buffers hand their tensors to LibTorch's group as they are; our own operations would
+// go through the CPU.
+void Engine::require_carrier() const {
+  auto carried = group_.c10d()->getDeviceTypes();
+  auto require = [&](const at::Tensor& tensor) {
+    auto type = tensor.device().type();
+    if (std::any_of(carried.begin(), carried.end(), [&](c10::Device device) { return device.type() == type; })) return;
+    throw ConfigError(
+        "ddp: the model is on " + tensor.device().str() + ", but the process group (backend '" + group_.backend() +
+        "') carries CPU tensors only. Set process_group.backend to 'auto' or 'nccl' for a model on a GPU; "
+        "instead of a group of your own, give one that ProcessGroup::wrap made over nccl and gloo; or "
+        "train on the CPU with accelerator = cpu");
+  };
+  for (const auto& param : params_) require(param);
+  if (!broadcast_buffers_) return;
+  for (const auto& buffer : module_->buffers())
+    if (buffer.defined()) require(buffer);
+}
+
 void Engine::parameters_changed() {
   if (modules_->join)
     throw MisuseError(
@@ -124,8 +143,12 @@ void Engine::parameters_changed() {
 }
 
 void Engine::build(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook) {
+  require_carrier();
   reducer_.reset();
   reducer_ = make_reducer(params_, names_, sparse_, group_.c10d(), options_, layout);
+  accumulators_.clear();
+  for (const auto& param : params_)
+    accumulators_.push_back(torch::autograd::impl::try_get_grad_accumulator(param).get());
   if (static_graph_) reducer_->set_static_graph();
   if (hook) reducer_->register_comm_hook(std::make_unique<HookAdapter>(hook));
   current_hook_ = hook;
@@ -137,7 +160,9 @@ void Engine::build(const BucketLayout& layout, const std::shared_ptr<CommHook>& 
 }
 
 bool Engine::moved() const {
-  return torch::autograd::impl::try_get_grad_accumulator(params_.front()).get() != reducer_->first_accumulator();
+  for (std::size_t i = 0; i < params_.size(); ++i)
+    if (torch::autograd::impl::try_get_grad_accumulator(params_[i]).get() != accumulators_[i]) return true;
+  return false;
 }
 
 void Engine::follow_move() {

@@ -78,6 +78,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool quiet() const { return !reducer_ || no_sync_depth_ > 0 || modules_->gradients_local || tolerant_; }
   void collect_parameters();
   void require_parameters() const;
+  /// Throws ConfigError when the group cannot carry the model's tensors.
+  void require_carrier() const;
   void build(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook);
   bool moved() const;
   void follow_move();
@@ -100,6 +102,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::shared_ptr<CommHook> hook_;          // of the settings
   std::shared_ptr<CommHook> current_hook_;  // what the reducer calls
   ReducerPtr reducer_;
+  /// The nodes that add gradients to the parameters, which the reducer listens to and keeps alive; for comparison only.
+  std::vector<const void*> accumulators_;
   std::unique_ptr<BufferSync> buffers_;
   int no_sync_depth_ = 0;
   int join_index_ = -1;

@@ -59,10 +59,10 @@ void check_uneven() {
 
 }  // namespace
 
-RANKS_TEST("ranks with less data join those with more", "[ddp][join]", 2) { check_uneven(); }
+BOTH_BACKENDS_TEST("ranks with less data join those with more", "[ddp][join]", 2) { check_uneven(); }
 RANKS_TEST("ranks with less data join, three ranks", "[ddp][join]", 3) { check_uneven(); }
 
-RANKS_TEST("join covers buffers, several models and accumulation", "[ddp][join]", 2) {
+BOTH_BACKENDS_TEST("join covers buffers, several models and accumulation", "[ddp][join]", 2) {
   auto group = join_group(20);
   struct NormImpl : torch::nn::Module {
     NormImpl() : norm(register_module("norm", torch::nn::BatchNorm1d(6))) { to(at::kDouble); }

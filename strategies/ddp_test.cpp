@@ -96,7 +96,7 @@ TORCH_MODULE(Branch);
 
 }  // namespace
 
-RANKS_TEST("ddp finds parameters that got no gradient", "[ddp]", 2) {
+BOTH_BACKENDS_TEST("ddp finds parameters that got no gradient", "[ddp]", 2) {
   auto group = join_group();
   auto x = torch::ones({3, 4}, at::kDouble) * (rank + 1);
   {
@@ -200,6 +200,14 @@ RANKS_TEST("ddp refuses ranks with different parameters, on every rank", "[ddp]"
   torch::nn::Sequential deeper(torch::nn::Linear(2, 2));
   if (rank == 1) deeper->push_back(torch::nn::Linear(2, 2));
   RANK_CHECK(contains(error_of<fabric::MismatchError>([&] { strategy->setup_module(deeper.ptr()); }), "nothing more"));
+  // Parameters where no backend of the group can go. The meta device stands for a GPU here.
+  struct ElsewhereImpl : torch::nn::Module {
+    ElsewhereImpl() { register_parameter("weight", torch::ones({2}, torch::device(torch::kMeta))); }
+  };
+  auto unsynced = make_ddp(group, {.init_sync = false});
+  auto elsewhere = std::make_shared<ElsewhereImpl>();
+  auto carrier = error_of<fabric::ConfigError>([&] { unsynced->setup_module(elsewhere); });
+  RANK_CHECK(contains(carrier, "model is on meta") && contains(carrier, "'gloo'") && contains(carrier, "nccl"));
   for (auto& param : frozen->parameters()) param.requires_grad_(false);
   RANK_CHECK(contains(error_of<fabric::MisuseError>([&] { strategy->setup_module(frozen.ptr()); }), "no parameter"));
   // The group is as good as before.
@@ -208,7 +216,7 @@ RANKS_TEST("ddp refuses ranks with different parameters, on every rank", "[ddp]"
   RANK_CHECK(equal_on_all_ranks(*good, group));
 }
 
-RANKS_TEST("ddp keeps buffers equal", "[ddp]", 2) {
+BOTH_BACKENDS_TEST("ddp keeps buffers equal", "[ddp]", 2) {
   auto group = join_group();
   auto make = [] {
     torch::nn::Sequential net(torch::nn::Linear(4, 4), torch::nn::BatchNorm1d(4), torch::nn::Linear(4, 1));
@@ -265,7 +273,7 @@ TORCH_MODULE(Tied);
 
 }  // namespace
 
-RANKS_TEST("ddp takes tied and sparse parameters, and modules that move after setup", "[ddp]", 2) {
+BOTH_BACKENDS_TEST("ddp takes tied and sparse parameters, and modules that move after setup", "[ddp]", 2) {
   auto group = join_group();
   auto strategy = make_ddp(group);
   Tied net;
@@ -282,13 +290,23 @@ RANKS_TEST("ddp takes tied and sparse parameters, and modules that move after se
   strategy->backward(second(torch::randn({2, 6})).sum(), nullptr);
   moved->zero_grad();
   moved->to(at::kDouble);
-  for (int step = 0; step < 2; ++step) {
+  auto train = [&] {
+    for (int step = 0; step < 2; ++step) {
+      moved->zero_grad();
+      strategy->backward(second(torch::randn({2, 6}, at::kDouble) + rank).sum(), nullptr);
+      for (const auto& param : moved->parameters()) {
+        auto own = param.grad().clone(), mean = own.clone();
+        group.all_reduce_(mean, fabric::ReduceOp::mean);
+        RANK_CHECK(torch::allclose(own, mean));
+      }
+    }
     moved->zero_grad();
-    strategy->backward(second(torch::randn({2, 6}, at::kDouble) + rank).sum(), nullptr);
-    auto own = moved->first->weight.grad().clone(), mean = own.clone();
-    group.all_reduce_(mean, fabric::ReduceOp::mean);
-    RANK_CHECK(torch::allclose(own, mean));
-  }
+  };
+  train();
+  // Some of them alone, and back to where they were.
+  moved->second->to(at::kFloat);
+  moved->second->to(at::kDouble);
+  train();
 }
 
 RANKS_TEST("ddp follows parameters that are frozen and thawed after setup, once it is told", "[ddp]", 2) {
@@ -334,7 +352,7 @@ RANKS_TEST("ddp follows parameters that are frozen and thawed after setup, once 
   }
 }
 
-RANKS_TEST("a static graph may use parameters several times or never", "[ddp]", 2) {
+BOTH_BACKENDS_TEST("a static graph may use parameters several times or never", "[ddp]", 2) {
   auto group = join_group();
   struct OddImpl : torch::nn::Module {
     OddImpl()
@@ -360,6 +378,14 @@ RANKS_TEST("a static graph may use parameters several times or never", "[ddp]", 
     strategy->optimizer_step(optimizer, nullptr);
   }
   RANK_CHECK(equal_on_all_ranks(*net, group));
+}
+
+// Its body is beside the averager's other tests.
+TEST_CASE("ddp averages models over MPI, too", "[ddp][averaging][mpi]") {
+  if (ranks::has_mpirun())
+    ranks::run_and_require("ddp averages models every few steps after the warm-up", ranks::mpirun(2));
+  else
+    WARN("skipped: there is no mpirun");
 }
 
 TEST_CASE("ddp with one rank leaves the module alone", "[ddp]") {

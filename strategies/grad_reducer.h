@@ -30,8 +30,6 @@ class GradReducer : public c10d::Reducer {
   void forget_unexpected_gradients();
   /// Throws LibTorch's error about an unfinished reduction.
   void throw_if_unfinished() { ensure_prior_reduction_finished(); }
-  /// The node that adds gradients to the first parameter; a parameter that is moved gets another.
-  const void* first_accumulator() const { return grad_accumulators_.front().get(); }
   BucketLayout bucket_layout() const;
   bool has_final_layout() const { return has_rebuilt_bucket_; }
   void keep_layout() { has_rebuilt_bucket_ = true; }

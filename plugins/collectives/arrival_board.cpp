@@ -86,26 +86,28 @@ std::unique_ptr<ArrivalBoard> ArrivalBoard::open(int rank, int size, const std::
   int flags = name.empty() ? O_RDWR | O_CREAT | O_EXCL : O_RDWR;
   int fd = shm_open(board->name_.c_str(), flags | O_CLOEXEC, 0600);
   if (fd < 0) return nullptr;
+  board->linked_ = name.empty();
   // posix_fallocate, since a full /dev/shm would otherwise show as SIGBUS later. New memory is zero.
   bool sized = !name.empty() || posix_fallocate(fd, 0, static_cast<off_t>(bytes)) == 0;
   void* memory = sized ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
   close(fd);
-  if (memory == MAP_FAILED) {
-    if (name.empty()) board->unlink();
-    return nullptr;
-  }
+  if (memory == MAP_FAILED) return nullptr;
   board->lines_ = static_cast<Line*>(memory);
   board->boxes_ = static_cast<char*>(memory) + sizeof(Line) * static_cast<std::size_t>(size);
   return board;
 }
 
 ArrivalBoard::~ArrivalBoard() {
+  if (linked_) unlink();
   if (lines_) munmap(lines_, bytes());
 }
 
 std::size_t ArrivalBoard::bytes() const { return (sizeof(Line) + 2 * capacity_) * static_cast<std::size_t>(size_); }
 
-void ArrivalBoard::unlink() { shm_unlink(name_.c_str()); }
+void ArrivalBoard::unlink() {
+  linked_ = false;
+  shm_unlink(name_.c_str());
+}
 
 bool ArrivalBoard::meet(std::int64_t mark, const char* operation, milliseconds timeout) {
   auto turn = ++count_;

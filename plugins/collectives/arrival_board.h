@@ -15,7 +15,8 @@ namespace fabric::collectives {
 class ArrivalBoard {
  public:
   /// Of a new board: creates it under a name of its own. With `name` of another rank's board: opens that. Returns null
-  /// when the system refuses. Call unlink() once all have opened it, so that nothing outlives the processes.
+  /// when the system refuses. Call unlink() once all have opened it, so that nothing outlives the processes; the
+  /// destructor of the rank that created it does so too.
   static std::unique_ptr<ArrivalBoard> open(int rank, int size, const std::string& name = "");
   ~ArrivalBoard();
   ArrivalBoard(const ArrivalBoard&) = delete;
@@ -47,6 +48,7 @@ class ArrivalBoard {
   void require_nobody_gave_up(const char* operation) const;
 
   std::string name_;
+  bool linked_ = false;
   int rank_ = 0;
   int size_ = 0;
   std::uint64_t count_ = 0;

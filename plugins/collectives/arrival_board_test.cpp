@@ -1,9 +1,12 @@
 #include "plugins/collectives/arrival_board.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include <fabric/error.h>
 
@@ -72,6 +75,47 @@ TEST_CASE("a board names who is missing, and tells the late one", "[collectives]
   CHECK_THROWS_WITH(boards.b->meet(0, "save", milliseconds(100)), Catch::Contains("rank 0 waited too long"));
 }
 
+TEST_CASE("of three ranks on a board all see that one came with another mark", "[collectives][board]") {
+  std::vector<std::unique_ptr<ArrivalBoard>> boards;
+  boards.push_back(ArrivalBoard::open(0, 3));
+  REQUIRE(boards[0]);
+  for (int rank = 1; rank < 3; ++rank) {
+    boards.push_back(ArrivalBoard::open(rank, 3, boards[0]->name()));
+    REQUIRE(boards.back());
+  }
+  boards[0]->unlink();
+  std::atomic<int> wrong = 0;
+  auto run = [&](int own) {
+    auto& board = *boards[static_cast<std::size_t>(own)];
+    for (int i = 0; i < 1000; ++i) {
+      std::int64_t mine = 10 * i + own, theirs = 0;
+      std::memcpy(board.outbox(), &mine, sizeof mine);
+      bool odd_one_out = i % 3 == own;  // a different rank each time
+      wrong += board.meet(odd_one_out ? 1 : 7, "step", milliseconds(20000));
+      wrong += !board.meet(7, "step again", milliseconds(20000));
+      std::memcpy(board.outbox(), &mine, sizeof mine);
+      board.meet(7, "step with bytes", milliseconds(20000));
+      for (int rank = 0; rank < 3; ++rank) {
+        std::memcpy(&theirs, board.inbox(rank), sizeof theirs);
+        wrong += theirs != 10 * i + rank;
+      }
+    }
+  };
+  std::thread second(run, 1), third(run, 2);
+  run(0);
+  second.join();
+  third.join();
+  CHECK(wrong.load() == 0);
+}
+
 TEST_CASE("a board that is not there is refused quietly", "[collectives][board]") {
   CHECK(ArrivalBoard::open(1, 2, "/torchfabric.no-such-board") == nullptr);
+  // Nor does one stay that nobody came to.
+  std::string name;
+  {
+    auto board = ArrivalBoard::open(0, 2);
+    REQUIRE(board);
+    name = board->name();
+  }
+  CHECK(ArrivalBoard::open(1, 2, name) == nullptr);
 }

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "plugins/collectives/mismatch_lines.h"
 #include "plugins/collectives/mpi_backend.h"
 
 namespace fabric::collectives {
@@ -49,22 +50,15 @@ void all_reduce_max(Group& group, at::Tensor& tensor, const char* operation) {
   });
 }
 
-// Every rank comes here after a mismatch, so this exchange cannot hang on one of them. The text has a fixed room per
-// rank, which makes the exchange itself immune to disagreement.
+// Every rank comes here after a mismatch, so this exchange cannot hang on one of them. Over MPI that includes ranks
+// which met the others unchecked: they make the same exchange (mpi_lane.cpp).
 [[noreturn]] void throw_mismatch(Group& group, const Call& call) {
-  constexpr std::int64_t kRoom = 384;
-  auto mine = describe(call).substr(0, kRoom - 1);
-  auto texts = at::zeros({group.size, kRoom}, at::kByte);
-  auto* begin = texts.mutable_data_ptr<std::uint8_t>();
-  std::copy(mine.begin(), mine.end(), begin + group.rank * kRoom);
-  all_reduce_max(group, texts, call.operation);
-  std::ostringstream text;
-  text << "rank " << group.rank << ": the ranks call different collectives, so none was run.";
-  for (int rank = 0; rank < group.size; ++rank)
-    text << "\n  rank " << rank << ": " << reinterpret_cast<const char*>(begin + rank * kRoom);
-  text << "\nCall the same operation with the same shape and type on every rank";
-  if (call.tensor && !call.any_shape) text << ", or all_gather, which takes unequal shapes";
-  throw MismatchError(text.str());
+  auto lines = at::zeros({group.size, kLineRoom}, at::kByte);
+  auto* begin = lines.mutable_data_ptr<std::uint8_t>();
+  write_line(begin, group.rank, describe(call));
+  all_reduce_max(group, lines, call.operation);
+  throw MismatchError(mismatch_text(begin, group.rank, group.size) +
+                      (call.tensor && !call.any_shape ? ", or all_gather, which takes unequal shapes" : ""));
 }
 
 const char* name_of(ReduceOp op) {

@@ -195,7 +195,14 @@ BOTH_BACKENDS_TEST("LibTorch's own object works beside ours", "[collectives]", 2
   small_work->wait();
   future->waitAndThrow();
   RANK_CHECK(tensors[0].eq(3).all().item<bool>() && small[0].eq(3).all().item<bool>() && ours.eq(2).all().item<bool>());
-  RANK_CHECK(future->value().toTensorVector()[0].is_same(tensors[0]) || future->value().isTensorList());
+  RANK_CHECK(future->value().toTensorVector()[0].is_same(tensors[0]));
+  // Sparse tensors with different numbers of entries, one of them twice.
+  auto rows = rank == 0 ? torch::tensor({1, 1, 3}, at::kLong) : torch::tensor({3}, at::kLong);
+  auto entries = torch::ones({rows.size(0), 2});
+  std::vector<Tensor> sparse{torch::sparse_coo_tensor(rows.view({1, -1}), entries, {5, 2})};
+  group.c10d()->allreduce(sparse)->wait();
+  RANK_CHECK(sparse[0].is_sparse() && sparse[0]._nnz() == 2);
+  RANK_CHECK(torch::equal(sparse[0].to_dense().select(1, 1), torch::tensor({0.f, 2.f, 0.f, 2.f, 0.f})));
   auto output = torch::empty({4}), input = torch::full({2}, double(rank)).to(at::kFloat);
   group.c10d()->getDefaultBackend()->_allgather_base(output, input)->wait();
   RANK_CHECK(torch::equal(output, torch::tensor({0.f, 0.f, 1.f, 1.f})));
@@ -205,15 +212,92 @@ BOTH_BACKENDS_TEST("LibTorch's own object works beside ours", "[collectives]", 2
   RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
 }
 
-BOTH_BACKENDS_TEST("small all-reduces of different sizes are an error over MPI, unchecked as well", "[collectives]",
-                   2) {
+namespace {
+
+void run_over_mpi(const std::string& body, int count) {
+  if (ranks::has_mpirun())
+    ranks::run_and_require(body, ranks::mpirun(count));
+  else
+    WARN("skipped: there is no mpirun");
+}
+
+}  // namespace
+
+// Over MPI the ranks of one machine compare notes even unchecked, as DDP's buckets and LibTorch's own object are.
+RANKS_BODY("mpi unchecked") {
   auto group = ranks::group_from_env({.timeout_seconds = 30, .check = false});
-  if (group.backend() != "mpi") return;
-  std::string message;
+  auto require_mismatch = [&](auto&& call, const std::string& first, const std::string& second) {
+    std::string message;
+    try {
+      call();
+    } catch (const fabric::MismatchError& error) {
+      message = error.what();
+    }
+    if (message.find("rank 0: " + first) == std::string::npos || message.find("rank 1: " + second) == std::string::npos)
+      ranks::fail(__FILE__, __LINE__, first + " against " + second + " gave: " + message);
+  };
+  require_mismatch([&] { group.all_reduce(torch::ones({rank + 1}), ReduceOp::sum); },
+                   "all_reduce(sum) of 1 Float items", "all_reduce(sum) of 2 Float items");
+  // As many bytes on both.
+  require_mismatch(
+      [&] { group.all_reduce(rank == 0 ? torch::ones({2}) : torch::ones({1}, at::kDouble), ReduceOp::sum); },
+      "all_reduce(sum) of 2 Float items", "all_reduce(sum) of 1 Double items");
+  require_mismatch([&] { group.all_reduce(torch::ones({2}), rank == 0 ? ReduceOp::sum : ReduceOp::max); },
+                   "all_reduce(sum) of 2 Float items", "all_reduce(max) of 2 Float items");
+  // One on the board and one beyond it; one that brings nothing.
+  require_mismatch([&] { group.all_reduce(torch::ones({rank == 0 ? 100000 : 2}), ReduceOp::sum); },
+                   "all_reduce(sum) of 100000 Float items", "all_reduce(sum) of 2 Float items");
+  require_mismatch(
+      [&] {
+        if (rank == 0)
+          group.barrier();
+        else
+          group.all_gather(torch::ones({3}));
+      },
+      "barrier", "all_gather of 12 bytes");
+  auto tensor = torch::ones({3});
+  require_mismatch([&] { group.broadcast_(tensor, rank); }, "broadcast of 12 bytes, root 0",
+                   "broadcast of 12 bytes, root 1");
+  std::vector<Tensor> sparse{torch::ones({2, rank + 2}).to_sparse()};
+  bool refused = false;
   try {
-    group.all_reduce(torch::ones({rank + 1}), ReduceOp::sum);
-  } catch (const fabric::CollectiveError& error) {
-    message = error.what();
+    group.c10d()->allreduce(sparse)->wait();
+  } catch (const fabric::MismatchError&) {
+    refused = true;
   }
-  RANK_CHECK(message.find("tensors of different sizes") != std::string::npos);
+  RANK_CHECK(refused);
+  // Sparse tensors without any entry, and their mean.
+  sparse = {torch::zeros({2, 3}).to_sparse()};
+  group.c10d()->allreduce(sparse)->wait();
+  RANK_CHECK(sparse[0]._nnz() == 0);
+  sparse = {(torch::ones({2, 3}) * rank).to_sparse()};
+  c10d::AllreduceOptions mean;
+  mean.reduceOp = c10d::ReduceOp::AVG;
+  group.c10d()->allreduce(sparse, mean)->wait();
+  RANK_CHECK(torch::equal(sparse[0].to_dense(), torch::full({2, 3}, 0.5)));
+  RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
+}
+
+TEST_CASE("over MPI ranks that disagree are told so without the check, and go on", "[collectives][mpi]") {
+  run_over_mpi("mpi unchecked", 2);
+}
+
+// Up to 64 KiB are reduced where the ranks meet, more by MPI.
+RANKS_BODY("mpi around the board") {
+  auto group = ranks::group_from_env({.timeout_seconds = 30, .check = false});
+  int turn = 0;
+  for (auto type : {at::kFloat, at::kDouble, at::kHalf}) {
+    auto fit = (64 << 10) / static_cast<int64_t>(c10::elementSize(type));
+    for (auto items : {fit, fit + 1, fit - 1, fit + 1, fit, int64_t(1), fit + 1, fit - 1, int64_t(0), fit}) {
+      // Neighbours differ, so that an item in the wrong place shows.
+      auto mine = (torch::arange(items, at::kLong) % 7 + rank + ++turn % 5).to(type);
+      auto sum = ((torch::arange(items, at::kLong) % 7 + turn % 5) * world_size + 3).to(type);
+      if (!torch::equal(group.all_reduce(mine, ReduceOp::sum), sum))
+        ranks::fail(__FILE__, __LINE__, c10::str(items, " items of ", type));
+    }
+  }
+}
+
+TEST_CASE("all-reduces of all sizes around the board's follow one another", "[collectives][mpi]") {
+  run_over_mpi("mpi around the board", 3);
 }

@@ -216,6 +216,62 @@ RANKS_TEST("freeing a group with work in flight waits for nobody", "[collectives
   RANK_CHECK(seconds_since(begin) < 5);
 }
 
+// The timeout is one that came later than the group, and that its subgroups get as well.
+RANKS_BODY("mpi message that nobody sends") {
+  auto group = ranks::group_from_env({.timeout_seconds = 60});
+  group.c10d()->getDefaultBackend()->setTimeout(std::chrono::milliseconds(1500));
+  auto pair = group.subgroup({0, 1});
+  if (rank == 1) {
+    std::this_thread::sleep_for(seconds(30));
+    _exit(0);
+  }
+  auto begin = steady_clock::now();
+  auto tensor = torch::ones({2});
+  auto text = message_of<fabric::TimeoutError>([&] { pair.recv_(tensor, 1); });
+  RANK_CHECK(seconds_since(begin) > 1 && seconds_since(begin) < 10);
+  RANK_CHECK(holds(text, "rank 0: recv timed out after 1.5") && holds(text, "rank 1 did not come"));
+  std::cout << "rank 0 saw it" << std::endl;
+}
+
+TEST_CASE("over MPI a rank that waits for a message in vain names the other, and its end does not hang",
+          "[collectives][failures][mpi]") {
+  if (!ranks::has_mpirun()) {
+    WARN("skipped: there is no mpirun");
+    return;
+  }
+  auto begin = steady_clock::now();
+  auto job = ranks::run("mpi message that nobody sends", ranks::mpirun(2))[0];
+  INFO(job.output);
+  CHECK(job.output.find("rank 0 saw it") != std::string::npos);
+  CHECK(job.exit_code != 0);  // it ended without MPI_Finalize, which would wait for rank 1
+  CHECK(seconds_since(begin) < 20);
+}
+
+// What runs in a thread outlives the group that it was started on; a group whose thread is idle takes it along.
+RANKS_BODY("mpi group with a thread") {
+  for (bool late : {false, true, true}) {
+    auto group = ranks::group_from_env({.timeout_seconds = 30, .mpi_overlap_mb = 0.01});
+    std::vector<Tensor> tensors{torch::full({100000}, rank + 1.0f)};
+    if (late && rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(400));
+    auto work = group.c10d()->allreduce(tensors);
+    if (!late) work->wait();
+    auto begin = steady_clock::now();
+    group.shutdown();
+    group = {};
+    if (rank == 0) RANK_CHECK(seconds_since(begin) < 0.3);
+    work->wait();
+    RANK_CHECK(tensors[0].eq(3).all().item<bool>());
+  }
+}
+
+TEST_CASE("a group over MPI is freed with its thread idle or at work", "[collectives][failures][mpi]") {
+  if (!ranks::has_mpirun()) {
+    WARN("skipped: there is no mpirun");
+    return;
+  }
+  ranks::run_and_require("mpi group with a thread", ranks::mpirun(2));
+}
+
 RANKS_BODY("mpi rank dies") {
   auto group = ranks::group_from_env({.timeout_seconds = 60});
   group.barrier();

@@ -7,6 +7,7 @@
 
 #include "plugins/collectives/gloo_backend.h"
 #include "plugins/collectives/job_store.h"
+#include "plugins/collectives/plain_number.h"
 #include "plugins/collectives/rank_list.h"
 
 namespace fabric::collectives {
@@ -96,6 +97,8 @@ void Group::require_usable(const char* operation) const {
 
 void Group::fail(const char* operation, const std::exception& error, steady_clock::time_point begin) {
   one.clear();
+  // Ranks that disagree all know it, none has run anything, and all go on from the same place.
+  if (dynamic_cast<const MismatchError*>(&error)) throw;
   if (dynamic_cast<const CollectiveError*>(&error)) {
     failure = error.what();
     throw;
@@ -110,7 +113,7 @@ void Group::fail(const char* operation, const std::exception& error, steady_cloc
     throw timed_out;
   }
   failure = "rank " + std::to_string(rank) + ": " + operation + " failed after " +
-            std::to_string(waited.count() / 1000.0) + " s. " + missing + (missing.empty() ? "" : " ") + "(" + reason +
+            plain_number(waited.count() / 1000.0) + " s. " + missing + (missing.empty() ? "" : " ") + "(" + reason +
             ")";
   throw CollectiveError(failure);
 }

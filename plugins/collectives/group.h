@@ -34,7 +34,8 @@ struct Group {
   c10::intrusive_ptr<c10d::Backend> on_device;  // carries tensors on `device`; none: they go through the CPU
   MpiBackend* mpi = nullptr;                    // `cpu`, where that is MPI: it knows every type, and the mean
 
-  bool owned = true;  // else the backends belong to whoever made the LibTorch group
+  std::string outside;  // on ranks that are no members: what their operations throw
+  bool owned = true;    // else the backends belong to whoever made the LibTorch group
   bool closed = false;
   std::string failure;  // what broke the group; later calls repeat it
   int subgroups = 0;

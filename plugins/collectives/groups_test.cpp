@@ -34,8 +34,26 @@ BOTH_BACKENDS_TEST("groups follow one another and part", "[collectives][groups]"
   second.barrier();
 
   auto pair = second.subgroup({2, 0}, "ends");
-  RANK_CHECK(bool(pair) == (rank != 1));
+  RANK_CHECK(bool(pair) == (rank != 1) && pair.is_set() && pair.size() == 2);
   auto alone = second.subgroup({1});
+  // A rank outside is told so; its call is none of all ranks.
+  auto& foreign = rank == 1 ? pair : alone;
+  auto outside = [&](auto&& call) {
+    try {
+      call();
+    } catch (const fabric::MisuseError& error) {
+      auto text = std::string(rank == 1 ? "this rank is not in the group 'ends' of ranks 0, 2"
+                                        : "this rank is not in the group of rank 1");
+      return std::string(error.what()).find(text) != std::string::npos;
+    }
+    return false;
+  };
+  auto one = torch::ones({1});
+  RANK_CHECK(outside([&] { foreign.rank(); }) && outside([&] { foreign.barrier(); }));
+  RANK_CHECK(outside([&] { foreign.all_reduce(one, ReduceOp::sum); }) && outside([&] { foreign.subgroup({0}); }));
+  RANK_CHECK(outside([&] { foreign.broadcast_value(1, 0); }) && outside([&] { foreign.c10d(); }));
+  auto copy = foreign;
+  copy.shutdown();
   if (pair) {
     RANK_CHECK(pair.size() == 2 && pair.rank() == (rank == 0 ? 0 : 1));
     RANK_CHECK(pair.all_reduce(torch::full({1}, rank + 1.0), ReduceOp::sum).item<double>() == 4);
@@ -93,8 +111,11 @@ TEST_CASE("wrong settings and arguments are refused with what to write instead",
   CHECK_THROWS_AS(ProcessGroup::create({}, two, c10::kCPU), fabric::ConfigError);
   CHECK(fabric::parse_reduce_op("avg") == ReduceOp::mean);
   CHECK(fabric::parse_reduce_op("prod") == ReduceOp::product);
-  CHECK_THROWS_WITH(fabric::parse_reduce_op("summ"), Catch::Contains("did you mean 'sum'"));
+  CHECK_THROWS_WITH(fabric::parse_reduce_op("summ"),
+                    Catch::Contains("did you mean 'sum'") && Catch::Contains("product"));
   CHECK_THROWS_AS(ProcessGroup().rank(), fabric::MisuseError);
+  CHECK_FALSE(ProcessGroup().is_set());
+  CHECK_FALSE(static_cast<bool>(ProcessGroup()));
   CHECK_THROWS_AS(ProcessGroup().barrier(), fabric::MisuseError);
   CHECK_THROWS_AS(ProcessGroup::wrap(nullptr, {}), fabric::MisuseError);
   CHECK_THROWS_AS(ProcessGroup::from_mpi_comm({}, nullptr), fabric::MisuseError);
@@ -112,6 +133,24 @@ TEST_CASE("nccl without a GPU says what is missing", "[collectives][groups]") {
   CHECK_THROWS_AS(ProcessGroup::create({.backend = "nccl"}, {}, c10::Device(c10::kCUDA, 0)), fabric::UnavailableError);
   CHECK_THROWS_WITH(fabric::load_plugin_symbol("torchfabric_none", "f", fabric::kPluginAbi, "Build it"),
                     Catch::Contains("cannot load libtorchfabric_none.so") && Catch::Contains("Build it"));
+}
+
+// mpirun names no port. Ranks that need one are told over MPI, and groups that follow meet there as well.
+RANKS_BODY("gloo under mpirun") {
+  for (int turn = 0; turn < 3; ++turn) {
+    auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 30});
+    RANK_CHECK(group.backend() == "gloo");
+    RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
+    RANK_CHECK(group.all_gather_value(rank)[1].as_int() == 1);
+  }
+}
+
+TEST_CASE("ranks of mpirun that need a port find one", "[collectives][groups][mpi]") {
+  if (!ranks::has_mpirun()) {
+    WARN("skipped: there is no mpirun");
+    return;
+  }
+  ranks::run_and_require("gloo under mpirun", ranks::mpirun(2));
 }
 
 // The limit of MPI's int counts, brought down so that a test can reach it.

@@ -28,6 +28,7 @@ using std::chrono::steady_clock;
 struct Entry {
   c10::intrusive_ptr<c10d::Store> store;
   int groups = 0;
+  bool at_free_port = false;  // the system chose it
 };
 using Key = std::tuple<pid_t, std::string, int>;
 
@@ -112,6 +113,26 @@ std::mutex& entries_mutex() {
 }
 
 }  // namespace
+
+int serve_job_store(const std::string& address, milliseconds timeout) {
+  std::lock_guard lock(entries_mutex());
+  for (const auto& [key, entry] : entries())
+    if (entry.at_free_port && std::get<0>(key) == getpid() && std::get<1>(key) == address) return std::get<2>(key);
+  c10d::TCPStoreOptions options;
+  options.port = 0;
+  options.isServer = true;
+  options.waitWorkers = false;
+  options.timeout = timeout;
+  try {
+    auto store = c10::make_intrusive<c10d::TCPStore>(address, options);
+    int port = store->getPort();
+    entries()[Key{getpid(), address, port}] = Entry{.store = std::move(store), .at_free_port = true};
+    return port;
+  } catch (const std::exception& error) {
+    throw CollectiveError("rank 0 cannot serve the job's store at " + address + ": " + error.what() +
+                          "\nIf it is not reached under that name, set MASTER_ADDR and MASTER_PORT");
+  }
+}
 
 void forget_job_store(const RankInfo& ranks) {
   std::lock_guard lock(entries_mutex());

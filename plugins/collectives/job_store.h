@@ -18,6 +18,11 @@ namespace fabric::collectives {
 /// one another: the n-th call in one rank meets the n-th in the others. Throws TimeoutError, CollectiveError.
 c10::intrusive_ptr<c10d::Store> open_job_store(const RankInfo& ranks, std::chrono::milliseconds timeout);
 
+/// For ranks whose launcher names no meeting point: serves a store at `address` and a port that the system chooses,
+/// unless this process does so already, and returns the port. Called by rank 0, ahead of open_job_store. Throws
+/// CollectiveError.
+int serve_job_store(const std::string& address, std::chrono::milliseconds timeout);
+
 /// Lets the next group connect to the store anew, since this connection hangs or broke.
 void forget_job_store(const RankInfo& ranks);
 

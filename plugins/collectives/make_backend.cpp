@@ -1,7 +1,14 @@
 #include "plugins/collectives/make_backend.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <climits>
 #include <cmath>
+#include <cstring>
+#include <exception>
+
+#include <ATen/ops/zeros.h>
 
 #include <fabric/log.h>
 #include <fabric/nearest_name.h>
@@ -12,6 +19,7 @@
 #include "plugins/collectives/gloo_backend.h"
 #include "plugins/collectives/job_store.h"
 #include "plugins/collectives/mpi_backend.h"
+#include "plugins/collectives/plain_number.h"
 #include "plugins/collectives/rank_list.h"
 
 namespace fabric::collectives {
@@ -45,12 +53,8 @@ bool has_mpi() {
 std::string resolve(const Group& group) {
   const auto& wish = group.config.backend;
   static const std::vector<std::string> kNames{"auto", "gloo", "mpi", "nccl"};
-  if (std::find(kNames.begin(), kNames.end(), wish) == kNames.end()) {
-    auto nearest = nearest_name(wish, kNames);
-    throw ConfigError("unknown process group backend '" + wish + "'" +
-                      (nearest.empty() ? "" : "; did you mean '" + nearest + "'?") +
-                      " Valid are auto, gloo, mpi and nccl");
-  }
+  if (std::find(kNames.begin(), kNames.end(), wish) == kNames.end())
+    throw ConfigError("unknown process group backend '" + wish + "'" + did_you_mean(wish, kNames));
   if (wish != "auto") return wish;
   if (group.device.is_cuda()) return "nccl";
   if (group.size == 1) return "single";
@@ -107,6 +111,53 @@ MpiOptions mpi_options(const Group& group, const void* communicator) {
           .overlap_bytes = static_cast<std::int64_t>(group.config.mpi_overlap_mb * kMebi)};
 }
 
+struct MeetingPoint {
+  char address[HOST_NAME_MAX + 1] = {};
+  int port = 0;  // 0: rank 0 could not serve it
+};
+
+MeetingPoint serve_meeting_point(const Group& group) {
+  MeetingPoint point;
+  bool one_machine = group.ranks.local_world_size == group.size;
+  if (one_machine || gethostname(point.address, HOST_NAME_MAX) != 0) std::strcpy(point.address, "127.0.0.1");
+  point.port = serve_job_store(point.address, group.timeout);
+  return point;
+}
+
+// mpirun names no place where the ranks could meet, but over MPI rank 0 can tell the others one.
+void find_meeting_point(Group& group) {
+  MakeMpi make = nullptr;
+  try {
+    make = find_mpi();
+  } catch (const UnavailableError& error) {
+    log::debug(error.what());
+    return;  // what can be set instead is in the error that follows
+  }
+  auto options = mpi_options(group, nullptr);
+  options.overlap_bytes = 0;
+  c10::intrusive_ptr<MpiBackend> mpi;
+  make(options, mpi);
+  require_same_job(group, *mpi);
+  MeetingPoint point;
+  std::exception_ptr failure;
+  try {
+    if (group.rank == 0) point = serve_meeting_point(group);
+  } catch (...) {
+    failure = std::current_exception();  // the others, who wait, are told first
+  }
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof point);
+  std::vector<at::Tensor> message{at::zeros({kBytes}, at::kByte)};
+  std::memcpy(message[0].mutable_data_ptr(), &point, sizeof point);
+  group.run("telling the ranks where to meet", [&] { return mpi->broadcast(message, c10d::BroadcastOptions()); });
+  if (failure) std::rethrow_exception(failure);
+  std::memcpy(&point, message[0].const_data_ptr(), sizeof point);
+  if (point.port == 0)
+    throw CollectiveError("rank " + std::to_string(group.rank) +
+                          " cannot join: rank 0 could not serve the job's store; its own error says why");
+  group.ranks.main_address = point.address;
+  group.ranks.main_port = point.port;
+}
+
 void take_mpi(Group& group, c10::intrusive_ptr<MpiBackend> mpi) {
   group.backend = "mpi";
   group.mpi = mpi.get();
@@ -121,7 +172,7 @@ void set_timeout(Group& group) {
   double seconds = group.config.timeout_seconds;
   constexpr double kLongest = 1e9;
   if (!(seconds > 0) || seconds > kLongest)
-    throw ConfigError("timeout_seconds is " + std::to_string(seconds) + "; it has to be above 0 and at most 1e9");
+    throw ConfigError("timeout_seconds is " + plain_number(seconds) + "; it has to be above 0 and at most 1e9");
   group.timeout = std::chrono::milliseconds(std::max<std::int64_t>(1, std::llround(seconds * 1000)));
 }
 
@@ -141,6 +192,7 @@ void join_job(Group& group) {
     return;
   }
   if (group.backend == "nccl") find_nccl();  // says what is missing before any waiting
+  if (group.size > 1 && ranks.source == "mpi" && ranks.main_port == 0) find_meeting_point(group);
   group.store = group.size == 1 ? open_private_store() : open_job_store(ranks, group.timeout);
   connect_over_store(group);
 }
@@ -160,7 +212,6 @@ std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, cons
   verify(parent, {.operation = "subgroup", .label = &label});
   int number = parent.subgroups++;
   auto place = std::find(ranks.begin(), ranks.end(), parent.rank);
-  if (place == ranks.end()) return nullptr;
 
   auto group = std::make_shared<Group>();
   group->config = parent.config;
@@ -169,8 +220,13 @@ std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, cons
   group->backend = parent.backend;
   group->ranks = parent.ranks;
   group->name = name;
-  group->rank = static_cast<int>(place - ranks.begin());
   group->size = static_cast<int>(ranks.size());
+  if (place == ranks.end()) {
+    group->outside = "this rank is not in the group " + (name.empty() ? "" : "'" + name + "' ") + "of " +
+                     list_of_ranks(ranks) + ". Let its members alone call it: if (group) …";
+    return group;
+  }
+  group->rank = static_cast<int>(place - ranks.begin());
   if (parent.backend == "single") return group;
   if (parent.mpi) {
     take_mpi(*group, parent.mpi->subgroup(ranks, number));

@@ -13,7 +13,7 @@ void set_timeout(Group& group);
 void join_job(Group& group);
 /// Joins over a caller's communicator, which says rank and size.
 void join_communicator(Group& group, const void* mpi_comm);
-/// Called by all ranks of `parent`; null on ranks that do not belong.
+/// Called by all ranks of `parent`. Ranks that do not belong get a group which says so (Group::outside).
 std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, const std::string& name);
 
 }  // namespace fabric::collectives

@@ -1,15 +1,19 @@
 // LibTorch's view of a group over MPI: tensors of any type and stride, in the operations that c10d knows.
 #include "plugins/collectives/mpi_backend.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <mutex>
 #include <numeric>
 #include <thread>
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/sparse_coo_tensor.h>
 #include <ATen/ops/view_as_real.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
 #include <fabric/error.h>
@@ -33,22 +37,28 @@ using Tensors = std::vector<at::Tensor>;
 // depends on their size alone, so every rank sends the same ones, in the same order.
 class Overlap {
  public:
+  using Job = std::function<void(MpiLane&)>;
+
   explicit Overlap(std::unique_ptr<MpiLane> lane) : shared_(std::make_shared<Shared>()) {
     shared_->lane = std::move(lane);
-    std::thread([shared = shared_] { shared->run(); }).detach();
+    thread_ = std::thread([shared = shared_] { shared->run(); });
   }
-  // Detached, since a job may wait for a peer: the thread ends after it.
+  // A job may wait for a peer, which this must not: the thread is left to itself then. It may also be the one that is
+  // here, where what a job held was the last to hold this.
   ~Overlap() {
-    std::lock_guard lock(shared_->mutex);
-    shared_->stop = true;
-    shared_->changed.notify_one();
+    if (shared_->stop_if_idle(thread_.get_id() == std::this_thread::get_id())) {
+      thread_.join();
+      shared_->lane.reset();
+    } else {
+      thread_.detach();
+    }
   }
-  using Job = std::function<void(MpiLane&)>;
   void add(Job job) {
     std::lock_guard lock(shared_->mutex);
     shared_->jobs.push_back(std::move(job));
-    shared_->changed.notify_one();
+    shared_->changed.notify_all();
   }
+  void set_timeout(std::chrono::milliseconds timeout) { shared_->lane->set_timeout(timeout); }
 
  private:
   struct Shared {
@@ -56,22 +66,40 @@ class Overlap {
     std::mutex mutex;
     std::condition_variable changed;
     std::deque<Job> jobs;
+    bool running = false;
     bool stop = false;
+    bool left_to_itself = false;
 
+    // A job whose result is there already has a moment to end.
+    bool stop_if_idle(bool in_its_thread) {
+      constexpr std::chrono::milliseconds kMoment{100};
+      std::unique_lock lock(mutex);
+      stop = true;
+      changed.notify_all();
+      left_to_itself = in_its_thread || !changed.wait_for(lock, kMoment, [this] { return !running && jobs.empty(); });
+      return !left_to_itself;
+    }
     void run() {
       std::unique_lock lock(mutex);
       while (true) {
         changed.wait(lock, [&] { return stop || !jobs.empty(); });
-        if (jobs.empty()) return;
+        if (jobs.empty()) break;
         auto job = std::move(jobs.front());
         jobs.pop_front();
+        running = true;
         lock.unlock();
         job(*lane);
+        job = nullptr;  // whatever goes with it may come back here
         lock.lock();
+        running = false;
+        changed.notify_all();
       }
+      // Its communicator is never freed: the process may be in MPI_Finalize by now.
+      if (left_to_itself) static_cast<void>(lane.release());
     }
   };
   std::shared_ptr<Shared> shared_;
+  std::thread thread_;
 };
 
 const at::Tensor& only(const Tensors& tensors, const char* operation) {
@@ -83,8 +111,9 @@ const at::Tensor& only(const Tensors& tensors, const char* operation) {
 
 void require_cpu(const at::Tensor& tensor, const char* operation) {
   if (!tensor.is_cpu() || tensor.layout() != at::kStrided)
-    throw MisuseError(std::string(operation) + " over MPI takes dense CPU tensors, not one on " +
-                      tensor.device().str());
+    throw MisuseError(std::string(operation) + " over MPI takes dense CPU tensors; this one's layout is " +
+                      c10::str(tensor.layout()) + " and its device " + tensor.device().str() +
+                      ". Sparse (COO) tensors have a sum and a mean, by all_reduce");
 }
 
 // The tensor's memory in one piece; a copy that must be brought back where it is not.
@@ -143,6 +172,74 @@ Operation split_mean(c10d::ReduceOp op, at::ScalarType type) {
   return {type == at::kBool ? MpiLane::Op::MIN : MpiLane::Op::SUM, true};
 }
 
+void all_reduce(MpiLane& lane, const at::Tensor& tensor, const c10d::ReduceOp& given) {
+  auto piece = in_one_piece(tensor, "all_reduce");
+  auto [op, mean] = split_mean(given, piece.scalar_type());
+  if (!piece.is_complex()) {
+    lane.all_reduce(piece.mutable_data_ptr(), piece.numel(), piece.scalar_type(), op);
+  } else {
+    auto real = real_of(piece, op);
+    lane.all_reduce(real.mutable_data_ptr(), real.numel(), real.scalar_type(), op);
+  }
+  if (mean) {
+    at::AutoGradMode no_grad(false);
+    divide(piece, lane.size());
+  }
+  bring_back(piece, tensor);
+}
+
+// How many entries each rank's sparse tensor has. Throws MismatchError, on every rank, where the tensors differ in
+// anything else.
+std::vector<std::int64_t> count_entries(MpiLane& lane, const at::Tensor& tensor) {
+  auto form = c10::str(tensor.scalar_type(), " ", tensor.sizes(), ", sparse in the first ", tensor.sparse_dim());
+  const std::int64_t mine[2] = {tensor._nnz(), static_cast<std::int64_t>(std::hash<std::string>{}(form))};
+  auto size = static_cast<std::size_t>(lane.size());
+  std::vector<std::int64_t> all(2 * size), counts;
+  lane.all_gather(mine, all.data(), sizeof mine);
+  for (std::size_t rank = 0; rank < size; ++rank) {
+    if (all[2 * rank + 1] != all[1])
+      throw MismatchError("rank " + std::to_string(lane.rank()) +
+                          ": all_reduce of sparse tensors needs one type and shape on every rank; rank " +
+                          std::to_string(rank) + " has another than rank 0. Here it is " + form);
+    counts.push_back(all[2 * rank]);
+  }
+  return counts;
+}
+
+// The rows of all ranks, one rank's below the other's.
+at::Tensor gather_rows(MpiLane& lane, const at::Tensor& rows, const std::vector<std::int64_t>& counts) {
+  auto longest = *std::max_element(counts.begin(), counts.end());
+  auto sizes = rows.sizes().vec();
+  sizes[0] = longest;
+  auto mine = at::zeros(sizes, rows.options());
+  mine.narrow(0, 0, rows.size(0)).copy_(rows);
+  sizes[0] = longest * lane.size();
+  auto all = at::empty(sizes, rows.options());
+  if (all.numel() > 0)
+    lane.all_gather(mine.const_data_ptr(), all.mutable_data_ptr(), static_cast<std::int64_t>(mine.nbytes()));
+  Tensors parts;
+  for (std::size_t rank = 0; rank < counts.size(); ++rank)
+    parts.push_back(all.narrow(0, static_cast<std::int64_t>(rank) * longest, counts[rank]));
+  return at::cat(parts);
+}
+
+// As Gloo does it: every rank gets the entries of all and adds those of one place.
+void all_reduce_sparse(MpiLane& lane, const at::Tensor& tensor, const c10d::ReduceOp& given) {
+  at::AutoGradMode no_grad(false);
+  auto [op, mean] = split_mean(given, tensor.scalar_type());
+  if (op != MpiLane::Op::SUM) throw MisuseError("sparse tensors have a sum and a mean, but no other reduction");
+  auto mine = tensor.coalesce();
+  auto counts = count_entries(lane, mine);
+  auto indices = gather_rows(lane, mine.indices().t(), counts);
+  auto values = gather_rows(lane, mine.values(), counts);
+  auto sum = at::sparse_coo_tensor(indices.t().contiguous(), values, tensor.sizes()).coalesce();
+  if (mean) {
+    auto entries = sum.values();
+    divide(entries, lane.size());
+  }
+  tensor.copy_(sum);
+}
+
 class Backend : public MpiBackend {
  public:
   Backend(std::unique_ptr<MpiLane> lane, const MpiOptions& options)
@@ -160,7 +257,11 @@ class Backend : public MpiBackend {
   }
 
   const std::string getBackendName() const override { return "mpi"; }
-  void setTimeout(std::chrono::milliseconds timeout) override { lane_->set_timeout(timeout); }
+  void setTimeout(std::chrono::milliseconds timeout) override {
+    options_.timeout = timeout;
+    lane_->set_timeout(timeout);
+    if (overlap_) overlap_->set_timeout(timeout);
+  }
   bool agree(std::int64_t mark, const char* operation) override { return lane_->agree(mark, operation); }
   intrusive_ptr<MpiBackend> subgroup(const std::vector<int>& ranks, int tag) override {
     return c10::make_intrusive<Backend>(lane_->subset(ranks, tag), options_);
@@ -168,8 +269,12 @@ class Backend : public MpiBackend {
 
   intrusive_ptr<Work> allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override {
     const auto& tensor = only(tensors, "all_reduce");
-    require_cpu(tensor, "all_reduce");
     auto op = options.reduceOp;
+    if (tensor.is_sparse() && tensor.is_cpu()) {
+      all_reduce_sparse(*lane_, tensor, op);
+      return options.asyncOp ? done(OpType::ALLREDUCE, tensors) : done_;
+    }
+    require_cpu(tensor, "all_reduce");
     if (overlap_ && options.asyncOp && static_cast<std::int64_t>(tensor.nbytes()) >= options_.overlap_bytes)
       return reduce_in_thread(tensor, op, tensors);
     all_reduce(*lane_, tensor, op);
@@ -312,27 +417,11 @@ class Backend : public MpiBackend {
   intrusive_ptr<Work> done(OpType type, Tensors outputs) const {
     return c10::make_intrusive<DoneWork>(getRank(), type, std::move(outputs));
   }
-  void all_reduce(MpiLane& lane, const at::Tensor& tensor, const c10d::ReduceOp& given) const {
-    auto piece = in_one_piece(tensor, "all_reduce");
-    auto [op, mean] = split_mean(given, piece.scalar_type());
-    if (!piece.is_complex()) {
-      lane.all_reduce(piece.mutable_data_ptr(), piece.numel(), piece.scalar_type(), op);
-    } else {
-      auto real = real_of(piece, op);
-      lane.all_reduce(real.mutable_data_ptr(), real.numel(), real.scalar_type(), op);
-    }
-    if (mean) {
-      at::AutoGradMode no_grad(false);
-      divide(piece, getSize());
-    }
-    bring_back(piece, tensor);
-  }
   intrusive_ptr<Work> reduce_in_thread(const at::Tensor& tensor, const c10d::ReduceOp& op, const Tensors& tensors) {
     auto work = c10::make_intrusive<ThreadWork>(getRank(), OpType::ALLREDUCE, tensors);
-    auto self = intrusive_ptr<Backend>::reclaim_copy(this);
-    overlap_->add([self, work, tensor, op](MpiLane& lane) {
+    overlap_->add([work, tensor, op](MpiLane& lane) {
       try {
-        self->all_reduce(lane, tensor, op);
+        all_reduce(lane, tensor, op);
         work->succeed();
       } catch (...) {
         work->fail(std::current_exception());

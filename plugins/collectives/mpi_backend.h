@@ -24,7 +24,8 @@ struct MpiOptions {
 class MpiBackend : public c10d::Backend {
  public:
   using c10d::Backend::Backend;
-  /// Whether all ranks gave the same mark; waits for all of them.
+  /// Whether all ranks gave the same mark; waits for all of them. After false the caller has to all-reduce the lines of
+  /// mismatch_lines.h.
   virtual bool agree(std::int64_t mark, const char* operation) = 0;
   /// A group of some of the ranks, in ascending order; collective over these only, which give the same list and tag.
   virtual c10::intrusive_ptr<MpiBackend> subgroup(const std::vector<int>& ranks, int tag) = 0;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -17,6 +18,8 @@
 
 #include "plugins/collectives/arrival_board.h"
 #include "plugins/collectives/half_reduction.h"
+#include "plugins/collectives/mismatch_lines.h"
+#include "plugins/collectives/rank_list.h"
 #include "plugins/collectives/watchdog.h"
 
 namespace fabric::collectives {
@@ -25,7 +28,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-bool a_call_failed = false;
+std::atomic<bool> a_call_failed = false;
 
 std::string text_of(int code) {
   char text[MPI_MAX_ERROR_STRING] = "";
@@ -156,6 +159,67 @@ MPI_Op op_of(MpiLane::Op op, at::ScalarType type) {
   return found;
 }
 
+// --- what the ranks have to agree on
+
+enum class Kind : std::uint8_t {
+  duplicate,
+  barrier,
+  all_reduce,
+  reduce,
+  reduce_scatter,
+  broadcast,
+  all_gather,
+  gather,
+  scatter,
+  all_to_all
+};
+
+const char* name_of(MpiLane::Op op) {
+  static constexpr const char* kNames[] = {"sum",         "mean",       "product",     "min", "max",
+                                           "bitwise and", "bitwise or", "bitwise xor", "?",   "?"};
+  return kNames[op];
+}
+
+// What this rank is about to do, as far as all ranks have to do the same.
+struct Step {
+  Kind kind;
+  std::int64_t bytes = 0;
+  at::ScalarType type = at::kByte;
+  MpiLane::Op op = MpiLane::Op::UNUSED;
+  int root = -1;
+
+  const char* name() const {
+    static constexpr const char* kNames[] = {"duplicating the MPI group",
+                                             "barrier",
+                                             "all_reduce",
+                                             "reduce",
+                                             "reduce_scatter",
+                                             "broadcast",
+                                             "all_gather",
+                                             "gather",
+                                             "scatter",
+                                             "all_to_all"};
+    return kNames[static_cast<int>(kind)];
+  }
+  // Packed and not hashed: it is made for each of the smallest operations.
+  std::int64_t mark() const {
+    return static_cast<std::int64_t>(
+        static_cast<std::uint64_t>(bytes) << 28 | (static_cast<std::uint64_t>(root + 1) & 0xfff) << 16 |
+        static_cast<std::uint64_t>(type) << 8 | static_cast<std::uint64_t>(op) << 4 | static_cast<std::uint64_t>(kind));
+  }
+  std::string text() const {
+    std::string text = name();
+    if (op != MpiLane::Op::UNUSED)
+      text += std::string("(") + name_of(op) + ") of " +
+              std::to_string(bytes / static_cast<std::int64_t>(c10::elementSize(type))) + " " + c10::toString(type) +
+              " items";
+    else if (bytes > 0)
+      text += " of " + std::to_string(bytes) + " bytes";
+    if (root >= 0) text += ", root " + std::to_string(root);
+    return text;
+  }
+};
+
 // One item that stands for `bytes` bytes, however many: MPI counts in int.
 class Block {
  public:
@@ -192,10 +256,18 @@ class Block {
 
 // --- point to point
 
+// Outlives its lane where the caller keeps it longer.
 class PendingRequest : public MpiLane::Pending {
  public:
-  PendingRequest(at::Tensor tensor, const char* operation, int rank, milliseconds timeout)
-      : tensor_(std::move(tensor)), operation_(operation), rank_(rank), timeout_(timeout) {}
+  /// `peer` -1: any. `lane_failed` is set when the wait fails.
+  PendingRequest(at::Tensor tensor, const char* operation, int rank, int peer, milliseconds timeout,
+                 std::shared_ptr<std::atomic<bool>> lane_failed)
+      : tensor_(std::move(tensor)),
+        operation_(operation),
+        rank_(rank),
+        peer_(peer),
+        timeout_(timeout),
+        lane_failed_(std::move(lane_failed)) {}
   // MPI may still use the memory of a request that nobody waited for, so that memory is never given back.
   ~PendingRequest() override {
     if (request_ != MPI_REQUEST_NULL && !finished_quietly()) tensor_.unsafeReleaseTensorImpl();
@@ -210,7 +282,7 @@ class PendingRequest : public MpiLane::Pending {
     for (int turn = 0; !done(); ++turn) {
       if (turn < 1000) continue;
       auto waited = std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin);
-      if (waited > timeout_) throw TimeoutError(rank_, operation_, waited, "The other rank did not come");
+      if (waited > timeout_) give_up(waited);
       if (waited > milliseconds(3)) std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
   }
@@ -218,6 +290,14 @@ class PendingRequest : public MpiLane::Pending {
   MPI_Request* request() { return &request_; }
 
  private:
+  // The process must not go to MPI_Finalize then, which waits for the rank that is missing.
+  [[noreturn]] void give_up(milliseconds waited) {
+    *lane_failed_ = true;
+    a_call_failed = true;
+    throw TimeoutError(rank_, operation_, waited,
+                       (peer_ < 0 ? std::string("no rank sent anything") : list_of_ranks({peer_}) + " did not come") +
+                           ": ended, stuck, or calling something else");
+  }
   bool finished_quietly() noexcept {
     int done = 0, finalized = 0;
     MPI_Finalized(&finalized);
@@ -226,7 +306,9 @@ class PendingRequest : public MpiLane::Pending {
   at::Tensor tensor_;
   const char* operation_;
   int rank_;
+  int peer_;
   milliseconds timeout_;
+  std::shared_ptr<std::atomic<bool>> lane_failed_;
   MPI_Request request_ = MPI_REQUEST_NULL;
   MPI_Status status_{};
 };
@@ -248,7 +330,7 @@ class Lane : public MpiLane {
   ~Lane() override {
     int finalized = 0;
     MPI_Finalized(&finalized);
-    if (!finalized && !failed_) MPI_Comm_free(&comm_);
+    if (!finalized && !*failed_) MPI_Comm_free(&comm_);
   }
 
   int rank() const override { return rank_; }
@@ -259,10 +341,10 @@ class Lane : public MpiLane {
     return provided == MPI_THREAD_MULTIPLE;
   }
   std::unique_ptr<MpiLane> duplicate() override {
-    auto call = enter("duplicating the MPI group");
+    auto call = enter({Kind::duplicate});
     MPI_Comm copy;
     check(MPI_Comm_dup(comm_, &copy), "duplicating the MPI group");
-    return std::make_unique<Lane>(copy, options_);
+    return std::make_unique<Lane>(copy, options());
   }
   std::unique_ptr<MpiLane> subset(const std::vector<int>& ranks, int tag) override {
     Watched::Call call(*watched_, "making an MPI subgroup", timeout_);
@@ -274,7 +356,7 @@ class Lane : public MpiLane {
     MPI_Group_free(&some);
     MPI_Group_free(&all);
     check(code, "making an MPI subgroup");
-    return std::make_unique<Lane>(made, options_);
+    return std::make_unique<Lane>(made, options());
   }
   void set_timeout(milliseconds timeout) override { timeout_ = timeout; }
 
@@ -286,17 +368,17 @@ class Lane : public MpiLane {
     return both[0] == -both[1];
   }
   void barrier() override {
-    if (board_) return void(meet(0, "barrier"));
+    if (board_) return meet({Kind::barrier});
     Watched::Call call(*watched_, "barrier", timeout_);
     check(MPI_Barrier(comm_), "barrier");
   }
   void all_reduce(void* data, std::int64_t count, at::ScalarType type, Op op) override {
     auto item = type_of(type);
     auto function = op_of(op, type);
-    auto bytes = static_cast<std::size_t>(count) * c10::elementSize(type);
-    if (board_ && bytes <= board_->capacity())
-      return reduce_on_board(data, static_cast<int>(count), bytes, item, function);
-    auto call = enter("all_reduce");
+    Step step{Kind::all_reduce, bytes_of(count, type), type, op};
+    if (board_ && static_cast<std::size_t>(step.bytes) <= board_->capacity())
+      return reduce_on_board(data, static_cast<int>(count), step, item, function);
+    auto call = enter(step);
     in_pieces(data, count, type, [&](void* at, int piece) {
       check(MPI_Allreduce(MPI_IN_PLACE, at, piece, item, function, comm_), "all_reduce");
     });
@@ -304,7 +386,7 @@ class Lane : public MpiLane {
   void reduce(void* data, std::int64_t count, at::ScalarType type, Op op, int root) override {
     auto item = type_of(type);
     auto function = op_of(op, type);
-    auto call = enter("reduce");
+    auto call = enter({Kind::reduce, bytes_of(count, type), type, op, root});
     in_pieces(data, count, type, [&](void* at, int piece) {
       const void* from = rank_ == root ? MPI_IN_PLACE : at;
       check(MPI_Reduce(from, rank_ == root ? at : nullptr, piece, item, function, root, comm_), "reduce");
@@ -313,12 +395,12 @@ class Lane : public MpiLane {
   void reduce_scatter(const void* input, void* output, std::int64_t count_each, at::ScalarType type, Op op) override {
     auto item = type_of(type);
     auto function = op_of(op, type);
-    auto call = enter("reduce_scatter");
+    auto bytes = bytes_of(count_each, type);
+    auto call = enter({Kind::reduce_scatter, bytes, type, op});
     // The parts of all ranks have to fit one call; larger ones go rank by rank.
     if (count_each * size_ <= options_.most_items)
       return check(MPI_Reduce_scatter_block(input, output, static_cast<int>(count_each), item, function, comm_),
                    "reduce_scatter");
-    auto bytes = count_each * static_cast<std::int64_t>(c10::elementSize(type));
     for (int root = 0; root < size_; ++root) {
       const auto* part = static_cast<const char*>(input) + root * bytes;
       in_pieces(output, count_each, type, [&](void* at, int piece) {
@@ -328,29 +410,29 @@ class Lane : public MpiLane {
     }
   }
   void broadcast(void* data, std::int64_t bytes, int root) override {
-    auto call = enter("broadcast");
+    auto call = enter({.kind = Kind::broadcast, .bytes = bytes, .root = root});
     in_pieces(data, bytes, at::kByte,
               [&](void* at, int piece) { check(MPI_Bcast(at, piece, MPI_BYTE, root, comm_), "broadcast"); });
   }
   void all_gather(const void* input, void* output, std::int64_t bytes_each) override {
     Block block(bytes_each, options_.most_items);
-    auto call = enter("all_gather");
+    auto call = enter({Kind::all_gather, bytes_each});
     check(MPI_Allgather(input, block.count(), block.type(), output, block.count(), block.type(), comm_), "all_gather");
   }
   void gather(const void* input, void* output, std::int64_t bytes_each, int root) override {
     Block block(bytes_each, options_.most_items);
-    auto call = enter("gather");
+    auto call = enter({.kind = Kind::gather, .bytes = bytes_each, .root = root});
     check(MPI_Gather(input, block.count(), block.type(), output, block.count(), block.type(), root, comm_), "gather");
   }
   void scatter(const void* input, void* output, std::int64_t bytes_each, int root) override {
     Block block(bytes_each, options_.most_items);
-    auto call = enter("scatter");
+    auto call = enter({.kind = Kind::scatter, .bytes = bytes_each, .root = root});
     check(MPI_Scatter(input, block.count(), block.type(), output, block.count(), block.type(), root, comm_), "scatter");
   }
   // Pairwise, since MPI_Alltoallv places its parts by int as well.
   void all_to_all(const void* input, const std::vector<std::int64_t>& sent, void* output,
                   const std::vector<std::int64_t>& received) override {
-    auto call = enter("all_to_all");
+    auto call = enter({Kind::all_to_all});
     std::vector<std::int64_t> from(size_ + 1, 0), to(size_ + 1, 0);
     for (int i = 0; i < size_; ++i) {
       from[i + 1] = from[i] + sent[i];
@@ -367,7 +449,7 @@ class Lane : public MpiLane {
   }
   std::unique_ptr<Pending> send(const at::Tensor& tensor, int rank, int tag) override {
     Block block(static_cast<std::int64_t>(tensor.nbytes()), options_.most_items);
-    auto pending = std::make_unique<PendingRequest>(tensor, "send", rank_, timeout_);
+    auto pending = std::make_unique<PendingRequest>(tensor, "send", rank_, rank, timeout_, failed_);
     check(
         MPI_Isend(tensor.const_data_ptr(), block.count(), block.type(), rank, user_tag(tag), comm_, pending->request()),
         "send");
@@ -375,7 +457,7 @@ class Lane : public MpiLane {
   }
   std::unique_ptr<Pending> receive(const at::Tensor& tensor, int rank, int tag) override {
     Block block(static_cast<std::int64_t>(tensor.nbytes()), options_.most_items);
-    auto pending = std::make_unique<PendingRequest>(tensor, "recv", rank_, timeout_);
+    auto pending = std::make_unique<PendingRequest>(tensor, "recv", rank_, rank, timeout_, failed_);
     check(MPI_Irecv(tensor.mutable_data_ptr(), block.count(), block.type(), rank < 0 ? MPI_ANY_SOURCE : rank,
                     user_tag(tag), comm_, pending->request()),
           "recv");
@@ -390,35 +472,66 @@ class Lane : public MpiLane {
     if (tag < 0) throw MisuseError("the tag of send and recv is " + std::to_string(tag) + "; it has to be 0 or more");
     return tag + 1;
   }
+  static std::int64_t bytes_of(std::int64_t count, at::ScalarType type) {
+    return count * static_cast<std::int64_t>(c10::elementSize(type));
+  }
+  MpiOptions options() const {
+    auto current = options_;
+    current.timeout = timeout_;
+    return current;
+  }
   void check(int code, const char* operation) {
-    if (code != MPI_SUCCESS) failed_ = true;
+    if (code != MPI_SUCCESS) *failed_ = true;
     require(code, operation, rank_);
   }
   bool meet(std::int64_t mark, const char* operation) {
     try {
       return board_->meet(mark, operation, timeout_);
     } catch (const CollectiveError&) {
-      failed_ = a_call_failed = true;
+      *failed_ = true;
+      a_call_failed = true;
       throw;
     }
   }
-  // Once all have come, a call that still lasts longer than the timeout is watched with a moment more, so that ranks
-  // whose waits began earlier report first and by name.
+  /// Throws MismatchError where the ranks came with different operations: each of them knows it then, and none goes on.
+  void meet(const Step& step) {
+    if (!meet(step.mark(), step.name())) [[unlikely]]
+      throw_mismatch(step);
+  }
+  // Ranks that came checked tell one another what they called (check.cpp), and would wait there for this one, so it
+  // makes the same exchange. In step again, the ranks can go on.
+  [[noreturn]] void throw_mismatch(const Step& step) {
+    if (telling_)
+      throw CollectiveError("rank " + std::to_string(rank_) + ": " + step.name() +
+                            " cannot run, since the ranks called different operations");
+    std::vector<std::uint8_t> lines(static_cast<std::size_t>(size_ * kLineRoom), 0);
+    write_line(lines.data(), rank_, step.text());
+    telling_ = true;
+    try {
+      all_reduce(lines.data(), static_cast<std::int64_t>(lines.size()), at::kByte, Op::MAX);
+    } catch (...) {
+      telling_ = false;
+      throw;
+    }
+    telling_ = false;
+    throw MismatchError(mismatch_text(lines.data(), rank_, size_));
+  }
   // The ranks meet anyway: they bring their numbers along, and each reduces all of them in the order of the ranks.
-  void reduce_on_board(void* data, int count, std::size_t bytes, MPI_Datatype item, MPI_Op function) {
+  void reduce_on_board(void* data, int count, const Step& step, MPI_Datatype item, MPI_Op function) {
+    auto bytes = static_cast<std::size_t>(step.bytes);
     if (bytes > 0) std::memcpy(board_->outbox(), data, bytes);
-    if (!meet(static_cast<std::int64_t>(bytes), "all_reduce"))
-      throw CollectiveError("rank " + std::to_string(rank_) +
-                            ": all_reduce cannot run, since the ranks called it with tensors of different sizes, or "
-                            "called different operations; with check = true the error names which");
+    meet(step);
     if (bytes == 0) return;
     std::memcpy(data, board_->inbox(0), bytes);
     for (int rank = 1; rank < size_; ++rank)
       check(MPI_Reduce_local(board_->inbox(rank), data, count, item, function), "all_reduce");
   }
-  Watched::Call enter(const char* operation) {
-    if (board_) meet(0, operation);
-    return Watched::Call(*watched_, operation, board_ ? timeout_ + kGrace : timeout_);
+  // Once all have come, a call that still lasts longer than the timeout is watched with a moment more, so that ranks
+  // whose waits began earlier report first and by name.
+  Watched::Call enter(const Step& step) {
+    if (board_) meet(step);
+    auto timeout = timeout_.load(std::memory_order_relaxed);
+    return Watched::Call(*watched_, step.name(), board_ ? timeout + kGrace : timeout);
   }
   template <class Do>
   void in_pieces(void* data, std::int64_t count, at::ScalarType type, Do&& act) {
@@ -438,13 +551,18 @@ class Lane : public MpiLane {
     if (!all_local || size_ == 1) return;
     std::unique_ptr<ArrivalBoard> board;
     char name[128] = "";
-    if (rank_ == 0 && (board = ArrivalBoard::open(0, size_)))
+    if (rank_ == 0 && (board = ArrivalBoard::open(0, size_))) {
+      watched_->owns_shared_memory(board->name());
       std::strncpy(name, board->name().c_str(), sizeof name - 1);
+    }
     check(MPI_Bcast(name, sizeof name, MPI_CHAR, 0, comm_), "joining the MPI group");
     if (rank_ != 0 && name[0]) board = ArrivalBoard::open(rank_, size_, name);
     int opened = board != nullptr, all_opened = 0;
     check(MPI_Allreduce(&opened, &all_opened, 1, MPI_INT, MPI_MIN, comm_), "joining the MPI group");
-    if (rank_ == 0 && board) board->unlink();
+    if (rank_ == 0 && board) {
+      board->unlink();
+      watched_->owns_shared_memory("");
+    }
     if (all_opened)
       board_ = std::move(board);
     else
@@ -455,10 +573,11 @@ class Lane : public MpiLane {
 
   MPI_Comm comm_;
   MpiOptions options_;
-  milliseconds timeout_;
+  std::atomic<milliseconds> timeout_;  // another thread than the one that works here may set it
   int rank_ = 0;
   int size_ = 1;
-  bool failed_ = false;
+  bool telling_ = false;
+  std::shared_ptr<std::atomic<bool>> failed_ = std::make_shared<std::atomic<bool>>(false);
   std::unique_ptr<ArrivalBoard> board_;
   std::optional<Watched> watched_;
 };

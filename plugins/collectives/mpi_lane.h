@@ -14,8 +14,9 @@ namespace fabric::collectives {
 
 /// One duplicated communicator, used by one thread. Operations on memory; all but send and receive are collective, in
 /// the calling thread, and return when the result is there. Before each of them the ranks meet on an ArrivalBoard where
-/// one machine holds them all, so that a missing rank is a TimeoutError with its name. A call that MPI itself does not
-/// finish cannot be taken back: a watchdog says so and ends the process, upon which mpirun ends the job.
+/// one machine holds them all, so that a missing rank is a TimeoutError with its name, and ranks that come with
+/// different operations get a MismatchError each. A call that MPI itself does not finish cannot be taken back: a
+/// watchdog says so and ends the process, upon which mpirun ends the job.
 class MpiLane {
  public:
   /// A point-to-point operation under way.
@@ -23,7 +24,7 @@ class MpiLane {
    public:
     virtual ~Pending() = default;
     virtual bool done() = 0;
-    /// Throws TimeoutError.
+    /// Throws TimeoutError naming the rank that did not come.
     virtual void wait() = 0;
     virtual int source() const = 0;
   };
@@ -38,7 +39,10 @@ class MpiLane {
   virtual std::unique_ptr<MpiLane> duplicate() = 0;
   virtual std::unique_ptr<MpiLane> subset(const std::vector<int>& ranks, int tag) = 0;
 
+  /// Also for the lanes that are made of this one afterwards. Any thread may call it.
   virtual void set_timeout(std::chrono::milliseconds timeout) = 0;
+  /// Whether all ranks came with this mark. After false the caller has to all-reduce the lines of mismatch_lines.h, as
+  /// ranks that came with another operation than this do.
   virtual bool agree(std::int64_t mark, const char* operation) = 0;
   virtual void barrier() = 0;
   // Counts in items of `type`, which has to be one that reduces() knows; AVG is not known here.

@@ -1,7 +1,6 @@
 #include <fabric/plugins/collectives/process_group.h>
 
 #include <atomic>
-#include <cmath>
 
 #include <fabric/log.h>
 #include <fabric/nearest_name.h>
@@ -32,10 +31,7 @@ ReduceOp parse_reduce_op(const std::string& name) {
   if (name == "max") return ReduceOp::max;
   if (name == "product" || name == "prod") return ReduceOp::product;
   static const std::vector<std::string> kNames{"mean", "avg", "sum", "min", "max", "product", "prod"};
-  auto nearest = nearest_name(name, kNames);
-  throw ConfigError("unknown reduce operation '" + name + "'" +
-                    (nearest.empty() ? "" : "; did you mean '" + nearest + "'?") +
-                    " Valid are mean (avg), sum, min, max and product (prod)");
+  throw ConfigError("unknown reduce operation '" + name + "'" + did_you_mean(name, kNames));
 }
 
 ProcessGroup::ProcessGroup(std::shared_ptr<Group> impl) : impl_(std::move(impl)) {}
@@ -97,7 +93,9 @@ ProcessGroup ProcessGroup::single() {
   return ProcessGroup(std::move(group));
 }
 
-Group& ProcessGroup::use(const char* operation) const {
+ProcessGroup::operator bool() const { return impl_ && impl_->outside.empty(); }
+
+Group& ProcessGroup::held(const char* operation) const {
   if (!impl_)
     throw MisuseError(std::string(operation) +
                       " was called on an empty ProcessGroup. Make one with ProcessGroup::create, or " +
@@ -105,10 +103,16 @@ Group& ProcessGroup::use(const char* operation) const {
   return *impl_;
 }
 
+Group& ProcessGroup::use(const char* operation) const {
+  auto& group = held(operation);
+  if (!group.outside.empty()) throw MisuseError(std::string(operation) + ": " + group.outside);
+  return group;
+}
+
 int ProcessGroup::rank() const { return use("rank").rank; }
-int ProcessGroup::size() const { return use("size").size; }
-const ProcessGroup::Config& ProcessGroup::config() const { return use("config").config; }
-const std::string& ProcessGroup::backend() const { return use("backend").backend; }
+int ProcessGroup::size() const { return held("size").size; }
+const ProcessGroup::Config& ProcessGroup::config() const { return held("config").config; }
+const std::string& ProcessGroup::backend() const { return held("backend").backend; }
 
 const c10::intrusive_ptr<c10d::ProcessGroup>& ProcessGroup::c10d() const {
   auto& group = use("c10d");
@@ -124,8 +128,8 @@ const c10::intrusive_ptr<c10d::ProcessGroup>& ProcessGroup::c10d() const {
 
 ProcessGroup ProcessGroup::subgroup(const std::vector<int>& ranks, const std::string& name) const {
   auto made = collectives::make_subgroup(use("subgroup"), ranks, name);
-  if (made) made->name = unique_name(name);
-  return made ? ProcessGroup(std::move(made)) : ProcessGroup();
+  made->name = unique_name(name);
+  return ProcessGroup(std::move(made));
 }
 
 void ProcessGroup::report_failure(const char* operation, const std::exception& error,

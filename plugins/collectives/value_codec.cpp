@@ -1,7 +1,7 @@
 #include "plugins/collectives/value_codec.h"
 
 #include <cstring>
-#include <limits>
+#include <utility>
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>

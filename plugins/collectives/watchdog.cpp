@@ -1,14 +1,17 @@
 #include "plugins/collectives/watchdog.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <fabric/log.h>
+
+#include "plugins/collectives/plain_number.h"
 
 namespace fabric::collectives {
 namespace {
@@ -37,8 +40,14 @@ struct Watchdog {
       std::this_thread::sleep_for(kPeriod);
       std::lock_guard lock(mutex);
       auto now = now_ns();
-      for (const auto* watched : all) watched->look(now);
+      for (const auto* watched : all)
+        if (watched->is_overdue(now)) end(*watched);
     }
+  }
+  [[noreturn]] void end(const Watched& overdue) const {
+    overdue.report();
+    for (const auto* watched : all) watched->unlink_shared_memory();
+    _exit(Watched::kTimedOutExit);
   }
 };
 
@@ -62,13 +71,24 @@ Watched::Call::Call(Watched& watched, const char* operation, std::chrono::millis
   watched.deadline_.store(now_ns() + timeout.count() * 1'000'000, std::memory_order_release);
 }
 
-void Watched::look(std::int64_t now) const {
+void Watched::owns_shared_memory(std::string name) {
+  std::lock_guard lock(Watchdog::get().mutex);
+  shared_memory_ = std::move(name);
+}
+
+bool Watched::is_overdue(std::int64_t now) const {
   auto deadline = deadline_.load(std::memory_order_acquire);
-  if (deadline == 0 || now < deadline) return;
+  return deadline != 0 && now >= deadline;
+}
+
+void Watched::report() const {
   log::error("rank " + std::to_string(rank_) + ": " + operation_.load() + " timed out after " +
-             std::to_string(timeout_ms_.load() / 1000.0) +
+             plain_number(timeout_ms_.load() / 1000.0) +
              " s inside MPI: another rank did not come, or ended. MPI cannot take the call back, so this process ends");
-  _exit(kTimedOutExit);
+}
+
+void Watched::unlink_shared_memory() const {
+  if (!shared_memory_.empty()) shm_unlink(shared_memory_.c_str());
 }
 
 }  // namespace fabric::collectives

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <string>
 
 namespace fabric::collectives {
 
@@ -28,11 +29,17 @@ class Watched {
   };
   static constexpr int kTimedOutExit = 86;
 
-  /// The watchdog's turn.
-  void look(std::int64_t now) const;
+  /// Shared memory that would outlive a process which the watchdog ends; empty: none any more.
+  void owns_shared_memory(std::string name);
+
+  // The watchdog's own, under its mutex.
+  bool is_overdue(std::int64_t now) const;
+  void report() const;
+  void unlink_shared_memory() const;
 
  private:
   int rank_;
+  std::string shared_memory_;  // under the watchdog's mutex
   std::atomic<const char*> operation_{nullptr};
   std::atomic<std::int64_t> timeout_ms_{0};
   std::atomic<std::int64_t> deadline_{0};  // nanoseconds of the steady clock; 0: no call

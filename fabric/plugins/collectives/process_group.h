@@ -33,7 +33,8 @@ FABRIC_API ReduceOp parse_reduce_op(const std::string& name);
 /// A group of ranks that talk to each other. A handle: copies share the group. Every operation is collective: all ranks
 /// of the group call it, in the same order. Operations wait until the result may be used by the calling thread (on
 /// CUDA: the current stream waits). Not thread-safe. Throws TimeoutError, MismatchError or CollectiveError; MisuseError
-/// for an empty handle, after shutdown() and for arguments that cannot be right on any rank.
+/// for an empty handle, on ranks outside the group, after shutdown() and for arguments that cannot be right on any
+/// rank.
 class FABRIC_API ProcessGroup {
  public:
   struct Config {
@@ -41,7 +42,8 @@ class FABRIC_API ProcessGroup {
     std::string backend = "auto";
     double timeout_seconds = 1800;
     /// Compares operation, shape and type across the ranks before each collective that Fabric makes. Costs one small
-    /// all-reduce. Off: a mismatch ends in the backend's own error or in the timeout.
+    /// all-reduce. Off: a mismatch ends in the backend's own error or in the timeout, but over MPI on one machine in a
+    /// MismatchError all the same.
     bool check = true;
     /// Over MPI: all-reduces of at least this many MiB that nobody waits for (DDP's buckets) run in a thread beside
     /// backward. Pays where each rank has a core to spare; 0: never.
@@ -61,7 +63,11 @@ class FABRIC_API ProcessGroup {
   /// A group of one, whose operations return their input.
   static ProcessGroup single();
 
-  explicit operator bool() const { return impl_ != nullptr; }
+  /// Whether this rank is in a group.
+  explicit operator bool() const;
+  /// Whether this handle is anything but empty. A rank outside a subgroup holds one that is set and yet false.
+  bool is_set() const { return impl_ != nullptr; }
+  /// Throws MisuseError on a rank outside the group.
   int rank() const;
   int size() const;
   const Config& config() const;
@@ -95,7 +101,8 @@ class FABRIC_API ProcessGroup {
   bool all(bool decision) const;
   bool any(bool decision) const;
 
-  /// A group of some of the ranks, called by every rank of this group; ranks outside get an empty handle.
+  /// A group of some of the ranks, called by every rank of this group. Ranks outside get a handle that is false, knows
+  /// the group's size and throws MisuseError from every operation.
   ProcessGroup subgroup(const std::vector<int>& ranks, const std::string& name = "") const;
   /// For work started on `c10d()` that threw `error`: marks the group as failed and throws what its own operations
   /// throw, TimeoutError or CollectiveError.
@@ -106,6 +113,7 @@ class FABRIC_API ProcessGroup {
 
  private:
   explicit ProcessGroup(std::shared_ptr<collectives::Group> impl);
+  collectives::Group& held(const char* operation) const;
   collectives::Group& use(const char* operation) const;
   std::shared_ptr<collectives::Group> impl_;
 };
