@@ -45,7 +45,7 @@ std::shared_ptr<Accelerator> make_available(const std::string& name, const Make&
 }  // namespace
 
 std::shared_ptr<Accelerator> make_accelerator(const std::string& given) {
-  std::string name = registry().lower(given);
+  std::string name = lower_case(given);
   if (name == "auto") {
     auto cuda = registry().get("cuda")();
     return cuda->is_available() ? cuda : make_accelerator("cpu");
@@ -57,7 +57,7 @@ std::shared_ptr<Accelerator> make_accelerator(const std::string& given) {
 }
 
 void register_accelerator(const std::string& given, Make make, bool override_existing) {
-  std::string name = registry().lower(given);
+  std::string name = lower_case(given);
   if (name == "auto" || name == "gpu")
     throw ConfigError("'" + given + "' cannot be the name of an accelerator: it is reserved");
   registry().add(name, std::move(make), override_existing);

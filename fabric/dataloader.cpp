@@ -1,12 +1,11 @@
 #include <fabric/dataloader.h>
 
-#include <sched.h>
-
 #include <algorithm>
 #include <string>
-#include <thread>
 
 #include <fabric/error.h>
+
+#include "accelerators/processor_share.h"
 
 namespace fabric {
 
@@ -28,12 +27,7 @@ int suggested_max_num_workers(int local_world_size) {
   if (local_world_size < 1)
     throw ConfigError("local_world_size is " + std::to_string(local_world_size) +
                       ": at least 1 process uses the cores");
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  int cores = sched_getaffinity(0, sizeof allowed, &allowed) == 0
-                  ? CPU_COUNT(&allowed)
-                  : static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, cores / local_world_size - 1);
+  return std::max(1, processor_share(local_world_size) - 1);
 }
 
 }  // namespace fabric

@@ -79,7 +79,8 @@ class DataLoader {
   Value state_dict() const { return core_->state_dict(); }
   /// Goes on where the state was saved: the next iteration gives exactly the batches that were left, in the same order.
   /// With another number of ranks or batch size the samples that are left are dealt out anew, each once. Throws
-  /// MisuseError when the dataset's size or `shuffle` changed in the middle of an epoch.
+  /// MisuseError when the dataset's size or `shuffle` changed in the middle of an epoch; so does the next iteration
+  /// when a sampler without a state gives another order than before.
   void load_state_dict(const Value& state) const { core_->load_state_dict(state); }
   detail::TypedCore<Batch>& core() const { return *core_; }
 
@@ -151,8 +152,8 @@ auto make_dataloader(Dataset&& dataset, DataLoaderOptions options, LoaderContext
   return loader;
 }
 
-/// The most workers per process that make sense where `local_world_size` processes share this machine's cores: at
-/// least 1. Throws ConfigError below 1.
+/// The most workers per process that make sense where `local_world_size` processes run on this machine: one less than
+/// Accelerator::threads_per_rank says, at least 1. Throws ConfigError below 1.
 FABRIC_API int suggested_max_num_workers(int local_world_size);
 
 /// Every tensor of a nested object replaced by `move(tensor)`.

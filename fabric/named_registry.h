@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cctype>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -26,9 +25,9 @@ class NamedRegistry {
     if (name.empty()) throw ConfigError("a new " + kind_ + " needs a name");
     if (!maker) throw MisuseError(kind_ + " '" + name + "' was registered with an empty function");
     std::lock_guard lock(mutex_);
-    auto known = position(lower(name));
+    auto known = position(lower_case(name));
     if (known == entries_.end()) {
-      entries_.emplace_back(lower(name), std::move(maker));
+      entries_.emplace_back(lower_case(name), std::move(maker));
       return;
     }
     if (!override_existing)
@@ -39,7 +38,7 @@ class NamedRegistry {
   Maker find(const std::string& name) const {
     std::lock_guard lock(mutex_);
     for (const auto& [known, maker] : entries_)
-      if (known == lower(name)) return maker;
+      if (known == lower_case(name)) return maker;
     return {};
   }
   /// As find, but an unknown name is a ConfigError with the nearest one.
@@ -55,17 +54,12 @@ class NamedRegistry {
     return all;
   }
 
-  static std::string lower(std::string text) {
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-    return text;
-  }
-
  private:
   typename Entries::iterator position(const std::string& name) {
     return std::find_if(entries_.begin(), entries_.end(), [&](const auto& entry) { return entry.first == name; });
   }
   [[noreturn]] void refuse(const std::string& name) const {
-    throw ConfigError("unknown " + kind_ + " '" + name + "'" + did_you_mean(lower(name), names()));
+    throw ConfigError("unknown " + kind_ + " '" + name + "'" + did_you_mean(lower_case(name), names()));
   }
 
   std::string kind_;

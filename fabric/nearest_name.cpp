@@ -4,15 +4,19 @@
 #include <cstddef>
 
 namespace fabric {
+
+std::string lower_case(std::string text) {
+  for (char& c : text)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return text;
+}
+
 namespace {
 
 // What a careless writer does not tell apart: case, '-' against '_'.
 std::string folded(std::string_view name) {
-  std::string out(name);
-  for (char& c : out) {
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-    if (c == '-') c = '_';
-  }
+  std::string out = lower_case(std::string(name));
+  std::replace(out.begin(), out.end(), '-', '_');
   return out;
 }
 

@@ -6,6 +6,12 @@
 
 namespace fabric {
 
+/// Which part of the samples a rank takes.
+struct SamplerShard {
+  int num_replicas = 1;
+  int rank = 0;
+};
+
 /// What one process knows about its place in the job. Made once by a ClusterEnvironment, then handed on unchanged.
 struct FABRIC_API RankInfo {
   int world_size = 1;
@@ -14,8 +20,8 @@ struct FABRIC_API RankInfo {
   int local_world_size = 1;
   int node_rank = 0;
   int num_nodes = 1;
-  /// Where rank 0 serves the store that the ranks meet at. mpirun alone names none: then empty and 0, and only the MPI
-  /// process group can be used.
+  /// Where rank 0 serves the store that the ranks meet at. mpirun alone names none: then empty and 0, and process
+  /// groups that need a store ask MPI where it is.
   std::string main_address = "127.0.0.1";
   int main_port = 0;
   /// How often the job was restarted by its launcher.

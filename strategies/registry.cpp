@@ -1,7 +1,6 @@
 #include <fabric/strategies/registry.h>
 
 #include <algorithm>
-#include <cctype>
 
 #include <fabric/nearest_name.h>
 #include <fabric/strategies/single_device.h>
@@ -11,11 +10,6 @@
 
 namespace fabric {
 namespace {
-
-std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-  return text;
-}
 
 std::shared_ptr<Strategy> make_single_device(const Tree& params) {
   if (params.is_map() && !params.as_map().empty())
@@ -37,7 +31,7 @@ StrategyRegistry& StrategyRegistry::instance() {
 }
 
 const StrategyRegistry::Entry* StrategyRegistry::find(const std::string& name) const {
-  auto wanted = lower(name);
+  auto wanted = lower_case(name);
   for (const auto& entry : entries_)
     if (entry.name == wanted) return &entry;
   return nullptr;
@@ -48,15 +42,17 @@ void StrategyRegistry::register_strategy(const std::string& name, Make make, std
   if (name.empty()) throw ConfigError("a strategy needs a name");
   if (find(name)) {
     if (!override_existing)
-      throw ConfigError("a strategy named '" + lower(name) + "' exists already; pass override_existing to replace it");
+      throw ConfigError("a strategy named '" + lower_case(name) +
+                        "' exists already; pass override_existing to replace it");
     remove(name);
   }
-  entries_.push_back({lower(name), std::move(make), std::move(description), std::move(preset)});
+  entries_.push_back({lower_case(name), std::move(make), std::move(description), std::move(preset)});
 }
 
 std::shared_ptr<Strategy> StrategyRegistry::get(const std::string& name, const Tree& params) const {
   const Entry* entry = find(name);
-  if (!entry) throw ConfigError("unknown strategy '" + name + "'" + did_you_mean(lower(name), available_strategies()));
+  if (!entry)
+    throw ConfigError("unknown strategy '" + name + "'" + did_you_mean(lower_case(name), available_strategies()));
   Tree merged = entry->preset.is_null() ? Tree(Tree::Map{}) : entry->preset;
   if (params.is_map())
     for (const auto& [key, value] : params.as_map()) merged[key] = value;
@@ -78,7 +74,7 @@ std::vector<std::string> StrategyRegistry::available_strategies() const {
 }
 
 void StrategyRegistry::remove(const std::string& name) {
-  auto wanted = lower(name);
+  auto wanted = lower_case(name);
   if (std::erase_if(entries_, [&](const Entry& entry) { return entry.name == wanted; }) == 0)
     throw ConfigError("unknown strategy '" + name + "'" + did_you_mean(wanted, available_strategies()));
 }

@@ -80,8 +80,11 @@ class FABRIC_API Accelerator {
   virtual Scope side_stream(c10::Device) { return {}; }
   /// Whether `from` can read the memory of `to` without going through the host.
   virtual bool can_access_peer(c10::Device from, c10::Device to) const { return from == to; }
-  /// Threads that a rank should use when `local_world_size` ranks share this node: the processors this process may run
-  /// on divided by the ranks, at least 1.
+  /// Threads that a rank should use when `local_world_size` ranks run on this node, at least 1: the processors this
+  /// process may run on divided by the ranks. They are not divided where they are this rank's own: a task that srun
+  /// gave --cpus-per-task uses that many, and a rank that mpirun bound uses its share of mpirun's processors as far as
+  /// it is bound to them (`--map-by slot:PE=4`: four). Where that is not known, too few threads are better than too
+  /// many.
   virtual int threads_per_rank(int local_world_size) const;
 };
 

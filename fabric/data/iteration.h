@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <optional>
+#include <string>
 #include <typeinfo>
 #include <utility>
 #include <vector>
@@ -15,6 +17,9 @@
 #include <fabric/tensors.h>
 
 namespace fabric::detail {
+
+template <class Batch>
+class Iteration;
 
 /// A loader with its dataset; the handles share it.
 template <class Batch>
@@ -37,11 +42,32 @@ class TypedCore final : public LoaderCore {
       for_workers_.push_back(source_->for_worker());
     return for_workers_;
   }
-  void forget_workers() { for_workers_.clear(); }
+  /// A thread was left to itself: it may use the copies that it was given for as long as it runs.
+  void leave_behind(std::weak_ptr<const void> threads) {
+    for_workers_.clear();
+    left_behind_ = std::move(threads);
+  }
+  /// A stream cannot be copied; two threads that read it would each get a part.
+  void require_alone() const {
+    if (is_stream() && !left_behind_.expired())
+      throw MisuseError(
+          "a worker thread of an earlier loop still waits inside this stream, which cannot be read beside it. Find out "
+          "what the stream waits for, or make a new loader with a new stream");
+  }
+  /// Ends the threads of the iteration before: they share the dataset, or its copies, with those of `now`.
+  void take_over(Iteration<Batch>* now) {
+    auto* before = std::exchange(active_, now);
+    if (before && before != now) before->stop_workers();
+  }
+  void forget(Iteration<Batch>* gone) {
+    if (active_ == gone) active_ = nullptr;
+  }
 
  private:
   std::shared_ptr<BatchSource<Batch>> source_;
   std::vector<std::shared_ptr<BatchSource<Batch>>> for_workers_;
+  std::weak_ptr<const void> left_behind_;
+  Iteration<Batch>* active_ = nullptr;
 };
 
 /// One pass over a loader, from its first use to its end.
@@ -50,7 +76,8 @@ class Iteration {
  public:
   explicit Iteration(std::shared_ptr<TypedCore<Batch>> core) : core_(std::move(core)) {}
   ~Iteration() {
-    pool_.reset();
+    stop_workers();
+    core_->forget(this);
     if (id_) core_->end(*id_, false);
   }
   Iteration(const Iteration&) = delete;
@@ -68,6 +95,10 @@ class Iteration {
   void step() {
     if (!ended()) advance();
   }
+  void stop_workers() {
+    if (pool_ && !pool_->stop()) core_->leave_behind(pool_->life());
+    pool_.reset();
+  }
 
  private:
   using Slots = std::vector<std::optional<Batch>>;
@@ -81,23 +112,36 @@ class Iteration {
   }
 
   void start() {
-    id_ = core_->begin();
-    next_batch_ = core_->first_batch();
-    if (core_->is_stream()) core_->source().reset();
-    if (core_->options().workers > 0)
-      start_workers();
-    else if (core_->is_stream())
-      read_past(core_->source(), core_->options(), next_batch_);
+    core_->take_over(this);
+    auto id = core_->begin();
+    try {
+      core_->require_alone();
+      next_batch_ = core_->first_batch();
+      if (core_->is_stream()) rewind_stream();
+      if (core_->options().workers > 0) start_workers();
+    } catch (...) {
+      stop_workers();
+      core_->begin_failed();
+      throw;
+    }
+    id_ = id;
   }
 
-  static void read_past(BatchSource<Batch>& source, const DataLoaderOptions& options, std::size_t batches) {
-    FetchTrace trace;
-    for (std::size_t i = 0; i < batches && source.next(options.batch_size, options.drop_last, trace); ++i) continue;
+  /// Starts the stream and reads past what was used. Never in a worker: going on after an error in between would give
+  /// other samples than those that are left.
+  void rewind_stream() {
+    core_->source().reset();
+    int worker = core_->options().workers > 0 ? 0 : -1;
+    for (std::size_t i = 0; i < next_batch_; ++i)
+      if (!make(core_->source(), *core_, worker, i, {}, nullptr, core_->seeds()))
+        throw MisuseError("the stream ended after " + std::to_string(i) + " batches, but " +
+                          std::to_string(next_batch_) +
+                          " were used before the state was saved: a stream has to give the same samples again");
   }
 
   void finish() {
     done_ = true;
-    pool_.reset();
+    stop_workers();
     core_->end(*id_, true);
   }
 
@@ -124,9 +168,16 @@ class Iteration {
       number_ = next_batch_++;
     } while (core_->is_consumed(number_));
     // Counted first: a batch that cannot be made is passed over when the caller goes on.
-    core_->consumed(number_);
+    core_->consumed(number_, indices);
     current_ = make(core_->source(), *core_, -1, number_, indices, nullptr, core_->seeds());
     return current_.has_value();
+  }
+
+  /// How long leaving a loop waits for a sample that is being read.
+  std::chrono::duration<double> patience() const {
+    constexpr double kMost = 60;
+    double timeout = core_->options().timeout;
+    return std::chrono::duration<double>(timeout > 0 ? std::min(timeout, kMost) : kMost);
   }
 
   void start_workers() {
@@ -135,44 +186,58 @@ class Iteration {
     threads_ = sources.size();
     std::size_t room = static_cast<std::size_t>(options.workers) * static_cast<std::size_t>(options.prefetch);
     made_ = std::make_shared<Slots>(room);
+    outstanding_ = 0;
+    all_handed_out_ = false;
+    sampler_error_ = nullptr;
     // The pool's threads may outlive this object, so they hold all they use.
-    auto work = [core = core_, sources, made = made_, seeds = core_->seeds(), first = next_batch_](
+    auto work = [core = core_, sources, made = made_, seeds = core_->seeds(), dtypes = std::make_shared<DtypeWatch>()](
                     int worker, const WorkerPool::Job& job, const std::atomic<bool>& stop) {
+      auto before = DtypeWatch::default_dtype();
       auto& source = *sources[static_cast<std::size_t>(worker)];
-      if (core->is_stream() && job.batch == first) read_past(source, core->options(), first);
       auto batch = make(source, *core, worker, job.batch, job.indices, &stop, seeds);
+      if (batch) dtypes->look(before, *batch);
       if (batch && core->pins()) for_each_tensor(*batch, [](at::Tensor& tensor) { tensor = pin(tensor); });
       (*made)[job.slot] = std::move(batch);
     };
-    pool_ = std::make_unique<WorkerPool>(static_cast<int>(threads_), room, std::move(work));
+    pool_ = std::make_unique<WorkerPool>(static_cast<int>(threads_), room, patience(), std::move(work));
     next_taken_ = next_batch_;
     hand_out();
   }
 
   /// Gives the workers all the work there is room for.
   void hand_out() {
-    while (!all_handed_out_ && pool_->has_room(next_batch_)) {
-      Indices indices;
-      if (!core_->is_stream() && !core_->next_indices(pool_->index_buffer(next_batch_), indices)) {
-        all_handed_out_ = true;
-      } else {
-        std::size_t number = next_batch_++;
-        if (core_->is_consumed(number)) continue;
-        pool_->submit(number, indices);
-        ++outstanding_;
+    try {
+      while (!all_handed_out_ && pool_->has_room(next_batch_)) {
+        Indices indices;
+        if (!core_->is_stream() && !core_->next_indices(pool_->index_buffer(next_batch_), indices)) {
+          all_handed_out_ = true;
+        } else {
+          std::size_t number = next_batch_++;
+          if (core_->is_consumed(number)) continue;
+          pool_->submit(number, indices);
+          ++outstanding_;
+        }
       }
+    } catch (...) {
+      // The sampler failed for a later batch than the one that is being taken: it is told when that one's turn comes.
+      sampler_error_ = std::current_exception();
+      all_handed_out_ = true;
     }
   }
 
   bool take_from_worker() {
-    if (outstanding_ == 0) return false;
+    if (outstanding_ == 0) hand_out();
+    if (outstanding_ == 0) {
+      if (!sampler_error_) return false;
+      all_handed_out_ = false;
+      std::rethrow_exception(std::exchange(sampler_error_, nullptr));
+    }
     const auto& options = core_->options();
     while (core_->is_consumed(next_taken_)) ++next_taken_;
     bool in_order = options.in_order || core_->is_stream();
     auto job = pool_->wait(in_order ? std::optional(next_taken_) : std::nullopt,
                            std::chrono::duration<double>(options.timeout));
     if (!job) {
-      core_->forget_workers();
       int worker = in_order ? static_cast<int>(next_taken_ % threads_) : -1;
       throw_worker_timeout(next_taken_, worker, core_->seeds().rank, options.timeout);
     }
@@ -181,19 +246,22 @@ class Iteration {
     auto error = pool_->error(job->slot);
     number_ = job->batch;
     --outstanding_;
-    pool_->release(job->slot);
     bool ended = !error && !current_;
-    if (!ended) {
-      core_->consumed(number_);
-      hand_out();
-    }
+    if (!ended) core_->consumed(number_, job->indices);
+    pool_->release(job->slot);
+    if (!ended) hand_out();
     if (error) std::rethrow_exception(error);
     return !ended;
   }
 
   void move_to_device() {
-    bool seen_all = for_each_tensor(*current_, [this](at::Tensor& tensor) { core_->place(tensor); });
-    if (!seen_all && !core_->device()->is_cpu()) core_->warn_opaque(typeid(Batch).name());
+    try {
+      bool seen_all = for_each_tensor(*current_, [this](at::Tensor& tensor) { core_->place(tensor); });
+      if (!seen_all && !core_->device()->is_cpu()) core_->warn_opaque(typeid(Batch).name());
+    } catch (...) {
+      current_.reset();  // some of its tensors are elsewhere than the others
+      throw;
+    }
   }
 
   std::shared_ptr<TypedCore<Batch>> core_;
@@ -209,6 +277,7 @@ class Iteration {
   std::size_t next_taken_ = 0;
   std::size_t outstanding_ = 0;
   bool all_handed_out_ = false;
+  std::exception_ptr sampler_error_;
 };
 
 }  // namespace fabric::detail

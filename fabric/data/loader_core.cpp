@@ -5,9 +5,11 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <c10/core/DefaultDtype.h>
 #include <c10/util/Exception.h>
 #include <c10/util/Type.h>
 
+#include <fabric/data/worker_pool.h>
 #include <fabric/log.h>
 #include <fabric/seed.h>
 
@@ -60,7 +62,8 @@ LoaderCore::LoaderCore(DataLoaderOptions options, bool is_stream, std::optional<
 std::shared_ptr<IndexSampler> LoaderCore::shard_sampler(const std::shared_ptr<IndexSampler>& given) {
   if (given) {
     if (!is_sharded() || given->is_sharded()) return given;
-    return std::make_shared<DistributedSamplerWrapper>(given, *context_->shard);
+    wrapper_ = std::make_shared<DistributedSamplerWrapper>(given, *context_->shard);
+    return wrapper_;
   }
   if (!dataset_size_)
     throw MisuseError("the dataset has no size, so its samples have no order: give it a size(), or pass a sampler");
@@ -78,6 +81,7 @@ void LoaderCore::choose_samplers() {
   seed_ = options_.seed ? *options_.seed : of_context ? *of_context : global_seed().value_or(0);
   seeds_workers_ = seeds_workers();
   own_sampler_ = nullptr;
+  wrapper_ = nullptr;
   if (is_stream_) return;
   const auto& batches = options_.batch_sampler;
   if (!batches.sampler()) {
@@ -104,11 +108,14 @@ void LoaderCore::set_up(LoaderContext context, bool shards, bool moves) {
   if (context_)
     throw MisuseError("this loader is set up already: use the one that setup_dataloader returned, and set it up once");
   if (iterating_) throw MisuseError("this loader is being iterated: set it up before its first use");
+  // A state that was loaded before has to fit the place in the job, and the samplers that are chosen anew, too.
+  Value loaded = resuming_ ? state_dict() : Value();
   context_ = std::move(context);
   options_.use_distributed_sampler &= shards;
   options_.move_to_device &= moves;
   try {
     choose_samplers();
+    if (!loaded.is_null()) load_state_dict(loaded);
   } catch (...) {
     context_.reset();
     throw;
@@ -136,6 +143,7 @@ void LoaderCore::move_to_epoch(std::int64_t epoch) {
   skipped_samples_ = 0;
   resuming_ = false;
   saved_sampler_state_ = {};
+  order_.reset();
   if (own_sampler_) own_sampler_->skip_front(0);
 }
 
@@ -156,8 +164,30 @@ std::uint64_t LoaderCore::begin() {
   else if (broken_off)
     move_to_epoch(epoch_ + 1);
   iterating_ = true;
-  begin_samplers(resuming);
+  try {
+    begin_samplers(resuming);
+  } catch (...) {
+    begin_failed();
+    throw;
+  }
   return iteration_;
+}
+
+void LoaderCore::begin_failed() {
+  iterating_ = false;
+  resuming_ = true;
+}
+
+Value LoaderCore::sampler_state() const {
+  Value state = batch_sampler_ ? batch_sampler_->state_dict() : Value();
+  return state.is_null() && sampler_ ? sampler_->state_dict() : state;
+}
+
+void LoaderCore::restore_sampler(const Value& state) {
+  if (batch_sampler_ && (!sampler_ || !batch_sampler_->state_dict().is_null()))
+    batch_sampler_->load_state_dict(state);
+  else
+    sampler_->load_state_dict(state);
 }
 
 void LoaderCore::begin_samplers(bool resuming) {
@@ -166,17 +196,12 @@ void LoaderCore::begin_samplers(bool resuming) {
                      : at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>()->random64() & 0xFFFFFFFF;
   plan_ = nullptr;
   cursor_ = 0;
+  drawn_ahead_.clear();
   if (is_stream_) return;
-  auto start = [&](auto& chooser) {
-    if (resuming && !saved_sampler_state_.is_null())
-      chooser.load_state_dict(saved_sampler_state_);
-    else
-      saved_sampler_state_ = chooser.state_dict();
-  };
-  if (batch_sampler_)
-    start(*batch_sampler_);
+  if (resuming && !saved_sampler_state_.is_null())
+    restore_sampler(saved_sampler_state_);
   else
-    start(*sampler_);
+    saved_sampler_state_ = sampler_state();
   if (own_sampler_) own_sampler_->skip_front(skipped_samples_);
   if (sampler_) {
     sampler_->set_epoch(epoch_);
@@ -188,12 +213,37 @@ void LoaderCore::begin_samplers(bool resuming) {
   } else {
     plan_ = sampler_->indices();
   }
+  auto mark = draw_used_again(!saved_sampler_state_.is_null());
+  // Marks of two kinds, or of two ranks' batches, cannot be compared.
+  if (resuming && order_ && mark && order_->rank == mark->rank && order_->hash != mark->hash)
+    throw MisuseError(
+        "the sampler gives epoch " + std::to_string(epoch_) +
+        " another order than when the state was saved, so the samples that are left cannot be told from "
+        "those that were used. Let the sampler derive its order from set_epoch alone, give it a state_dict "
+        "and load_state_dict that bring the order back, or use .shuffle = true; or start the epoch anew "
+        "with set_epoch instead of loading this state");
+  order_ = mark;
+}
+
+std::optional<LoaderCore::OrderMark> LoaderCore::draw_used_again(bool has_state) {
+  bool is_known = has_state || (own_sampler_ && !batch_sampler_);
+  bool is_whole = wrapper_ && !batch_sampler_;
+  std::optional<OrderMark> mark;
+  if (!is_known && is_whole) mark = OrderMark{wrapper_->order_hash(), std::nullopt};
+  if (!is_known && !is_whole) mark = OrderMark{0, context_ ? context_->rank : 0};
+  if (plan_ && (is_known || is_whole)) {
+    cursor_ = std::min(plan_->size(), consumed_ * options_.batch_size);
+    return mark;
+  }
+  std::size_t end = consumed_;
+  for (std::size_t batch : ahead_) end = std::max(end, batch + 1);
   std::vector<std::size_t> buffer;
   c10::ArrayRef<std::size_t> indices;
-  if (plan_)
-    cursor_ = std::min(plan_->size(), consumed_ * options_.batch_size);
-  else
-    for (std::size_t i = 0; i < consumed_ && next_indices(buffer, indices); ++i) continue;
+  for (std::size_t batch = 0; batch < end && draw_indices(buffer, indices); ++batch) {
+    if (mark && is_consumed(batch)) mark->hash += order_hash(indices, batch);
+    if (batch >= consumed_) drawn_ahead_.push_back(indices.vec());
+  }
+  return mark;
 }
 
 void LoaderCore::check_current(std::uint64_t iteration) const {
@@ -216,6 +266,14 @@ void LoaderCore::check_indices(c10::ArrayRef<std::size_t> indices) const {
 }
 
 bool LoaderCore::next_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<std::size_t>& indices) {
+  if (drawn_ahead_.empty()) return draw_indices(buffer, indices);
+  buffer = std::move(drawn_ahead_.front());
+  drawn_ahead_.pop_front();
+  indices = buffer;
+  return true;
+}
+
+bool LoaderCore::draw_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<std::size_t>& indices) {
   std::size_t want = options_.batch_size;
   if (batch_sampler_) {
     if (!batch_sampler_->next(buffer)) return false;
@@ -238,7 +296,8 @@ bool LoaderCore::next_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<st
   return true;
 }
 
-void LoaderCore::consumed(std::size_t batch) {
+void LoaderCore::consumed(std::size_t batch, c10::ArrayRef<std::size_t> indices) {
+  if (order_ && order_->rank) order_->hash += order_hash(indices, batch);
   if (batch != consumed_) {
     ahead_.push_back(batch);
     return;
@@ -283,11 +342,9 @@ Value LoaderCore::state_dict() const {
   state["num_replicas"] = world_size();
   state["shuffle"] = own_sampler_ && own_sampler_->config().shuffle;
   state["seed"] = seed_;
-  state["sampler"] = saved_sampler_state_;
-  if (saved_sampler_state_.is_null() && batch_sampler_)
-    state["sampler"] = batch_sampler_->state_dict();
-  else if (saved_sampler_state_.is_null() && sampler_)
-    state["sampler"] = sampler_->state_dict();
+  state["sampler"] = saved_sampler_state_.is_null() ? sampler_state() : saved_sampler_state_;
+  state["order"] = order_ ? Value(static_cast<std::int64_t>(order_->hash)) : Value();
+  state["order_rank"] = order_ && order_->rank ? Value(*order_->rank) : Value();
   return state;
 }
 
@@ -311,6 +368,11 @@ void LoaderCore::load_state_dict(const Value& state) {
   seed_ = static_cast<std::uint64_t>(state.at("seed").as_int());
   if (own_sampler_) own_sampler_->set_seed(seed_);
   if (const Value* sampler = state.find("sampler")) saved_sampler_state_ = *sampler;
+  // States of older versions have no mark.
+  const Value *order = state.find("order"), *rank = state.find("order_rank");
+  if (!in_epoch || !order || !order->is_int()) return;
+  order_ = OrderMark{static_cast<std::uint64_t>(order->as_int()), std::nullopt};
+  if (rank && rank->is_int()) order_->rank = static_cast<int>(rank->as_int());
 }
 
 void LoaderCore::restore_position(const Value& state) {
@@ -360,10 +422,24 @@ void throw_data_error(std::size_t batch, int worker, std::optional<std::size_t> 
 
 void throw_worker_timeout(std::size_t batch, int worker, int rank, double seconds) {
   std::string who = worker < 0 ? "no worker" : "worker " + std::to_string(worker);
-  throw DataError("rank " + std::to_string(rank) + " waited " + std::to_string(seconds) + " s for batch " +
-                      std::to_string(batch) + ", but " + who +
+  throw DataError("rank " + std::to_string(rank) + " waited " + in_seconds(std::chrono::duration<double>(seconds)) +
+                      " for batch " + std::to_string(batch) + ", but " + who +
                       " made none in that time. Find out what the dataset's get waits for, or set a longer .timeout",
                   batch, worker, std::nullopt, nullptr);
+}
+
+DtypeWatch::DtypeWatch() : usual_(default_dtype()) {}
+
+c10::ScalarType DtypeWatch::default_dtype() { return c10::get_default_dtype_as_scalartype(); }
+
+bool DtypeWatch::warn_if_other(c10::ScalarType dtype) {
+  auto seen = seen_.load();
+  if (seen == c10::ScalarType::Undefined || dtype == c10::ScalarType::Undefined || dtype == seen) return false;
+  log::warn_once(std::string("samples that worker threads read while the model runs are of type ") +
+                 c10::toString(dtype) + ", others of type " + c10::toString(seen) +
+                 ": the precision changes the default dtype of the whole process for that time. Let the dataset name "
+                 "the dtype of the tensors that it makes");
+  return true;
 }
 
 at::Tensor pin(const at::Tensor& tensor) { return tensor.is_cpu() ? tensor.pin_memory() : tensor; }

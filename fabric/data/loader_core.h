@@ -1,7 +1,9 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -11,6 +13,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 
 #include <fabric/config.h>
@@ -18,6 +21,7 @@
 #include <fabric/data/worker_info.h>
 #include <fabric/error.h>
 #include <fabric/state.h>
+#include <fabric/tensors.h>
 
 namespace fabric {
 
@@ -29,7 +33,7 @@ struct DataLoaderOptions {
   SamplerOption sampler = {};
   /// A ready-made one excludes `sampler`, `batch_size`, `shuffle` and `drop_last`.
   BatchSamplerOption batch_sampler = {};
-  /// Leaves out a last batch that is not full.
+  /// Leaves out a last batch that is not full. Batches that a stream makes itself come as it makes them.
   bool drop_last = false;
   /// Threads that read samples; 0: the calling thread does. See fabric/docs/data.md for what the dataset must allow.
   int workers = 0;
@@ -44,7 +48,8 @@ struct DataLoaderOptions {
   bool move_to_device = true;
   /// Empty: what seed_everything set, else 0.
   std::optional<std::uint64_t> seed = {};
-  /// Seconds to wait for a batch from a worker before that is an error; 0: no limit.
+  /// Seconds to wait for a batch from a worker before that is an error; 0: no limit. Leaving a loop waits at most as
+  /// long, and never longer than a minute, for a sample that is being read.
   double timeout = 1800;
   FABRIC_FIELDS(DataLoaderOptions, batch_size, shuffle, drop_last, workers, prefetch, in_order, pin_memory,
                 use_distributed_sampler, move_to_device, seed, timeout)
@@ -94,7 +99,6 @@ class FABRIC_API LoaderCore : public Stateful {
   LoaderCore(DataLoaderOptions options, bool is_stream, std::optional<std::size_t> dataset_size);
   /// Takes its place in the job. Throws MisuseError the second time.
   void set_up(LoaderContext context, bool shards = true, bool moves = true);
-  bool is_set_up() const { return context_.has_value(); }
   const DataLoaderOptions& options() const { return options_; }
   std::optional<c10::Device> device() const;
   bool is_stream() const { return is_stream_; }
@@ -108,6 +112,8 @@ class FABRIC_API LoaderCore : public Stateful {
   // --- one iteration
   /// Starts the next epoch, or goes on in a restored one. The number identifies the iteration.
   std::uint64_t begin();
+  /// Takes `begin` back: the next one starts at the same place.
+  void begin_failed();
   /// Throws MisuseError when another iteration began since.
   void check_current(std::uint64_t iteration) const;
   /// The first batch that is still to be made.
@@ -116,7 +122,7 @@ class FABRIC_API LoaderCore : public Stateful {
   bool is_consumed(std::size_t batch) const;
   /// The indices of the next batch: a view, into `buffer` if need be. False at the end.
   bool next_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<std::size_t>& indices);
-  void consumed(std::size_t batch);
+  void consumed(std::size_t batch, c10::ArrayRef<std::size_t> indices);
   void end(std::uint64_t iteration, bool complete);
   SeedBase seeds() const { return {worker_base_, context_ ? context_->rank : 0}; }
 
@@ -133,6 +139,9 @@ class FABRIC_API LoaderCore : public Stateful {
   void choose_samplers();
   std::shared_ptr<IndexSampler> shard_sampler(const std::shared_ptr<IndexSampler>& given);
   void begin_samplers(bool resuming);
+  Value sampler_state() const;
+  void restore_sampler(const Value& state);
+  bool draw_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<std::size_t>& indices);
   void move_to_epoch(std::int64_t epoch);
   void check_indices(c10::ArrayRef<std::size_t> indices) const;
   void restore_position(const Value& state);
@@ -150,7 +159,18 @@ class FABRIC_API LoaderCore : public Stateful {
   std::shared_ptr<IndexSampler> sampler_;
   /// Set when `sampler_` is ours, over the whole dataset.
   std::shared_ptr<DistributedSampler> own_sampler_;
+  /// Set when `sampler_` deals out another one's order.
+  std::shared_ptr<DistributedSamplerWrapper> wrapper_;
   std::shared_ptr<BatchSampler> batch_sampler_;
+
+  /// What tells whether a sampler without a state gave the order again in which an epoch began.
+  struct OrderMark {
+    /// Of the batches of this rank that are used, added up since they may be used in any order; or of the whole epoch.
+    std::uint64_t hash;
+    /// The rank whose batches they are; empty: the mark is the same on all ranks.
+    std::optional<int> rank;
+  };
+  std::optional<OrderMark> draw_used_again(bool has_state);
 
   // --- progress
   std::int64_t epoch_ = 0;
@@ -164,9 +184,41 @@ class FABRIC_API LoaderCore : public Stateful {
   std::optional<std::int64_t> explicit_epoch_;
   std::uint64_t iteration_ = 0;
   Value saved_sampler_state_;
+  /// Until the epoch begins: that of the state which was loaded. Empty where nothing has to be compared.
+  std::optional<OrderMark> order_;
+  /// Batches that were drawn already.
+  std::deque<std::vector<std::size_t>> drawn_ahead_;
   std::uint64_t worker_base_ = 0;
   const std::vector<std::size_t>* plan_ = nullptr;
   std::size_t cursor_ = 0;
+};
+
+/// Notices datasets whose samples take the default dtype: a precision such as 16-true changes it for the whole process
+/// while the model runs, so that in a worker thread it would be a matter of timing.
+class FABRIC_API DtypeWatch {
+ public:
+  /// The default dtype as it is now is the usual one.
+  DtypeWatch();
+  static c10::ScalarType default_dtype();
+  /// Call it after a batch was made, with the default dtype from before. Warns once when what is made under another
+  /// default dtype than the usual one has another dtype; true if it did. Any thread may call.
+  template <class Batch>
+  bool look(c10::ScalarType before, Batch& batch) {
+    bool usual = before == usual_ && default_dtype() == usual_;
+    if (usual && seen_ != c10::ScalarType::Undefined) return false;
+    auto dtype = c10::ScalarType::Undefined;
+    for_each_tensor(batch, [&](at::Tensor& tensor) {
+      if (dtype == c10::ScalarType::Undefined && tensor.is_floating_point()) dtype = tensor.scalar_type();
+    });
+    if (usual) seen_ = dtype;
+    return !usual && warn_if_other(dtype);
+  }
+
+ private:
+  bool warn_if_other(c10::ScalarType dtype);
+
+  c10::ScalarType usual_;
+  std::atomic<c10::ScalarType> seen_ = c10::ScalarType::Undefined;
 };
 
 /// Throws a DataError that says which sample, batch and worker failed, and why.

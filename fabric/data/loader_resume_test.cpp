@@ -1,7 +1,11 @@
 #include <algorithm>
+#include <deque>
+#include <functional>
 #include <numeric>
 
 #include <ATen/ops/rand.h>
+#include <ATen/ops/randint.h>
+#include <torch/data/samplers.h>
 
 #include <fabric/dataloader.h>
 
@@ -43,6 +47,73 @@ class Drifting : public fabric::IndexSampler {
  private:
   std::int64_t state_ = 0, start_ = 0;
   std::size_t given_ = 0;
+};
+/// The same without a state: what it gives depends on how often it was started.
+class Forgetful : public Drifting {
+ public:
+  fabric::Value state_dict() const override { return {}; }
+  void load_state_dict(const fabric::Value&) override {}
+};
+/// An order that the epoch's number alone decides.
+class Turning : public Forgetful {
+ public:
+  void set_epoch(std::int64_t epoch) override { Drifting::load_state_dict(epoch); }
+};
+/// A sampler as people write them for LibTorch.
+struct TorchRandom : torch::data::samplers::Sampler<> {
+  std::size_t start = 0, given = 0;
+  void reset(std::optional<std::size_t>) override { start += 1, given = 0; }
+  std::optional<std::vector<std::size_t>> next(std::size_t count) override {
+    std::vector<std::size_t> some;
+    while (some.size() < count && given < 6) some.push_back((start + given++) % 6);
+    return some.empty() ? std::nullopt : std::optional(some);
+  }
+  void save(torch::serialize::OutputArchive&) const override {}
+  void load(torch::serialize::InputArchive&) override {}
+};
+/// Pairs of neighbours out of a sampler, whose state it does not mention.
+class Couples : public fabric::BatchSampler {
+ public:
+  explicit Couples(std::shared_ptr<fabric::IndexSampler> sampler) : sampler_(std::move(sampler)) {}
+  void reset() override { sampler_->reset(); }
+  bool next(std::vector<std::size_t>& batch) override {
+    batch.clear();
+    for (int i = 0; i < 2; ++i)
+      if (auto index = sampler_->next()) batch.push_back(*index);
+    return !batch.empty();
+  }
+  std::shared_ptr<fabric::IndexSampler> sampler() const override { return sampler_; }
+  bool set_sampler(std::shared_ptr<fabric::IndexSampler> sampler) override {
+    sampler_ = std::move(sampler);
+    return true;
+  }
+
+ private:
+  std::shared_ptr<fabric::IndexSampler> sampler_;
+};
+/// Twelve numbers through a buffer out of which one is drawn at random.
+struct ShuffleBuffer {
+  std::int64_t line = 0;
+  std::deque<std::int64_t> buffer;
+  std::optional<std::int64_t> next() {
+    while (line < 12 && buffer.size() < 5) buffer.push_back(line++);
+    if (buffer.empty()) return std::nullopt;
+    auto size = static_cast<std::int64_t>(buffer.size());
+    auto place = buffer.begin() + at::randint(size, {1}, fabric::worker_info().generator(), at::kLong).item<int>();
+    auto number = *place;
+    buffer.erase(place);
+    return number;
+  }
+  void reset() { line = 0, buffer.clear(); }
+};
+/// Nine lines, or fewer; one of them cannot be read as long as `broken` says so.
+struct FragileLines : NineLines {
+  std::int64_t count = 9;
+  std::shared_ptr<bool> broken = std::make_shared<bool>(false);
+  std::optional<std::int64_t> next() {
+    if (line == 1 && *broken) throw std::runtime_error("line 1 is broken");
+    return line < count ? std::optional(line++) : std::nullopt;
+  }
 };
 
 }  // namespace
@@ -158,6 +229,190 @@ TEST_CASE("a sampler's own state is saved as it was when the epoch began", "[dat
   CHECK(read(other) == Numbers{2, 3, 4, 5, 0, 1});
   other.load_state_dict(between);
   CHECK(read(other) == Numbers{2, 3, 4, 5, 0, 1});
+}
+
+TEST_CASE("a sampler without a state that gives the same order again goes on", "[data][resume]") {
+  auto goes_on = [](const fabric::DataLoaderOptions& options) {
+    auto loader = make_dataloader(Counting{6}, options);
+    CHECK(read(loader).size() == 6);
+    auto all = read(loader, 2);
+    CHECK(all.size() == 4);
+    auto other = make_dataloader(Counting{6}, options);
+    other.load_state_dict(loader.state_dict());
+    auto rest = read(other);
+    CHECK(rest.size() == 2);
+    all.insert(all.end(), rest.begin(), rest.end());
+    std::sort(all.begin(), all.end());
+    CHECK(all == Numbers{0, 1, 2, 3, 4, 5});
+    CHECK(other.epoch() == 2);
+    CHECK(read(other).size() == 6);
+  };
+  for (int workers : {0, 2})
+    for (bool in_order : {true, false}) {
+      INFO("workers " << workers << ", in order " << in_order);
+      for (const fabric::SamplerOption& sampler :
+           {fabric::SamplerOption(std::vector<std::size_t>{5, 1, 0, 2, 4, 3}),
+            fabric::SamplerOption(torch::data::samplers::DistributedRandomSampler(6)),
+            fabric::SamplerOption(fabric::DistributedSampler(6, {})), fabric::SamplerOption(Turning())})
+        goes_on({.batch_size = 2, .sampler = sampler, .workers = workers, .in_order = in_order});
+      auto make = [](std::shared_ptr<fabric::IndexSampler> sampler, std::size_t, bool) {
+        return std::make_shared<Couples>(std::move(sampler));
+      };
+      goes_on({.shuffle = true, .batch_sampler = make, .workers = workers, .in_order = in_order});
+    }
+}
+
+TEST_CASE("another order than before is an error, not samples that come twice", "[data][resume]") {
+  using Make = std::function<fabric::DataLoaderOptions()>;
+  auto pairs = [](std::shared_ptr<fabric::IndexSampler> sampler) {
+    return fabric::DataLoaderOptions{.batch_sampler = Couples(std::move(sampler))};
+  };
+  struct Case {
+    const char* name;
+    bool goes_on;
+    Make options;
+  };
+  for (const auto& [name, goes_on, options] : {
+           Case{"state", true, [] { return fabric::DataLoaderOptions{.batch_size = 2, .sampler = Drifting()}; }},
+           Case{"epoch", true, [] { return fabric::DataLoaderOptions{.batch_size = 2, .sampler = Turning()}; }},
+           Case{"no state", false, [] { return fabric::DataLoaderOptions{.batch_size = 2, .sampler = Forgetful()}; }},
+           Case{"LibTorch", false, [] { return fabric::DataLoaderOptions{.batch_size = 2, .sampler = TorchRandom()}; }},
+           Case{"state below", true, [&] { return pairs(std::make_shared<Drifting>()); }},
+           Case{"no state below", false, [&] { return pairs(std::make_shared<Forgetful>()); }},
+       }) {
+    for (int workers : {0, 2}) {
+      INFO(name << ", workers " << workers);
+      auto with_workers = options();
+      with_workers.workers = workers;
+      auto loader = make_dataloader(Counting{6}, with_workers);
+      read(loader);
+      read(loader);
+      auto all = read(loader, 1);
+      auto state = loader.state_dict();
+      auto fresh = options();
+      fresh.workers = workers;
+      auto other = make_dataloader(Counting{6}, fresh);
+      other.load_state_dict(state);
+      if (goes_on) {
+        auto rest = read(other);
+        all.insert(all.end(), rest.begin(), rest.end());
+        std::sort(all.begin(), all.end());
+        CHECK(all == Numbers{0, 1, 2, 3, 4, 5});
+        continue;
+      }
+      for (int attempt = 0; attempt < 2; ++attempt)
+        CHECK_THROWS_WITH(read(other),
+                          Catch::Matchers::Contains("epoch 2") && Catch::Matchers::Contains("load_state_dict"));
+      CHECK(other.state_dict().at("order").as_int() == state.at("order").as_int());
+      other.set_epoch(3);
+      CHECK(read(other).size() == 6);
+    }
+  }
+}
+
+TEST_CASE("every rank compares the order that the ranks share", "[data][resume]") {
+  auto on = [](int rank, auto sampler) {
+    return make_dataloader(Counting{6}, {.sampler = std::move(sampler)},
+                           {.shard = SamplerShard{2, rank}, .rank = rank});
+  };
+  auto state_of_first = [&](auto sampler) {
+    auto loader = on(0, sampler);
+    read(loader);
+    read(loader, 1);
+    return loader.state_dict();
+  };
+  for (int rank : {0, 1}) {
+    INFO("rank " << rank);
+    auto turning = on(rank, Turning());
+    turning.load_state_dict(state_of_first(Turning()));
+    CHECK(read(turning).size() == 2);
+    auto forgetful = on(rank, Forgetful());
+    forgetful.load_state_dict(state_of_first(Forgetful()));
+    CHECK_THROWS_AS(read(forgetful), fabric::MisuseError);
+  }
+  // Where each rank has an order of its own, only the one that saved can compare.
+  auto own = [](int rank) {
+    return make_dataloader(
+        Counting{6},
+        {.sampler = torch::data::samplers::DistributedSequentialSampler(6, 2, static_cast<std::size_t>(rank))},
+        {.shard = SamplerShard{2, rank}, .rank = rank});
+  };
+  auto first = own(0), second = own(1);
+  CHECK(read(first, 1) == Numbers{0});
+  second.load_state_dict(first.state_dict());
+  CHECK(read(second) == Numbers{4, 5});
+}
+
+TEST_CASE("a state from before marks were saved is taken as it is", "[data][resume]") {
+  auto loader = make_dataloader(Counting{6}, {.batch_size = 2, .sampler = Turning()});
+  read(loader, 1);
+  auto state = loader.state_dict();
+  state.as_map().erase("order");
+  state.as_map().erase("order_rank");
+  auto other = make_dataloader(Counting{6}, {.batch_size = 2, .sampler = Turning()});
+  other.load_state_dict(state);
+  CHECK(read(other).size() == 4);
+}
+
+TEST_CASE("a state that was loaded before the loader was set up counts", "[data][resume]") {
+  auto saved = make_dataloader(Counting{12}, {.shuffle = true, .seed = 4});
+  auto whole = read(saved);
+  saved.set_epoch(0);
+  CHECK(read(saved, 4) == Numbers(whole.begin(), whole.begin() + 4));
+  Numbers rest;
+  for (int rank : {0, 1}) {
+    auto plain = make_dataloader(Counting{12}, {.shuffle = true, .seed = 99});
+    plain.load_state_dict(saved.state_dict());
+    auto part = read(make_dataloader(plain, {}, {.shard = SamplerShard{2, rank}, .rank = rank}));
+    CHECK(part.size() == 4);
+    rest.insert(rest.end(), part.begin(), part.end());
+  }
+  std::sort(rest.begin(), rest.end());
+  Numbers left(whole.begin() + 4, whole.end());
+  std::sort(left.begin(), left.end());
+  CHECK(rest == left);
+
+  auto custom = make_dataloader(Counting{6}, {.sampler = Turning()});
+  read(custom, 1);
+  custom.load_state_dict(custom.state_dict());
+  CHECK_THROWS_AS(make_dataloader(custom, {}, {.shard = SamplerShard{2, 0}}), fabric::MisuseError);
+}
+
+TEST_CASE("a stream that draws random numbers gives the same ones while it is read past", "[data][resume]") {
+  for (int workers : {0, 2}) {
+    INFO("workers " << workers);
+    auto whole = read(make_dataloader(ShuffleBuffer(), {.batch_size = 2, .workers = workers, .seed = 3}));
+    auto loader = make_dataloader(ShuffleBuffer(), {.batch_size = 2, .workers = workers, .seed = 3});
+    auto all = read(loader, 3);
+    auto other = make_dataloader(ShuffleBuffer(), {.batch_size = 2, .workers = workers, .seed = 3});
+    other.load_state_dict(loader.state_dict());
+    auto rest = read(other);
+    all.insert(all.end(), rest.begin(), rest.end());
+    CHECK(all == whole);
+    CHECK(all.size() == 12);
+  }
+}
+
+TEST_CASE("a stream that cannot be read past is an error and stays one", "[data][resume]") {
+  for (int workers : {0, 2}) {
+    INFO("workers " << workers);
+    FragileLines lines;
+    auto loader = make_dataloader(lines, {.batch_size = 2, .workers = workers});
+    read(loader, 2);
+    auto other = make_dataloader(lines, {.batch_size = 2, .workers = workers});
+    other.load_state_dict(loader.state_dict());
+    *lines.broken = true;
+    auto it = other.begin();
+    CHECK_THROWS_AS(*it, fabric::DataError);
+    CHECK_THROWS_AS(++it, fabric::DataError);
+    *lines.broken = false;
+    CHECK((*it)[0].item<int>() == 4);
+    FragileLines shorter;
+    shorter.count = 2;
+    auto short_one = make_dataloader(shorter, {.batch_size = 2, .workers = workers});
+    short_one.load_state_dict(loader.state_dict());
+    CHECK_THROWS_WITH(read(short_one), Catch::Matchers::Contains("ended after 1 batches"));
+  }
 }
 
 TEST_CASE("other ranks or batch sizes share what is left, each sample once", "[data][resume]") {

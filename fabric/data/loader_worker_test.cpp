@@ -6,6 +6,8 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DefaultDtype.h>
 
 #include <fabric/dataloader.h>
 #include <fabric/seed.h>
@@ -61,6 +63,55 @@ struct Stuck {
     return static_cast<std::int64_t>(index);
   }
   std::size_t size() const { return 1000; }
+};
+// As above, but for the first sample.
+struct StuckLater : Stuck {
+  std::shared_ptr<std::atomic<bool>> entered = std::make_shared<std::atomic<bool>>(false);
+  std::int64_t get(std::size_t index) {
+    if (index == 0) return 0;
+    *entered = true;
+    return Stuck::get(index);
+  }
+};
+// The stream of 0, 1, 2 …, whose second number takes its time.
+struct StuckStream {
+  std::shared_ptr<std::atomic<bool>> released = std::make_shared<std::atomic<bool>>(false);
+  std::shared_ptr<std::atomic<bool>> entered = std::make_shared<std::atomic<bool>>(false);
+  std::int64_t count = 0;
+  std::optional<std::int64_t> next() {
+    if (count == 1) *entered = true;
+    while (count == 1 && !*released) std::this_thread::sleep_for(5ms);
+    return count < 4 ? std::optional(count++) : std::nullopt;
+  }
+  void reset() { count = 0; }
+};
+// Tells how many threads were in one copy at a time.
+struct Crowded {
+  std::shared_ptr<std::atomic<int>> most = std::make_shared<std::atomic<int>>(0);
+  std::atomic<int> inside = 0;
+  Crowded() = default;
+  Crowded(const Crowded& other) : most(other.most) {}
+  std::int64_t get(std::size_t index) {
+    int now = ++inside;
+    if (now > *most) *most = now;
+    std::this_thread::sleep_for(2ms);
+    --inside;
+    return static_cast<std::int64_t>(index);
+  }
+  std::size_t size() const { return 400; }
+};
+// An index that is not there comes after 0, 1, 2, 3.
+class Straying : public fabric::IndexSampler {
+ public:
+  void reset() override { next_ = 0; }
+  std::optional<std::size_t> next() override {
+    std::size_t index = next_++;
+    if (index == 4) return 99;
+    return index < 8 ? std::optional(index) : std::nullopt;
+  }
+
+ private:
+  std::size_t next_ = 0;
 };
 struct Who {
   std::vector<std::int64_t> get_batch(c10::ArrayRef<std::size_t>) {
@@ -177,12 +228,111 @@ TEST_CASE("a worker that hangs is an error in time, and does not block the end",
   {
     auto loader = make_dataloader(dataset, {.workers = 1, .timeout = 0.05}, {.rank = 3});
     auto it = loader.begin();
-    CHECK_THROWS_WITH(*it, Catch::Matchers::Contains("rank 3") && Catch::Matchers::Contains("batch 0"));
+    CHECK_THROWS_WITH(*it, Catch::Matchers::Contains("rank 3 waited 0.05 s for batch 0"));
   }
   CHECK(threads_now() == before + 1);  // the stuck one, left to itself
   *dataset.released = true;
   for (int i = 0; i < 2000 && threads_now() > before; ++i) std::this_thread::sleep_for(5ms);
   CHECK(threads_now() == before);
+}
+
+TEST_CASE("leaving a loop does not wait for ever for a worker that hangs", "[data][workers]") {
+  int before = threads_now();
+  StuckLater dataset;
+  auto loader = make_dataloader(dataset, {.workers = 1, .prefetch = 1, .timeout = 0.2});
+  auto began = std::chrono::steady_clock::now();
+  for (auto& batch : loader) {
+    CHECK(batch[0].item<int>() == 0);
+    while (!*dataset.entered) std::this_thread::sleep_for(1ms);
+    break;
+  }
+  CHECK(std::chrono::steady_clock::now() - began < 20s);
+  CHECK(threads_now() == before + 1);
+  // The next loop has threads and copies of the dataset of its own.
+  CHECK(read(loader, 1) == Numbers{0});
+  *dataset.released = true;
+  for (int i = 0; i < 2000 && threads_now() > before; ++i) std::this_thread::sleep_for(5ms);
+  CHECK(threads_now() == before);
+}
+
+TEST_CASE("a stream is not read beside a worker that hangs in it", "[data][workers]") {
+  StuckStream stream;
+  auto loader = make_dataloader(stream, {.workers = 1, .timeout = 0.2});
+  for (auto& batch : loader) {
+    CHECK(batch[0].item<int>() == 0);
+    while (!*stream.entered) std::this_thread::sleep_for(1ms);
+    break;
+  }
+  CHECK_THROWS_AS(read(loader), fabric::MisuseError);
+  *stream.released = true;
+  Numbers all;
+  for (int i = 0; i < 2000 && all.empty(); ++i) {
+    try {
+      all = read(loader);
+    } catch (const fabric::MisuseError&) {
+      std::this_thread::sleep_for(5ms);
+    }
+  }
+  CHECK(all == Numbers{0, 1, 2, 3});
+}
+
+TEST_CASE("a new iteration ends the workers of an older one, which would use the same copies", "[data][workers]") {
+  Crowded dataset;
+  auto loader = make_dataloader(dataset, {.batch_size = 10, .workers = 2, .prefetch = 4});
+  auto peek = loader.begin();
+  CHECK((*peek).numel() == 10);
+  CHECK(read(loader).size() == 400);
+  CHECK(*dataset.most == 1);
+  CHECK((*peek).numel() == 10);
+  CHECK_THROWS_AS(++peek, fabric::MisuseError);
+}
+
+TEST_CASE("an error of the sampler comes in its turn, and going on passes it over", "[data][workers]") {
+  for (int workers : {0, 2}) {
+    INFO("workers " << workers);
+    auto loader =
+        make_dataloader(loader_test::Counting{8}, {.batch_size = 1, .sampler = Straying(), .workers = workers});
+    Numbers good;
+    int failures = 0;
+    for (auto it = loader.begin();;) {
+      try {
+        if (it == loader.end()) break;
+        append(good, *it);
+        ++it;
+      } catch (const fabric::MisuseError& error) {
+        ++failures;
+        CHECK_THAT(error.what(), Catch::Matchers::Contains("index 99"));
+        CHECK(good == Numbers{0, 1, 2, 3});
+        ++it;
+      }
+    }
+    CHECK(failures == 1);
+    CHECK(good == Numbers{0, 1, 2, 3, 5, 6, 7});
+  }
+}
+
+TEST_CASE("samples that follow the default dtype are noticed when that changes", "[data][workers]") {
+  auto usual = c10::get_default_dtype();
+  auto make = [](std::optional<at::ScalarType> dtype) {
+    return at::zeros({1}, dtype ? at::TensorOptions(*dtype) : at::TensorOptions());
+  };
+  // What `look` says about a batch before and one in a change of the default dtype.
+  auto looks = [&](std::optional<at::ScalarType> dtype) {
+    fabric::detail::DtypeWatch watch;
+    auto before = fabric::detail::DtypeWatch::default_dtype();
+    auto batch = make(dtype);
+    CHECK_FALSE(watch.look(before, batch));
+    c10::set_default_dtype(caffe2::TypeMeta::Make<double>());
+    auto during = fabric::detail::DtypeWatch::default_dtype();
+    batch = make(dtype);
+    bool noticed = watch.look(during, batch);
+    c10::set_default_dtype(usual);
+    return noticed;
+  };
+  CHECK(looks(std::nullopt));
+  CHECK_FALSE(looks(at::kFloat));
+  CHECK_FALSE(looks(at::kDouble));
+  CHECK_FALSE(looks(at::kLong));
 }
 
 TEST_CASE("a dataset knows which worker it runs in", "[data][workers]") {

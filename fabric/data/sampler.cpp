@@ -8,6 +8,7 @@
 #include <ATen/ops/randperm.h>
 
 #include <fabric/error.h>
+#include <fabric/seed.h>
 
 namespace fabric {
 namespace {
@@ -31,6 +32,13 @@ void deal(std::vector<std::size_t>& out, std::size_t samples, std::size_t count,
 }
 
 }  // namespace
+
+std::uint64_t detail::order_hash(c10::ArrayRef<std::size_t> indices, std::uint64_t start) {
+  constexpr std::uint64_t kBasis = 0xCBF29CE484222325ull, kPrime = 0x100000001B3ull;  // FNV-1a's
+  std::uint64_t hash = kBasis ^ mix_bits(start);
+  for (std::size_t index : indices) hash = (hash ^ index) * kPrime;
+  return mix_bits(hash + indices.size());
+}
 
 DistributedSampler::DistributedSampler(std::size_t dataset_size, Config config)
     : dataset_size_(dataset_size), config_(config) {
@@ -118,6 +126,7 @@ const std::vector<std::size_t>* DistributedSamplerWrapper::indices() {
                         std::to_string(all.size()) + " indices; the ranks would get unequal shares");
     all.push_back(*index);
   }
+  order_hash_ = detail::order_hash(all);
   std::size_t world = static_cast<std::size_t>(shard_.num_replicas), rank = static_cast<std::size_t>(shard_.rank);
   deal(indices_, ceil_divide(all.size(), world), all.size(), world, rank, [&](std::size_t i) { return all[i]; });
   drawn_ = true;

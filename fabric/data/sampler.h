@@ -6,15 +6,17 @@
 #include <optional>
 #include <vector>
 
+#include <c10/util/ArrayRef.h>
+
+#include <fabric/rank_info.h>
 #include <fabric/value.h>
 
 namespace fabric {
 
-/// Which part of the samples a rank takes.
-struct SamplerShard {
-  int num_replicas = 1;
-  int rank = 0;
-};
+namespace detail {
+/// A number that is another one for other indices, for another order of them, and for another `start`.
+FABRIC_API std::uint64_t order_hash(c10::ArrayRef<std::size_t> indices, std::uint64_t start = 0);
+}  // namespace detail
 
 /// Chooses the order of samples in an epoch. Derive from it, or hand over any LibTorch sampler. A loader calls it in
 /// the thread that iterates, never in its workers. With several ranks it must draw the same order on each of them: the
@@ -34,7 +36,9 @@ class FABRIC_API IndexSampler {
   virtual bool is_sharded() const { return false; }
   /// The whole epoch, in memory, where a sampler has it; read instead of calling `next`. Valid until the next reset.
   virtual const std::vector<std::size_t>* indices() { return nullptr; }
-  /// What decides the next epoch's order besides its number; saved with the loader, as it was when the epoch began.
+  /// What decides the next epoch's order besides its number; saved with the loader, as it was when the epoch began. A
+  /// sampler without it must give an epoch the same order again: a loader that goes on in the middle of an epoch
+  /// compares, and throws MisuseError for another order.
   virtual Value state_dict() const { return {}; }
   virtual void load_state_dict(const Value&) {}
 };
@@ -96,10 +100,13 @@ class FABRIC_API DistributedSamplerWrapper : public IndexSampler {
   Value state_dict() const override { return sampler_->state_dict(); }
   void load_state_dict(const Value& state) override { sampler_->load_state_dict(state); }
   const std::shared_ptr<IndexSampler>& sampler() const { return sampler_; }
+  /// Of the whole epoch's order, that of all ranks; known once the indices are drawn.
+  std::uint64_t order_hash() const { return order_hash_; }
 
  private:
   std::shared_ptr<IndexSampler> sampler_;
   SamplerShard shard_;
+  std::uint64_t order_hash_ = 0;
   std::size_t cursor_ = 0;
   bool drawn_ = false;
   std::vector<std::size_t> indices_;
@@ -118,6 +125,7 @@ class FABRIC_API BatchSampler {
   virtual std::shared_ptr<IndexSampler> sampler() const { return nullptr; }
   /// Draws from `sampler` from now on, which gives this rank's share; false when it cannot.
   virtual bool set_sampler(std::shared_ptr<IndexSampler>) { return false; }
+  /// As for IndexSampler. Without one here, the state of `sampler()` is saved.
   virtual Value state_dict() const { return {}; }
   virtual void load_state_dict(const Value&) {}
 };

@@ -28,7 +28,8 @@ concept TorchSamplerLike = requires(S& sampler, std::optional<std::size_t> size)
   { sampler.next(std::size_t{1}) } -> std::same_as<std::optional<std::vector<std::size_t>>>;
 };
 
-/// A LibTorch sampler as one of ours.
+/// A LibTorch sampler as one of ours. It has no state for us: what LibTorch's samplers save after a reset does not
+/// bring the order of that reset back in every class.
 template <TorchSamplerLike S>
 class TorchSampler final : public IndexSampler {
  public:

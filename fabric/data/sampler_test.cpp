@@ -116,6 +116,15 @@ TEST_CASE("what is left of an epoch is dealt out without a gap", "[data][sampler
   CHECK(drain(whole).empty());
 }
 
+TEST_CASE("orders are told apart by a number", "[data][sampler]") {
+  using fabric::detail::order_hash;
+  std::set<std::uint64_t> all;
+  for (const Indices& indices : {Indices{}, Indices{0}, Indices{0, 0}, Indices{0, 1}, Indices{1, 0}, Indices{1, 0, 2}})
+    for (std::uint64_t start : {0, 1, 2}) all.insert(order_hash(indices, start));
+  CHECK(all.size() == 18);
+  CHECK(order_hash(Indices{3, 1}) == order_hash(Indices{3, 1}, 0));
+}
+
 TEST_CASE("ranks outside the world are an error", "[data][sampler]") {
   CHECK_THROWS_AS(DistributedSampler(8, {.num_replicas = 2, .rank = 2}), fabric::ConfigError);
   CHECK_THROWS_AS(DistributedSampler(8, {.num_replicas = 2, .rank = -1}), fabric::ConfigError);

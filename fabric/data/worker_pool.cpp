@@ -2,13 +2,16 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
-#include <string>
+#include <sstream>
 #include <thread>
 
 #include <ATen/Parallel.h>
 #include <c10/util/thread_name.h>
+
+#include <fabric/log.h>
 
 namespace fabric::detail {
 namespace {
@@ -21,6 +24,12 @@ void use_one_thread_per_operator() {
 }
 
 }  // namespace
+
+std::string in_seconds(std::chrono::duration<double> time) {
+  std::ostringstream text;
+  text << time.count() << " s";
+  return text.str();
+}
 
 struct WorkerPool::State {
   enum class Status { free, queued, ready };
@@ -36,7 +45,8 @@ struct WorkerPool::State {
     bool done = false;
   };
 
-  State(int workers, std::size_t slots, Work work) : slots(slots), workers(workers), work(std::move(work)) {}
+  State(int workers, std::size_t slots, std::chrono::duration<double> patience, Work work)
+      : patience(patience), slots(slots), workers(workers), work(std::move(work)) {}
 
   /// The queued slot of this worker that comes first in the epoch.
   Slot* next_of(std::size_t worker) {
@@ -67,40 +77,52 @@ struct WorkerPool::State {
       batch_ready.notify_one();
     }
     workers[worker].done = true;
+    worker_ended.notify_one();
   }
 
-  void stop_all() {
-    {
-      std::lock_guard<std::mutex> lock(mutex);
-      stop = true;
-      for (auto& worker : workers) worker.wake.notify_one();
-    }
+  std::ptrdiff_t count_busy() const {
+    return std::count_if(workers.begin(), workers.end(),
+                         [](const Worker& worker) { return worker.thread.joinable() && !worker.done; });
+  }
+
+  bool stop_all() {
+    std::unique_lock<std::mutex> lock(mutex);
+    stop = true;
+    for (auto& worker : workers) worker.wake.notify_one();
+    // After a timeout only those are waited for that have nothing to do.
+    constexpr std::chrono::duration<double> kMoment = std::chrono::milliseconds(100);
+    auto limit = timed_out ? std::min(patience, kMoment) : patience;
+    worker_ended.wait_for(lock, limit, [this] { return count_busy() == 0; });
+    auto left = count_busy();
+    // A thread that is done needs the lock no more. The others hold this state, so they may outlive the pool.
     for (auto& worker : workers) {
       if (!worker.thread.joinable()) continue;
-      bool leave = false;
-      if (timed_out) {
-        std::lock_guard<std::mutex> lock(mutex);
-        leave = !worker.done;
-      }
-      // The thread holds this state, so it may outlive the pool when it hangs in the user's code.
-      if (leave)
-        worker.thread.detach();
-      else
+      if (worker.done)
         worker.thread.join();
+      else
+        worker.thread.detach();
     }
+    lock.unlock();
+    if (left > 0)
+      log::warn("a loop over a data loader ended, but " + std::to_string(left) +
+                " of its worker threads did not come back from the dataset within " + in_seconds(limit) +
+                "; they are left to themselves and end when the dataset lets them go");
+    return left == 0;
   }
 
   mutable std::mutex mutex;
   std::condition_variable batch_ready;
+  std::condition_variable worker_ended;
   std::atomic<bool> stop = false;
   bool timed_out = false;
+  std::chrono::duration<double> patience;
   std::vector<Slot> slots;
   std::vector<Worker> workers;
   Work work;
 };
 
-WorkerPool::WorkerPool(int workers, std::size_t slots, Work work)
-    : state_(std::make_shared<State>(workers, slots, std::move(work))) {
+WorkerPool::WorkerPool(int workers, std::size_t slots, std::chrono::duration<double> patience, Work work)
+    : state_(std::make_shared<State>(workers, slots, patience, std::move(work))) {
   try {
     for (std::size_t i = 0; i < state_->workers.size(); ++i)
       state_->workers[i].thread = std::thread([state = state_, i] { state->run(i); });
@@ -110,7 +132,11 @@ WorkerPool::WorkerPool(int workers, std::size_t slots, Work work)
   }
 }
 
-WorkerPool::~WorkerPool() { state_->stop_all(); }
+WorkerPool::~WorkerPool() { stop(); }
+
+bool WorkerPool::stop() { return state_->stop_all(); }
+
+std::weak_ptr<const void> WorkerPool::life() const { return state_; }
 
 bool WorkerPool::has_room(std::size_t batch) const {
   std::lock_guard<std::mutex> lock(state_->mutex);
@@ -146,10 +172,11 @@ std::optional<WorkerPool::Job> WorkerPool::wait(std::optional<std::size_t> batch
     }
     return found != nullptr;
   };
-  if (timeout.count() <= 0)
+  // Longer times than a century do not fit into the clock's numbers.
+  if (timeout.count() <= 0 || timeout > std::chrono::hours(24 * 365 * 100))
     state_->batch_ready.wait(lock, ready);
-  else if (!state_->batch_ready.wait_for(lock, timeout, ready))
-    state_->timed_out = true;
+  else
+    state_->timed_out = !state_->batch_ready.wait_for(lock, timeout, ready);
   return found ? std::optional(found->job) : std::nullopt;
 }
 

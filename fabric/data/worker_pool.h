@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include <c10/util/ArrayRef.h>
@@ -17,6 +18,9 @@ namespace fabric::detail {
 
 /// Thrown out of a job that notices that the pool stops.
 struct Stopped {};
+
+/// A length of time in seconds, for a message: "1.5 s".
+FABRIC_API std::string in_seconds(std::chrono::duration<double> time);
 
 /// Threads that make batches ahead of the one that uses them. Batch b is made by worker b % workers in slot b % slots,
 /// so that who does what never depends on timing. One thread owns the pool and calls everything but the work itself.
@@ -30,9 +34,9 @@ class FABRIC_API WorkerPool {
   /// Makes one batch into a slot; checks `stop` between samples and throws Stopped when it is set.
   using Work = std::function<void(int worker, const Job& job, const std::atomic<bool>& stop)>;
 
-  /// `slots` is a multiple of `workers`.
-  WorkerPool(int workers, std::size_t slots, Work work);
-  /// Stops after the sample that is being made and joins, or leaves a thread that already timed out to itself.
+  /// `slots` is a multiple of `workers`. `patience`: how long the end waits for a sample that is being made.
+  WorkerPool(int workers, std::size_t slots, std::chrono::duration<double> patience, Work work);
+  /// Stops.
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
@@ -49,6 +53,12 @@ class FABRIC_API WorkerPool {
   std::exception_ptr error(std::size_t slot) const;
   /// Frees the slot.
   void release(std::size_t slot);
+  /// Ends the threads after the sample that each is making; nothing may be submitted any more. A thread that makes one
+  /// for longer than the pool's patience, or that already timed out, is left to itself with a warning, and the answer
+  /// is false.
+  bool stop();
+  /// Expires when neither the pool nor any of its threads is left.
+  std::weak_ptr<const void> life() const;
 
  private:
   struct State;

@@ -1,5 +1,8 @@
 #include "plugins/environments/checks.h"
 
+#include <algorithm>
+#include <cctype>
+
 #include <fabric/error.h>
 
 namespace fabric {
@@ -18,6 +21,23 @@ void check_product(const std::string& source, int world_size, int devices, int n
       " with num_nodes=" + std::to_string(num_nodes) + " needs " + std::to_string(1LL * devices * num_nodes) +
       ". Give devices the number of ranks per node and num_nodes the number of nodes, or start as many ranks");
 }
+
+void check_node_count(const std::string& source, int said, int num_nodes) {
+  if (said == 0 || said == num_nodes) return;
+  throw ConfigError(source + " uses " + std::to_string(said) + (said == 1 ? " node" : " nodes") +
+                    ", but num_nodes=" + std::to_string(num_nodes) + ". Give both the same number");
+}
+
+std::optional<int> count_visible_devices(const EnvReader& env) {
+  auto list = env.get("CUDA_VISIBLE_DEVICES");
+  if (!list) return std::nullopt;
+  // An index, GPU-<uuid> or MIG-<uuid>; "", "-1" and "NoDevFiles" stand for none.
+  bool any = !list->empty() && (std::isdigit(static_cast<unsigned char>(list->front())) || list->starts_with("GPU-") ||
+                                list->starts_with("MIG-"));
+  return any ? static_cast<int>(std::count(list->begin(), list->end(), ',')) + 1 : 0;
+}
+
+bool sees_one_device(const EnvReader& env) { return count_visible_devices(env) == 1; }
 
 int port_or(const EnvReader& env, const std::string& name, int fallback) {
   return env.get_int(name, 1, 65535).value_or(fallback);

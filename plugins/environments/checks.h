@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include <fabric/plugins/environments/env_reader.h>
@@ -10,6 +11,12 @@ namespace fabric {
 void check_index(const std::string& index_name, int index, const std::string& count_name, int count);
 /// Throws ConfigError unless world_size = devices × num_nodes; `source` says what started the ranks.
 void check_product(const std::string& source, int world_size, int devices, int num_nodes);
+/// Throws ConfigError when `source` says another number of nodes (0: it says none) than `num_nodes`.
+void check_node_count(const std::string& source, int said, int num_nodes);
+/// How many GPUs CUDA_VISIBLE_DEVICES names; nothing when it is not set.
+std::optional<int> count_visible_devices(const EnvReader& env);
+/// True when CUDA_VISIBLE_DEVICES names one GPU: what starts ranks with a GPU of their own sets it so for each.
+bool sees_one_device(const EnvReader& env);
 /// The variable as a port from 1 to 65535, or the fallback when it is not set.
 int port_or(const EnvReader& env, const std::string& name, int fallback);
 

@@ -15,8 +15,12 @@
 namespace fabric {
 
 void ClusterEnvironment::validate_settings(int devices, int num_nodes) const {
-  if (creates_processes_externally())
-    check_product("the environment '" + name() + "'", world_size(), devices, num_nodes);
+  if (!creates_processes_externally()) return;
+  auto source = "the environment '" + name() + "'";
+  if (devices == 1 && has_device_per_rank())
+    check_node_count(source, this->num_nodes(), num_nodes);
+  else
+    check_product(source, world_size(), devices, num_nodes);
 }
 
 RankInfo ClusterEnvironment::rank_info() const {

@@ -109,14 +109,44 @@ TEST_CASE("ports of the plain environment", "[environment]") {
   CHECK_THROWS_WITH(make_environment("fabric", env({{"MASTER_PORT", "http"}}))->main_port(), Contains("'http'"));
 }
 
-TEST_CASE("only LOCAL_RANK, set by hand, leaves the rest to the strategy", "[environment]") {
-  auto plain = detect_environment(env({{"LOCAL_RANK", "1"}, {"NODE_RANK", "1"}}));
-  CHECK(plain->creates_processes_externally());
-  plain->set_world_size(4);
-  plain->set_global_rank(3);
-  CHECK(plain->global_rank() == 3);
-  CHECK(plain->local_rank() == 1);
-  CHECK(plain->node_rank() == 1);
+TEST_CASE("LOCAL_RANK without RANK or WORLD_SIZE would make every process rank 0, and is refused", "[environment]") {
+  auto refuse = [](const Variables& variables, const std::string& missing) {
+    INFO(missing);
+    CHECK_THROWS_AS(detect_environment(env(variables)), fabric::ConfigError);
+    CHECK_THROWS_WITH(detect_environment(env(variables)), Contains("LOCAL_RANK=1") && Contains(missing));
+  };
+  refuse({{"LOCAL_RANK", "1"}, {"NODE_RANK", "1"}}, "RANK and WORLD_SIZE are not");
+  refuse({{"LOCAL_RANK", "1"}, {"WORLD_SIZE", "2"}}, "but RANK is not");
+  refuse({{"LOCAL_RANK", "1"}, {"RANK", "1"}}, "but WORLD_SIZE is not");
+  auto later = env({});
+  fabric::FabricEnvironment plain(later);
+  later->set("LOCAL_RANK", "1");
+  CHECK_THROWS_WITH(plain.global_rank(), Contains("variable RANK"));
+  CHECK_THROWS_WITH(plain.world_size(), Contains("variable WORLD_SIZE"));
+}
+
+TEST_CASE("one device is enough where each rank has one of its own", "[environment]") {
+  const Variables one{{"CUDA_VISIBLE_DEVICES", "1"}};
+  auto virtual_rank = kTorchrun + Variables{{"LOCAL_RANK", "0"}};
+  for (const auto& [variables, ranks] : {std::pair(virtual_rank, 2), std::pair(kMpirun, 4), std::pair(kByHand, 2)}) {
+    auto separate = detect_environment(env(variables + one));
+    INFO(separate->name());
+    CHECK(separate->has_device_per_rank());
+    separate->validate_settings(1, 1);
+    separate->validate_settings(ranks, 1);
+    CHECK_THROWS_AS(separate->validate_settings(ranks + 1, 1), fabric::ConfigError);
+    for (const char* list : {"", "0,1", "-1", "NoDevFiles"}) {
+      auto shared = detect_environment(env(variables + Variables{{"CUDA_VISIBLE_DEVICES", list}}));
+      CHECK_FALSE(shared->has_device_per_rank());
+      CHECK_THROWS_WITH(shared->validate_settings(1, 1), Contains("devices=1"));
+    }
+    CHECK_FALSE(detect_environment(env(variables))->has_device_per_rank());
+  }
+  CHECK_THROWS_WITH(detect_environment(env(virtual_rank + one))->validate_settings(1, 2),
+                    Contains("1 node,") && Contains("num_nodes=2"));
+  for (const char* name : {"GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "MIG-8932f937"})
+    CHECK(detect_environment(env(kMpirun + Variables{{"CUDA_VISIBLE_DEVICES", name}}))->has_device_per_rank());
+  CHECK_FALSE(detect_environment(env(one))->has_device_per_rank());
 }
 
 TEST_CASE("contradictions of variables set by hand name them", "[environment]") {

@@ -24,9 +24,14 @@ void check_running_ranks(const EnvReader& env) {
         "RANK=" + std::to_string(*rank) + " and WORLD_SIZE=" + std::to_string(*world) +
         " are set but LOCAL_RANK is not. Set LOCAL_RANK to the index of the process on its node; where each "
         "pod is one process, choose the environment 'kubeflow'; to start alone, unset RANK and WORLD_SIZE");
-  if (local && rank && !world)
-    throw ConfigError("LOCAL_RANK and RANK are set but WORLD_SIZE is not; set all three or none");
-  if (local && rank && world && *world > 1)
+  if (local && (!rank || !world))
+    throw ConfigError("LOCAL_RANK=" + std::to_string(*local) + " is set, as in a job whose ranks run already, but " +
+                      (rank    ? "WORLD_SIZE is not"
+                       : world ? "RANK is not"
+                               : "RANK and WORLD_SIZE are not") +
+                      ", so that every process would train alone as rank 0. Set all three, or unset LOCAL_RANK to "
+                      "start alone");
+  if (local && world.value_or(1) > 1)
     for (const char* name : {"MASTER_ADDR", "MASTER_PORT"}) env.require(name, "a job of several running ranks");
 }
 
@@ -34,6 +39,10 @@ void check_running_ranks(const EnvReader& env) {
 
 FabricEnvironment::FabricEnvironment(std::shared_ptr<EnvReader> env) : env_(std::move(env)) {
   check_running_ranks(*env_);
+}
+
+int FabricEnvironment::running(const std::string& name) const {
+  return env_->require_int(name, "a running rank (LOCAL_RANK is set)");
 }
 
 FabricEnvironment::~FabricEnvironment() = default;
@@ -51,12 +60,10 @@ int FabricEnvironment::main_port() const {
 
 // RANK alone, or WORLD_SIZE alone, is left over from something else.
 int FabricEnvironment::world_size() const {
-  return creates_processes_externally() ? env_->get_int("WORLD_SIZE", 1).value_or(world_size_) : world_size_;
+  return creates_processes_externally() ? running("WORLD_SIZE") : world_size_;
 }
 
-int FabricEnvironment::global_rank() const {
-  return creates_processes_externally() ? env_->get_int("RANK").value_or(rank_) : rank_;
-}
+int FabricEnvironment::global_rank() const { return creates_processes_externally() ? running("RANK") : rank_; }
 
 int FabricEnvironment::local_rank() const { return env_->get_int("LOCAL_RANK").value_or(0); }
 
@@ -74,9 +81,6 @@ int FabricEnvironment::num_nodes() const {
 
 int FabricEnvironment::restart_count() const { return env_->get_int("TORCHELASTIC_RESTART_COUNT").value_or(0); }
 
-void FabricEnvironment::validate_settings(int devices, int num_nodes) const {
-  if (creates_processes_externally() && env_->has("WORLD_SIZE"))
-    check_product("the launcher (WORLD_SIZE)", world_size(), devices, num_nodes);
-}
+bool FabricEnvironment::has_device_per_rank() const { return creates_processes_externally() && sees_one_device(*env_); }
 
 }  // namespace fabric

@@ -23,7 +23,7 @@ std::string short_name(const std::string& host) { return host.substr(0, host.fin
 
 std::vector<std::string> read_rank_file(const std::string& path) {
   std::ifstream file(path);
-  if (!file) throw ConfigError("the rank file named by LSB_DJOB_RANKFILE cannot be read_lsf: " + path);
+  if (!file) throw ConfigError("the rank file named by LSB_DJOB_RANKFILE cannot be read: " + path);
   std::vector<std::string> hosts;
   for (std::string host; file >> host;) hosts.push_back(host);
   if (hosts.size() < 2)
@@ -71,7 +71,7 @@ RankInfo read_lsf(const EnvReader& env, const std::string& host) {
 }  // namespace
 
 LsfEnvironment::LsfEnvironment(const EnvReader& env, std::string host)
-    : ExternalEnvironment(read_lsf(env, host.empty() ? own_host_name() : host)) {}
+    : ExternalEnvironment(read_lsf(env, host.empty() ? own_host_name() : host), sees_one_device(env)) {}
 
 bool LsfEnvironment::detect(const EnvReader& env) {
   for (const char* name : {"LSB_JOBID", "LSB_DJOB_RANKFILE", "JSM_NAMESPACE_LOCAL_RANK", "JSM_NAMESPACE_SIZE"})

@@ -68,7 +68,7 @@ TEST_CASE("an LSF rank file that is missing or empty is refused", "[lsf]") {
   MapEnv env(jsrun_task(file));
   CHECK_THROWS_WITH(LsfEnvironment(env, "launch"), Contains("at least one more host"));
   env.set("LSB_DJOB_RANKFILE", "/nowhere/ranks");
-  CHECK_THROWS_WITH(LsfEnvironment(env, "c1"), Contains("/nowhere/ranks"));
+  CHECK_THROWS_WITH(LsfEnvironment(env, "c1"), Contains("cannot be read: /nowhere/ranks"));
   env.unset("JSM_NAMESPACE_RANK");
   CHECK_THROWS_AS(LsfEnvironment(env, "c1"), fabric::ConfigError);
 }

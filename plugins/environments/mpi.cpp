@@ -60,7 +60,7 @@ RankInfo read_mpi(const EnvReader& env) {
 
 }  // namespace
 
-MpiEnvironment::MpiEnvironment(const EnvReader& env) : ExternalEnvironment(read_mpi(env)) {}
+MpiEnvironment::MpiEnvironment(const EnvReader& env) : ExternalEnvironment(read_mpi(env), sees_one_device(env)) {}
 
 bool MpiEnvironment::detect(const EnvReader& env) {
   refuse_singletons(env);

@@ -82,6 +82,14 @@ RankInfo read_slurm(const EnvReader& env) {
   return info;
 }
 
+// With --gpus-per-task each task sees its own; srun --gpu-bind=none shows all of them to all tasks nevertheless.
+bool has_own_devices(const EnvReader& env) {
+  auto per_task = env.get("SLURM_GPUS_PER_TASK");
+  if (!per_task) return sees_one_device(env);
+  auto visible = count_visible_devices(env);
+  return !visible || std::to_string(*visible) == per_task->substr(per_task->rfind(':') + 1);  // "2" or "a100:2"
+}
+
 bool on_path(const EnvReader& env, const std::string& program) {
   std::istringstream path(env.get_or("PATH", ""));
   for (std::string folder; std::getline(path, folder, ':');)
@@ -92,7 +100,7 @@ bool on_path(const EnvReader& env, const std::string& program) {
 }  // namespace
 
 SlurmEnvironment::SlurmEnvironment(const EnvReader& env)
-    : ExternalEnvironment(read_slurm(env)),
+    : ExternalEnvironment(read_slurm(env), has_own_devices(env)),
       interactive_(is_interactive(env)),
       tasks_per_node_(info_.local_world_size) {}
 
@@ -121,17 +129,19 @@ std::string SlurmEnvironment::job_id(const EnvReader& env) {
 
 void SlurmEnvironment::validate_settings(int devices, int num_nodes) const {
   if (interactive_) return;
-  if (tasks_per_node_ > 0 && tasks_per_node_ != devices)
+  bool own_device = devices == 1 && has_device_per_rank();
+  if (!own_device && tasks_per_node_ > 0 && tasks_per_node_ != devices)
     throw ConfigError("srun started " + std::to_string(tasks_per_node_) +
                       " tasks on this node (SLURM_NTASKS_PER_NODE), but devices=" + std::to_string(devices) +
                       ". Give both the same number: srun --ntasks-per-node=" + std::to_string(devices) +
-                      " or devices=" + std::to_string(tasks_per_node_));
+                      " or devices=" + std::to_string(tasks_per_node_) +
+                      "; or give each task a GPU of its own: srun --gpus-per-task=1 and devices=1");
   if (info_.num_nodes > 0 && info_.num_nodes != num_nodes)
     throw ConfigError("srun uses " + std::to_string(info_.num_nodes) +
                       " nodes (SLURM_NNODES), but num_nodes=" + std::to_string(num_nodes) +
                       ". Give both the same number: srun --nodes=" + std::to_string(num_nodes) +
                       " or num_nodes=" + std::to_string(info_.num_nodes));
-  check_product("srun", info_.world_size, devices, num_nodes);
+  if (!own_device) check_product("srun", info_.world_size, devices, num_nodes);
 }
 
 void warn_if_srun_is_unused(const EnvReader& env) {

@@ -103,3 +103,27 @@ TEST_CASE("settings must agree with srun", "[slurm]") {
   CHECK_THROWS_AS(slurm.validate_settings(2, 1), ConfigError);
   SlurmEnvironment{MapEnv(task({{"SLURM_JOB_NAME", "bash"}}))}.validate_settings(8, 8);
 }
+
+TEST_CASE("a GPU of each task's own is one device", "[slurm]") {
+  auto slurm = [](const Variables& changes) { return SlurmEnvironment{MapEnv(task(changes))}; };
+  for (const Variables& own : {Variables{{"SLURM_GPUS_PER_TASK", "1"}},
+                               Variables{{"SLURM_GPUS_PER_TASK", "a100:1"}, {"CUDA_VISIBLE_DEVICES", "3"}},
+                               Variables{{"SLURM_GPUS_PER_TASK", "2"}, {"CUDA_VISIBLE_DEVICES", "2,3"}},
+                               Variables{{"CUDA_VISIBLE_DEVICES", "0"}}}) {
+    auto each = slurm(own);
+    CHECK(each.has_device_per_rank());
+    each.validate_settings(1, 2);
+    each.validate_settings(2, 2);
+    CHECK_THROWS_WITH(each.validate_settings(1, 1), Contains("num_nodes=1"));
+    CHECK_THROWS_WITH(each.validate_settings(4, 2), Contains("devices=4"));
+  }
+  CHECK_THROWS_WITH(slurm({}).validate_settings(1, 2), Contains("devices=1") && Contains("--gpus-per-task=1"));
+  // srun --gpu-bind=none
+  auto all_see_all = slurm({{"SLURM_GPUS_PER_TASK", "1"}, {"CUDA_VISIBLE_DEVICES", "0,1"}});
+  CHECK_THROWS_AS(all_see_all.validate_settings(1, 2), ConfigError);
+  all_see_all.validate_settings(2, 2);
+  // Three tasks on two nodes.
+  Variables uneven{{"SLURM_NTASKS", "3"},          {"SLURM_PROCID", "2"},        {"SLURM_LOCALID", "0"},
+                   {"SLURM_NTASKS_PER_NODE", "-"}, {"SLURM_GPUS_PER_TASK", "1"}, {"SLURM_STEP_TASKS_PER_NODE", "2,1"}};
+  slurm(uneven).validate_settings(1, 2);
+}

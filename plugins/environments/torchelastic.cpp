@@ -32,7 +32,8 @@ RankInfo read_torchelastic(const EnvReader& env) {
 
 }  // namespace
 
-TorchElasticEnvironment::TorchElasticEnvironment(const EnvReader& env) : ExternalEnvironment(read_torchelastic(env)) {}
+TorchElasticEnvironment::TorchElasticEnvironment(const EnvReader& env)
+    : ExternalEnvironment(read_torchelastic(env), sees_one_device(env)) {}
 
 bool TorchElasticEnvironment::detect(const EnvReader& env) { return env.has("TORCHELASTIC_RUN_ID"); }
 

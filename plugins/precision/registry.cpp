@@ -56,7 +56,7 @@ std::string without_alias(const std::string& name) {
 }  // namespace
 
 std::shared_ptr<Precision> make_precision(const std::string& given, const std::string& device_type) {
-  std::string name = without_alias(registry().lower(given));
+  std::string name = without_alias(lower_case(given));
   auto precision = registry().get(name)(device_type);
   if (!precision) throw MisuseError("the function registered for precision '" + name + "' returned null");
   return precision;

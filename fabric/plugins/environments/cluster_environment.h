@@ -29,11 +29,14 @@ class FABRIC_API ClusterEnvironment {
   virtual int num_nodes() const { return 0; }
   virtual int restart_count() const { return 0; }
   virtual bool store_is_external() const { return false; }
-  /// Only the plain Fabric environment obeys these; the others know better and ignore them.
+  /// True when the variables say that each rank sees a device that is its own, and no other rank's: then `devices` is 1
+  /// whatever the number of ranks on the node.
+  virtual bool has_device_per_rank() const { return false; }
+  /// Only the plain Fabric environment obeys these, until its ranks run; the others know better and ignore them.
   virtual void set_world_size(int) {}
   virtual void set_global_rank(int) {}
   /// Throws ConfigError when `devices` per node and `num_nodes` contradict what the environment says. Ranks that are
-  /// yet to be started contradict nothing.
+  /// yet to be started contradict nothing, nor does one device where each rank has its own.
   virtual void validate_settings(int devices, int num_nodes) const;
   virtual void teardown() {}
 

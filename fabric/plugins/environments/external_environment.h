@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 
 #include <fabric/plugins/environments/cluster_environment.h>
 
@@ -22,12 +23,17 @@ class FABRIC_API ExternalEnvironment : public ClusterEnvironment {
   int num_nodes() const override { return info_.num_nodes; }
   int restart_count() const override { return info_.restart_count; }
   bool store_is_external() const override { return info_.store_is_external; }
+  bool has_device_per_rank() const override { return device_per_rank_; }
 
  protected:
   /// In `info`, local_world_size and num_nodes may be 0: not known.
-  explicit ExternalEnvironment(RankInfo info) : info_(std::move(info)) {}
+  explicit ExternalEnvironment(RankInfo info, bool device_per_rank = false)
+      : info_(std::move(info)), device_per_rank_(device_per_rank) {}
 
   RankInfo info_;
+
+ private:
+  bool device_per_rank_;
 };
 
 }  // namespace fabric

@@ -10,8 +10,9 @@ namespace fabric {
 class PortReservation;
 
 /// The plain environment. Ranks count as running when LOCAL_RANK is set (our launchers, or by hand together with RANK,
-/// WORLD_SIZE, MASTER_ADDR and MASTER_PORT); otherwise this process is alone until `Fabric::launch` starts the others.
-/// Follows the variables as they are now, so that it is right before and after a launch.
+/// WORLD_SIZE, MASTER_ADDR and MASTER_PORT; LOCAL_RANK without RANK or WORLD_SIZE is a ConfigError); otherwise this
+/// process is alone until `Fabric::launch` starts the others. Follows the variables as they are now, so that it is
+/// right before and after a launch.
 class FABRIC_API FabricEnvironment : public ClusterEnvironment {
  public:
   explicit FabricEnvironment(std::shared_ptr<EnvReader> env = process_env());
@@ -30,12 +31,15 @@ class FABRIC_API FabricEnvironment : public ClusterEnvironment {
   int local_world_size() const override;
   int num_nodes() const override;
   int restart_count() const override;
-  /// Obeyed as long as WORLD_SIZE and RANK are not set.
+  bool has_device_per_rank() const override;
+  /// Obeyed as long as the ranks do not run.
   void set_world_size(int world_size) override { world_size_ = world_size; }
   void set_global_rank(int rank) override { rank_ = rank; }
-  void validate_settings(int devices, int num_nodes) const override;
 
  private:
+  /// A variable that every running rank has.
+  int running(const std::string& name) const;
+
   std::shared_ptr<EnvReader> env_;
   int world_size_ = 1;
   int rank_ = 0;

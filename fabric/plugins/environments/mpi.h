@@ -6,7 +6,7 @@ namespace fabric {
 
 /// Ranks started by Open MPI's mpirun, or by `srun --mpi=pmix` when chosen by name. Reads variables only and never
 /// initialises MPI. MASTER_ADDR and MASTER_PORT are used if given (`mpirun -x MASTER_ADDR=… -x MASTER_PORT=…`); without
-/// them the main address is empty and the port 0, and only the MPI process group can be used.
+/// them the main address is empty and the port 0, and process groups that need a store let rank 0 tell them over MPI.
 /// mpirun does not tell the node's index: NODE_RANK if exported, else rank / ranks per node, which holds for the
 /// default mapping and is for display only.
 class FABRIC_API MpiEnvironment : public ExternalEnvironment {
