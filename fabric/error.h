@@ -64,7 +64,7 @@ class FABRIC_API MismatchError : public CollectiveError {
   using CollectiveError::CollectiveError;
 };
 
-/// Reading or writing a checkpoint failed; files that existed before are untouched.
+/// Reading or writing a checkpoint failed; files that existed before are untouched unless the text says "is in place".
 class FABRIC_API CheckpointError : public Error {
  public:
   using Error::Error;

@@ -6,8 +6,8 @@ cmake_minimum_required(VERSION 3.25)
 set(rooms launcher environments accelerators collectives precision strategies facade)
 set(side_rooms checkpoint_io loggers utilities)
 # Plain data that travels between rooms and the tools all of them use.
-set(base_headers error export log version tree tree_io config settings named_registry nearest_name tree_io rank_info value scope state tensors seed
-  plugin_library torch_compat launching heartbeat error_file preemption)
+set(base_headers atomic_file error export log version tree tree_io config settings named_registry nearest_name tree_io rank_info value scope state tensors seed
+  plugin_library launching heartbeat error_file preemption)
 set(problems)
 
 # Which room a file (path below the root) belongs to: `base`, one of the lists above, or `none` (tests, examples).
@@ -126,10 +126,10 @@ foreach(file IN LISTS files)
       problem("includes ${include}, launcher and environments do without LibTorch")
     endif()
   endforeach()
-  if(NOT from STREQUAL none AND NOT file STREQUAL "fabric/torch_compat.h")
+  if(NOT from STREQUAL none)
     file(STRINGS ${SOURCE_DIR}/${file} versions REGEX "TORCH_VERSION_(MINOR|MAJOR)")
     if(versions)
-      problem("asks for LibTorch's version, fabric/torch_compat.h alone knows the differences")
+      problem("asks for LibTorch's version: ask for the feature instead, with `if constexpr (requires …)` or its macro")
     endif()
   endif()
 endforeach()

@@ -4,9 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
-
+#include <fabric/atomic_file.h>
 #include <fabric/error.h>
 
 namespace fabric {
@@ -18,26 +16,13 @@ namespace fs = std::filesystem;
   throw CheckpointError("cannot " + what + " '" + path.string() + "': " + why);
 }
 
-fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
-
 // Of no use to anybody until it is renamed; the next call takes it over when a kill left it.
 fs::path temporary_for(const fs::path& path) {
   return folder_of(path) / ("." + path.filename().string() + ".partial-link");
 }
 
-void sync_path(const fs::path& path, int flags) {
-  int fd = open(path.c_str(), flags | O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return;  // a folder one may write but not list
-  bool synced = fsync(fd) == 0 || errno == EINVAL || errno == EROFS;
-  int error = errno;
-  close(fd);
-  if (!synced) fail("sync", path, std::strerror(error));
-}
-
 void make_folder(const fs::path& path) {
-  std::error_code error;
-  fs::create_directories(folder_of(path), error);
-  if (error) fail("make the folder of", path, error.message());
+  if (auto error = make_folders(folder_of(path))) fail("make the folder of", path, error.message());
 }
 
 void move_into_place(const fs::path& temporary, const fs::path& path) {
@@ -47,18 +32,20 @@ void move_into_place(const fs::path& temporary, const fs::path& path) {
   // Two names of one file stay as they are when one is renamed to the other.
   fs::remove_all(temporary, ignored);
   if (error) fail("move a new file to", path, error.message());
-  sync_path(folder_of(path), O_DIRECTORY);
+  if (auto unsynced = sync_path(folder_of(path)))
+    throw CheckpointError("the new file '" + path.string() +
+                          "' is in place, but its folder cannot be synced: " + unsynced.message());
 }
 
 void copy_bytes(const fs::path& file, const fs::path& temporary, const fs::path& name) {
   std::error_code error;
   fs::copy(file, temporary, fs::copy_options::recursive | fs::copy_options::overwrite_existing, error);
+  if (!error && fs::is_regular_file(temporary)) error = sync_path(temporary);
   if (error) {
     std::error_code ignored;
     fs::remove_all(temporary, ignored);
     fail("copy '" + file.string() + "' to", name, error.message());
   }
-  if (fs::is_regular_file(temporary)) sync_path(temporary, 0);
 }
 
 }  // namespace
@@ -117,18 +104,7 @@ void remove_leftovers(const fs::path& folder, const std::string& extension) {
 }
 
 void write_text_file(const fs::path& path, const std::string& text) {
-  make_folder(path);
-  fs::path temporary = folder_of(path) / ("." + path.filename().string() + ".partial");
-  int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) fail("write", path, std::strerror(errno));
-  bool written = write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && fsync(fd) == 0;
-  int error = errno;
-  close(fd);
-  if (!written) {
-    unlink(temporary.c_str());
-    fail("write", path, std::strerror(error));
-  }
-  move_into_place(temporary, path);
+  write_whole_file(path, text, as_error<CheckpointError>);
 }
 
 }  // namespace fabric

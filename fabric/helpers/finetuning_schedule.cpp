@@ -1,14 +1,10 @@
 #include <fabric/helpers/finetuning_schedule.h>
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
-#include <cstring>
 #include <unordered_set>
 
+#include <fabric/atomic_file.h>
 #include <fabric/error.h>
 #include <fabric/helpers/model_parameters.h>
 #include <fabric/tree_io.h>
@@ -29,20 +25,6 @@ Tree::Map phase_tree(const FinetuningPhase& phase) {
   if (!phase.new_optimizer.is_null()) out["new_optimizer"] = phase.new_optimizer;
   if (!phase.new_lr_scheduler.is_null()) out["new_lr_scheduler"] = phase.new_lr_scheduler;
   return out;
-}
-
-[[noreturn]] void write_failed(const std::filesystem::path& path, const std::string& why) {
-  throw CheckpointError("the schedule file '" + path.string() + "' cannot be written: " + why);
-}
-
-void write_durably(int file, const std::string& text, const std::filesystem::path& path) {
-  for (std::size_t done = 0; done < text.size();) {
-    ssize_t n = ::write(file, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) write_failed(path, std::strerror(errno));
-    done += static_cast<std::size_t>(n);
-  }
-  if (::fsync(file) != 0) write_failed(path, std::strerror(errno));
 }
 
 }  // namespace
@@ -75,21 +57,7 @@ FinetuningSchedule implicit_schedule(const ModelParameters& parameters) {
 }
 
 void write_schedule(const Tree& schedule, const std::filesystem::path& path) {
-  std::error_code error;
-  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path(), error);
-  if (error) write_failed(path, error.message());
-  const std::filesystem::path temporary = path.string() + ".tmp" + std::to_string(::getpid());
-  int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (file < 0) write_failed(path, std::strerror(errno));
-  try {
-    write_durably(file, write_yaml(schedule), path);
-  } catch (...) {
-    ::close(file);
-    ::unlink(temporary.c_str());
-    throw;
-  }
-  ::close(file);
-  if (::rename(temporary.c_str(), path.c_str()) != 0) write_failed(path, std::strerror(errno));
+  write_whole_file(path, write_yaml(schedule), as_error<CheckpointError>);
 }
 
 std::optional<double> lr_number(const Tree& value) {

@@ -1,7 +1,6 @@
 #include <fabric/helpers/finetuning_scheduler.h>
 
 #include <algorithm>
-#include <array>
 
 #include <fabric/error.h>
 #include <fabric/helpers/finetuning_scheduler_impl.h>

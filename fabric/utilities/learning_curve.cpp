@@ -3,13 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstring>
-#include <fstream>
 #include <iostream>
 #include <limits>
 
+#include <fabric/atomic_file.h>
 #include <fabric/error.h>
 
 #include "fabric/utilities/curve_svg.h"
@@ -162,27 +160,6 @@ std::string LearningCurve::svg() const {
   return detail::curve_svg(title_, drawn);
 }
 
-void LearningCurve::write_svg(const std::filesystem::path& path) const {
-  auto fail = [&](const std::string& why) { throw Error("cannot write " + path.string() + ": " + why); };
-  std::error_code error;
-  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path(), error);
-  if (error) fail(error.message());
-  auto temporary = path;
-  temporary += ".tmp" + std::to_string(getpid());
-  std::ofstream out(temporary, std::ios::binary);
-  out << svg();
-  out.close();
-  if (!out) {
-    std::string why = std::strerror(errno);
-    std::filesystem::remove(temporary, error);
-    fail(why);
-  }
-  std::filesystem::rename(temporary, path, error);
-  if (error) {
-    std::string why = error.message();
-    std::filesystem::remove(temporary, error);
-    fail(why);
-  }
-}
+void LearningCurve::write_svg(const std::filesystem::path& path) const { write_whole_file(path, svg()); }
 
 }  // namespace fabric

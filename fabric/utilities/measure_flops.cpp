@@ -1,9 +1,13 @@
 #include <fabric/utilities/measure_flops.h>
 
 #include <ATen/record_function.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 
+#include <atomic>
+#include <memory>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace fabric {
@@ -12,8 +16,16 @@ namespace {
 using Inputs = c10::ArrayRef<const c10::IValue>;
 using Count = std::int64_t (*)(Inputs);
 
-// This thread's sum while measure_flops runs; null otherwise.
-thread_local std::int64_t* current_sum = nullptr;
+// LibTorch hands it from thread to thread together with the callback: a backward pass runs on a thread for each device.
+struct FlopSum : c10::DebugInfoBase {
+  std::atomic<std::int64_t> flops{0};
+};
+
+// The innermost sum while measure_flops runs, on its thread or on one that works for it; null otherwise.
+FlopSum* current_sum() {
+  // The one kind of each supported version of LibTorch that nothing in it uses.
+  return dynamic_cast<FlopSum*>(c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::TEST_INFO));
+}
 
 c10::IntArrayRef sizes(Inputs in, std::size_t i) { return in[i].toTensor().sizes(); }
 
@@ -99,37 +111,39 @@ const std::unordered_map<std::string_view, Count>& counts() {
 
 std::unique_ptr<at::ObserverContext> count_operator(const at::RecordFunction& function) {
   auto known = counts().find(function.name());
-  if (current_sum && known != counts().end()) *current_sum += known->second(function.inputs());
+  if (known == counts().end()) return nullptr;
+  if (FlopSum* sum = current_sum()) sum->flops += known->second(function.inputs());
   return nullptr;
 }
 
 // Switches counting on for this thread; the outermost one holds the callback.
 class Counting {
  public:
-  explicit Counting(std::int64_t& sum) : before_(current_sum) {
-    if (!before_)
+  explicit Counting(std::shared_ptr<FlopSum> sum)
+      : outermost_(!current_sum()), guard_(c10::DebugInfoKind::TEST_INFO, std::move(sum)) {
+    if (outermost_)
       callback_ = at::addThreadLocalCallback(
           at::RecordFunctionCallback(count_operator).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
-    current_sum = &sum;
   }
   ~Counting() {
-    current_sum = before_;
-    if (!before_) at::removeCallback(callback_);
+    if (outermost_) at::removeCallback(callback_);
   }
   Counting(const Counting&) = delete;
+  Counting& operator=(const Counting&) = delete;
 
  private:
-  std::int64_t* before_;
+  bool outermost_;
+  c10::DebugInfoGuard guard_;
   at::CallbackHandle callback_ = 0;
 };
 
 }  // namespace
 
 std::int64_t measure_flops(const std::function<void()>& run) {
-  std::int64_t sum = 0;
+  auto sum = std::make_shared<FlopSum>();
   Counting counting(sum);
   run();
-  return sum;
+  return sum->flops;
 }
 
 std::int64_t measure_flops(const std::function<at::Tensor()>& forward,

@@ -9,10 +9,10 @@
 
 namespace fabric {
 
-/// Floating point operations of what `run` does on this thread, its backward passes included: matrix products,
-/// convolutions and attention, a multiplication and an addition as two, as PyTorch's FlopCounterMode counts. Other
-/// operators cost little beside them and count nothing. Within another measurement, what is measured here counts only
-/// here.
+/// Floating point operations of what `run` does on this thread, its backward passes on the devices' threads included:
+/// matrix products, convolutions and attention, a multiplication and an addition as two, as PyTorch's FlopCounterMode
+/// counts. Other operators cost little beside them and count nothing. Threads that `run` starts itself count where they
+/// take over its at::ThreadLocalState. Within another measurement, what is measured here counts only here.
 FABRIC_API std::int64_t measure_flops(const std::function<void()>& run);
 /// Of one training step: `loss` of what `forward` returns, and its backward pass. Gradients are added to the
 /// parameters.

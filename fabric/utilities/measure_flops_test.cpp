@@ -1,6 +1,9 @@
 #include <fabric/utilities/measure_flops.h>
 
+#include <ATen/ThreadLocalState.h>
 #include <torch/torch.h>
+
+#include <thread>
 
 #include "tests/support/catch.h"
 
@@ -53,4 +56,31 @@ TEST_CASE("counting ends with the function, by an exception as well, and may be 
   CHECK_THROWS_AS(measure_flops([] { throw std::runtime_error("no"); }), std::runtime_error);
   a.mm(b);
   CHECK(measure_flops([&] { a + a; }) == 0);
+}
+
+// Autograd's threads, one for each GPU, take over the state of the thread that called backward().
+TEST_CASE("what runs on another thread with this one's state counts, a backward pass as well", "[flops]") {
+  auto a = torch::randn({2, 3}, torch::requires_grad()), b = torch::randn({3, 4}, torch::requires_grad());
+  auto elsewhere = [](const std::function<void()>& run) {
+    std::thread([&, state = at::ThreadLocalState()] {
+      at::ThreadLocalStateGuard guard(state);
+      run();
+    }).join();
+  };
+  CHECK(measure_flops([&] {
+          torch::Tensor sum;
+          elsewhere([&] { sum = a.mm(b).sum(); });
+          elsewhere([&] { sum.backward(); });
+        }) == 3 * 48);
+
+  std::int64_t inner = 0;
+  auto outer = measure_flops([&] {
+    a.mm(b);
+    elsewhere([&] { inner = measure_flops([&] { elsewhere([&] { a.mm(b).sum().backward(); }); }); });
+    elsewhere([&] { a.mm(b); });
+  });
+  CHECK(inner == 3 * 48);
+  CHECK(outer == 2 * 48);
+
+  CHECK(measure_flops([&] { std::thread([&] { a.mm(b); }).join(); }) == 0);
 }

@@ -87,17 +87,19 @@ std::string Progress::line(Clock::time_point now) const {
     after += "<" + (rate > 0 ? terminal::clock_text(static_cast<double>(*total_ - done_) / rate) : std::string("?"));
   after += ", " + rate_text(rate) + "]";
   if (!note_.empty()) after += " " + note_;
-  if (!total_) return before + after;
+  const bool bar = options_.mode == ProgressOptions::Mode::bar;
+  // A line that wraps cannot be redrawn in place, and some terminals wrap when their last column is written.
+  const int room = bar ? std::max(terminal::columns(options_.fd) - 1, 0) : 0;
+  auto fitted = [&](const std::string& text) { return bar ? terminal::cut(text, room) : text; };
+  if (!total_) return fitted(before + after);
 
   double share = *total_ == 0 ? 1 : static_cast<double>(done_) / static_cast<double>(*total_);
   char percent[16];
   std::snprintf(percent, sizeof percent, "%3d%% ", static_cast<int>(share * 100));
   before += percent;
-  if (options_.mode != ProgressOptions::Mode::bar) return before + after;
-  // One column stays free: some terminals wrap when the last one is written.
-  auto taken = static_cast<int>(terminal::width(before) + terminal::width(after)) + 4;
-  int cells = std::clamp(terminal::columns(options_.fd) - taken, 0, 40);
-  return cells < 3 ? before + after : before + bar_text(share, cells, utf8_) + " " + after;
+  auto taken = static_cast<int>(terminal::width(before) + terminal::width(after)) + 3;  // the bar's ends and a space
+  int cells = std::clamp(room - taken, 0, 40);
+  return fitted(cells < 3 ? before + after : before + bar_text(share, cells, utf8_) + " " + after);
 }
 
 void Progress::write(const std::string& text) noexcept {

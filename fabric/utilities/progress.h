@@ -23,7 +23,8 @@ struct ProgressOptions {
   int fd = 2;
 };
 
-/// How far a loop has come: done, total, rate and time left. While nothing is due, `advance` costs one read of the
+/// How far a loop has come: done, total, rate and time left. A bar takes one line of the terminal: what does not fit is
+/// cut off. While nothing is due, `advance` costs one read of the
 /// clock; switched off it costs one comparison. Not thread-safe.
 class FABRIC_API Progress {
  public:

@@ -4,6 +4,7 @@
 #include <pty.h>
 #include <unistd.h>
 
+#include <optional>
 #include <regex>
 #include <thread>
 #include <vector>
@@ -18,10 +19,10 @@ using Mode = fabric::ProgressOptions::Mode;
 // Both ends of a pipe or of a terminal; what was written is read without waiting.
 struct Screen {
   int reader = -1, writer = -1;
-  explicit Screen(bool terminal) {
+  explicit Screen(bool terminal, unsigned short columns = 100) {
     int ends[2];
     if (terminal) {
-      winsize size{.ws_row = 24, .ws_col = 100, .ws_xpixel = 0, .ws_ypixel = 0};
+      winsize size{.ws_row = 24, .ws_col = columns, .ws_xpixel = 0, .ws_ypixel = 0};
       REQUIRE(openpty(&reader, &writer, nullptr, nullptr, &size) == 0);
     } else {
       REQUIRE(pipe(ends) == 0);
@@ -73,6 +74,37 @@ TEST_CASE("A pipe gets nothing, a terminal a bar", "[progress]") {
   CHECK(text.find("50/50 [00:00, ") != std::string::npos);
   CHECK(text.back() == '\n');
   CHECK(count(text, '\n') == 1);
+}
+
+TEST_CASE("A narrow terminal gets lines that do not wrap", "[progress]") {
+  for (std::optional<std::size_t> total : {std::optional<std::size_t>(10), std::optional<std::size_t>()}) {
+    Screen terminal(true, 30);
+    {
+      fabric::Progress progress("träining of a model with a long name", total, true,
+                                {.redraw_seconds = 0, .fd = terminal.writer});
+      progress.set_note("loss 0.5");
+      progress.advance(10);
+    }
+    auto text = terminal.text();
+    INFO(text);
+    std::size_t drawn = 0;
+    for (std::size_t begin = 0, end; (end = text.find("\x1b[K", begin)) != text.npos; begin = end + 3, ++drawn) {
+      auto line = text.substr(text.find('\r', begin) + 1, end - text.find('\r', begin) - 1);
+      CHECK(line.find('\r') == line.npos);
+      CHECK(fabric::terminal::width(line) <= 29);
+      CHECK(line.rfind("träining of a model", 0) == 0);
+    }
+    CHECK(drawn >= 3);
+  }
+}
+
+TEST_CASE("Text is cut between characters", "[progress]") {
+  using fabric::terminal::cut;
+  CHECK(cut("▕ab", 2) == "▕a");
+  CHECK(cut("a▕b", 1) == "a");
+  CHECK(cut("ä", 1) == "ä");
+  CHECK(cut("ab", 5) == "ab");
+  CHECK(cut("ab", 0).empty());
 }
 
 TEST_CASE("A rank that shows nothing writes nothing to a terminal", "[progress]") {

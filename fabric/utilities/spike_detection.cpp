@@ -1,14 +1,14 @@
 #include <fabric/utilities/spike_detection.h>
 
-#include <unistd.h>
-
+#include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <limits>
 #include <numeric>
 
+#include <fabric/atomic_file.h>
 #include <fabric/fabric.h>
 #include <fabric/tree_io.h>
+
+#include "fabric/utilities/terminal.h"
 
 namespace fabric {
 namespace {
@@ -24,8 +24,8 @@ double number_of(const Value& value) {
 }  // namespace
 
 TrainingSpike::TrainingSpike(std::int64_t batch, double loss, double mean)
-    : Error("the loss jumped at batch " + std::to_string(batch) + ": " + std::to_string(loss) +
-            " on this rank, where the mean before was " + std::to_string(mean) +
+    : Error("the loss jumped at batch " + std::to_string(batch) + ": " + terminal::exact_number(loss) +
+            " on this rank, where the mean before was " + terminal::exact_number(mean) +
             ". The batch and the one before it were noted as batches to skip; go on from the last checkpoint without "
             "them"),
       batch_(batch) {}
@@ -82,19 +82,15 @@ void SpikeDetection::note(std::int64_t batch) const {
   for (auto known : batches_to_skip(path)) list.emplace_back(known);
   for (auto index : {batch - 1, batch})
     if (index >= 0 && std::find(list.begin(), list.end(), Tree(index)) == list.end()) list.emplace_back(index);
-  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
-  auto temporary = path;
-  temporary += ".tmp" + std::to_string(getpid());
-  std::ofstream out(temporary);
-  out << write_json(Tree(list)) << "\n";
-  out.close();
-  if (!out) throw Error("cannot write " + temporary.string());
-  std::filesystem::rename(temporary, path);
+  write_whole_file(path, write_json(Tree(list)) + "\n");
 }
 
 std::vector<std::int64_t> batches_to_skip(const std::filesystem::path& path) {
   std::vector<std::int64_t> batches;
-  if (!std::filesystem::exists(path)) return batches;
+  std::error_code error;
+  const bool there = std::filesystem::exists(path, error);
+  if (error) throw Error("the file of batches to skip, " + path.string() + ", cannot be read: " + error.message());
+  if (!there) return batches;
   const Tree file = read_tree_file(path.string());
   for (const auto& item : file.as_list()) batches.push_back(item.as_int());
   return batches;

@@ -49,7 +49,8 @@ class FABRIC_API SpikeDetection : public Callback, public Stateful {
   SpikeDetection(const SpikeDetection&) = delete;
 
   /// Every rank calls it. When any rank's loss jumps, rank 0 adds `batch` and the one before it to the file, a JSON
-  /// list of indices, and every rank throws TrainingSpike.
+  /// list of indices, and every rank throws TrainingSpike; rank 0 throws another Error instead when that file cannot be
+  /// read or written.
   void check(Fabric& fabric, double loss, std::int64_t batch);
   /// Whether `loss` jumps, on this rank alone; takes it into the mean when it does not.
   bool is_spike(double loss);
@@ -67,7 +68,7 @@ class FABRIC_API SpikeDetection : public Callback, public Stateful {
   std::int64_t seen_ = 0;
 };
 
-/// The batches that such a file lists; none when it does not exist.
+/// The batches that such a file lists; none when it does not exist. Throws Error when it cannot be read.
 FABRIC_API std::vector<std::int64_t> batches_to_skip(const std::filesystem::path& path = "skip_batches.json");
 
 }  // namespace fabric

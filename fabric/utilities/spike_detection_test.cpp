@@ -115,6 +115,21 @@ TEST_CASE("A spike notes the batches and throws; the file grows", "[spike]") {
   CHECK(fabric::batches_to_skip(path) == std::vector<std::int64_t>{0, 1, 2});
 }
 
+TEST_CASE("A spike's text gives the numbers as they are; one that cannot be noted is another Error", "[spike]") {
+  Folder folder;
+  fabric::Fabric fabric({.accelerator = "cpu", .strategy = "single_device"});
+  SpikeDetection noted({.exclude_batches_path = folder.path / "skip.json"});
+  noted.check(fabric, 1.5, 0);
+  CHECK_THROWS_WITH(noted.check(fabric, 50.25, 1),
+                    Catch::Contains("50.25 on this rank") && Catch::Contains("was 1.5."));
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path), {}) == 1);
+
+  SpikeDetection nowhere({.exclude_batches_path = folder.path / "skip.json" / "below.json"});
+  nowhere.check(fabric, 1.5, 0);
+  CHECK_THROWS_WITH(nowhere.check(fabric, 50.25, 1), Catch::Contains("below.json' cannot be written"));
+  CHECK_THROWS_AS(fabric::batches_to_skip(std::string(300, 'x') + ".json"), fabric::Error);
+}
+
 TEST_CASE("The throughput monitor logs through Fabric", "[throughput]") {
   auto recorder = std::make_shared<Recorder>();
   fabric::Fabric fabric({.accelerator = "cpu", .strategy = "single_device"}, {.loggers = {recorder}});

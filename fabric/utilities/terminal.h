@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 // What the utilities ask about the place they write to.
@@ -12,9 +13,13 @@ int columns(int fd);
 bool utf8();
 /// Characters that `text` takes on screen: UTF-8 sequences count once.
 std::size_t width(const std::string& text);
+/// As much of the beginning of `text` as takes at most `width` characters on screen.
+std::string cut(const std::string& text, std::size_t width);
 /// 75 -> "01:15", 3675 -> "1:01:15".
 std::string clock_text(double seconds);
 /// Three significant digits: "0.0123", "45.6", "1.23e+06".
 std::string short_number(double value);
+/// The fewest digits that give the same number: "1.5", "2", "nan".
+std::string exact_number(double value);
 
 }  // namespace fabric::terminal

@@ -4,12 +4,15 @@
 
 #include <fabric/error.h>
 
+#include "fabric/utilities/terminal.h"
+
 namespace fabric {
 
 Throughput::Throughput(Config config) : config_(std::move(config)) {
   auto positive = [](const char* name, double value) {
     if (!(value > 0))
-      throw MisuseError(std::string("Throughput: ") + name + " must be above 0, given " + std::to_string(value));
+      throw MisuseError(std::string("Throughput: ") + name + " must be above 0, given " +
+                        terminal::exact_number(value));
   };
   positive("world_size", config_.world_size);
   // One update has no duration.
@@ -28,8 +31,8 @@ void Throughput::update(const Update& update) {
   auto fail = [](const std::string& what) { throw MisuseError("Throughput::update: " + what); };
   auto grows = [&](const char* name, double value, double last) {
     if (!(value > last))
-      fail(std::string(name) + " is a total and must grow with each update: " + std::to_string(value) + " after " +
-           std::to_string(last));
+      fail(std::string(name) + " is a total and must grow with each update: " + terminal::exact_number(value) +
+           " after " + terminal::exact_number(last));
   };
   if (!std::isfinite(update.time)) fail("time must be finite");
   if (update.samples < update.batches)

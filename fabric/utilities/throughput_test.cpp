@@ -67,6 +67,8 @@ TEST_CASE("Updates that cannot be are refused and not taken in", "[throughput]")
   CHECK_THROWS_AS(items.update({.time = 1, .batches = 1, .samples = 4, .lengths = 3}), MisuseError);
   CHECK_THROWS_AS(Throughput({.window_size = 1}), MisuseError);
   CHECK_THROWS_AS(Throughput({.world_size = 0}), MisuseError);
+  CHECK_THROWS_WITH(Throughput({.available_flops = -1.5}), Catch::Contains("given -1.5"));
+  CHECK_THROWS_WITH(throughput.update({.time = 0.25, .batches = 2, .samples = 4}), Catch::Contains("0.25 after 1"));
 }
 
 TEST_CASE("GPUs are known by name", "[throughput]") {

@@ -1,6 +1,7 @@
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 #include <new>
+#include <string_view>
 
 #include <c10/util/Exception.h>
 
@@ -24,9 +25,16 @@ Value read_any(const std::shared_ptr<MappedFile>& file) {
   throw CheckpointCorrupt("it is neither a safetensors file nor one that PyTorch's torch.save wrote");
 }
 
+// What the CPU's allocator throws differs from other errors of LibTorch by its words alone.
+bool lacks_memory(const c10::Error& error) {
+  return dynamic_cast<const c10::OutOfMemoryError*>(&error) ||
+         std::string_view(error.what_without_backtrace()).find("allocate memory") != std::string_view::npos;
+}
+
 Value load_file(const std::filesystem::path& path) {
   auto file = MappedFile::open(path);
   const std::string where = "cannot load the checkpoint '" + path.string() + "': ";
+  const std::string no_memory = where + "there is not enough memory";
   try {
     return read_any(file);
   } catch (const CheckpointCorrupt& error) {
@@ -34,9 +42,10 @@ Value load_file(const std::filesystem::path& path) {
   } catch (const CheckpointError& error) {
     throw CheckpointError(where + error.what());
   } catch (const c10::Error& error) {
+    if (lacks_memory(error)) throw CheckpointError(no_memory);
     throw CheckpointCorrupt(where + error.what_without_backtrace());
   } catch (const std::bad_alloc&) {
-    throw CheckpointError(where + "there is not enough memory");
+    throw CheckpointError(no_memory);
   }
 }
 

@@ -73,6 +73,7 @@ Arguments parse(const std::vector<std::string>& words) {
     }
     if (std::find(flags.begin(), flags.end(), flag) == flags.end())
       throw UsageError("unknown flag '" + flag + "'" + fabric::did_you_mean(flag, flags));
+    if (flag == "--help") throw UsageError("--help takes no value");
     if (!value && i + 1 < words.size()) value = words[++i];
     if (!value) throw UsageError(flag + " needs a value");
     if (flag == "--from")

@@ -72,5 +72,6 @@ TEST_CASE("fabric-convert says what is wrong", "[convert]") {
   fails(quoted(folder / "none") + " " + out, 1, "No such file");
   fails(quoted(fixture("runs_code.pt")) + " " + out, 1, "system");
   fails("--help", 0, "usage: fabric-convert");
+  fails(good + " " + out + " --help=model", 2, "--help takes no value");
   CHECK(folder.names().empty());
 }

@@ -1,7 +1,14 @@
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <torch/torch.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <random>
+#include <vector>
 
 #include <fabric/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
@@ -77,7 +84,15 @@ std::string tensor_pickle(const std::string& count, const std::string& offset, c
          "tR.";
 }
 std::string small_int(int value) { return std::string("K") + static_cast<char>(value); }
+/// A 32-bit integer as a pickle operation.
+std::string integer(std::uint32_t value) {
+  std::string out = "J1234";
+  std::memcpy(out.data() + 1, &value, sizeof value);
+  return out;
+}
 const std::string kHuge = "\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
+/// More values than are read, each of which takes a byte of the file.
+constexpr std::size_t kTooMany = (std::size_t{8} << 20) + 1;
 
 }  // namespace
 
@@ -238,6 +253,87 @@ TEST_CASE("a pickle that asks for too much or makes no sense is refused", "[chec
   std::string copies = "\x80\x02(" + std::string(100000, 'N') + "tq\1";  // a large list, made anew again and again
   for (int i = 0; i < 1000; ++i) copies += "ctorch\nSize\n(h\1tR";
   refuses(copies + ".", "grows far beyond");
+}
+
+TEST_CASE("a file cannot ask for far more memory than it has bytes", "[checkpoint_io][corrupt]") {
+  CHECK_THROWS_WITH(load_pickle("\x80\x02(" + std::string(kTooMany, 'N') + "l."),
+                    Contains("keep large data in tensors"));
+  CHECK_THROWS_WITH(load_pickle("\x80\x04N" + std::string(kTooMany, '\x94') + "."),  // notes of the same value
+                    Contains("keep large data in tensors"));
+  std::string many = R"({"a":[0)";
+  for (std::size_t i = 0; i < kTooMany; ++i) many += ",0";
+  CHECK_THROWS_WITH(load_bytes(safetensors(many + "]}", "")), Contains("more than 8388608 values"));
+}
+
+TEST_CASE("what could not be read again is not written", "[checkpoint_io][corrupt]") {
+  Folder folder;
+  const Value many = Value::List(kTooMany);
+  for (std::string format : {"safetensors", "torch"}) {
+    INFO(format);
+    CHECK_THROWS_WITH(make_checkpoint_io(format)->save(many, folder / "f"), Contains("Keep large data in tensors"));
+  }
+  const Value text = std::string(std::size_t{64} << 20, 'x');
+  CHECK_THROWS_WITH(make_checkpoint_io("torch")->save(text, folder / "f"), Contains("Keep large data in tensors"));
+  CHECK(folder.names().empty());
+}
+
+TEST_CASE("an expanded tensor is read where its copy is not out of proportion", "[checkpoint_io][corrupt]") {
+  auto expanded = [](const std::string& size) { return tensor_pickle(small_int(2), small_int(1), size, small_int(0)); };
+  auto tensor = load_pickle(expanded(integer(1000))).as<torch::Tensor>();
+  CHECK(torch::equal(tensor, tensor[0].expand({1000})));
+  constexpr std::uint32_t kMost = (64 << 20) / sizeof(float);
+  CHECK(load_pickle(expanded(integer(kMost))).as<torch::Tensor>().numel() == kMost);
+  auto refuses = [](const std::string& pickle, const std::string& storage = kEight) {
+    CHECK_THROWS_WITH(load_pickle(pickle, storage), Contains("expanded tensor"));
+    CHECK_THROWS_AS(load_pickle(pickle, storage), CheckpointCorrupt);
+  };
+  refuses(expanded(integer(kMost + 1)));
+  refuses(expanded(std::string("\x8a\x06\x00\x00\x00\x00\x00\x01", 8)));  // 2^40
+  // All of them count together: this one makes each of its tensors of half of what is allowed.
+  const std::string one = expanded(integer(kMost / 2)).substr(2);
+  const std::string three = "\x80\x02(" + one.substr(0, one.size() - 1) + one.substr(0, one.size() - 1) +
+                            one.substr(0, one.size() - 1) + "l.";
+  refuses(three);
+  // A large file may hold larger ones.
+  const std::string storage(std::size_t{8} << 20, '\1');
+  CHECK(load_pickle(expanded(integer(kMost + 1)), storage).as<torch::Tensor>().numel() == kMost + 1);
+}
+
+TEST_CASE("a file too large for the memory is not called damaged", "[checkpoint_io][corrupt]") {
+#if !defined(__SANITIZE_ADDRESS__)  // which needs more addresses than any limit
+  Folder folder;
+  constexpr std::int64_t kNumbers = 8 << 20;
+  std::string header = R"({"w":{"dtype":"F64","shape":[8388608],"data_offsets":[0,67108864]}})";
+  while ((header.size() + 8) % 8 == 0) header += ' ';  // at an odd place: the numbers are to be copied
+  write_file(folder / "f", safetensors(header, std::string(kNumbers * sizeof(double), '\0')));
+  CHECK(make_checkpoint_io()->load(folder / "f").at("w").as<torch::Tensor>().numel() == kNumbers);
+  pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    std::vector<void*> taken;  // what earlier tests freed could hold the copy
+    for (int i = 0; i < 512; ++i) taken.push_back(std::malloc(std::size_t{1} << 20));
+    std::size_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    rlimit limit{};
+    getrlimit(RLIMIT_AS, &limit);
+    // Room for the mapping of the file, but not for a copy.
+    limit.rlim_cur = pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) + (std::size_t{96} << 20);
+    setrlimit(RLIMIT_AS, &limit);
+    int code = 1;
+    try {
+      make_checkpoint_io()->load(folder / "f");
+    } catch (const CheckpointCorrupt&) {
+      code = 2;
+    } catch (const CheckpointError& error) {
+      code = std::string(error.what()).find("not enough memory") == std::string::npos ? 3 : 0;
+    }
+    _exit(code);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+#endif
 }
 
 TEST_CASE("a damaged zip archive is refused", "[checkpoint_io][corrupt]") {

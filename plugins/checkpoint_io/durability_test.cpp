@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/mount.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,6 +15,7 @@
 #include <fabric/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
+#include "fabric/atomic_file_test_support.h"
 #include "plugins/checkpoint_io/test_files.h"
 #include "tests/support/catch.h"
 
@@ -45,20 +45,15 @@ struct Mount {
   bool ok;
 };
 
-/// Files written by this process may be no longer than this, for as long as it lives.
-struct FileSizeLimit {
-  explicit FileSizeLimit(rlim_t bytes) {
-    handler = signal(SIGXFSZ, SIG_IGN);
-    getrlimit(RLIMIT_FSIZE, &before);
-    rlimit limit{bytes, before.rlim_max};
-    setrlimit(RLIMIT_FSIZE, &limit);
+/// For as long as it lives this process has no more rights than anybody; `ok` is false where it cannot give them up.
+struct OrdinaryUser {
+  OrdinaryUser() : before(geteuid()) {
+    ok = before != 0 || seteuid(65534) == 0;
+    if (!ok) WARN("skipped: root writes everywhere, and may not become another user here");
   }
-  ~FileSizeLimit() {
-    setrlimit(RLIMIT_FSIZE, &before);
-    signal(SIGXFSZ, handler);
-  }
-  rlimit before{};
-  sighandler_t handler;
+  ~OrdinaryUser() { [[maybe_unused]] int ignored = seteuid(before); }
+  uid_t before;
+  bool ok;
 };
 
 }  // namespace
@@ -121,6 +116,26 @@ TEST_CASE("a read-only folder is an error that names it", "[checkpoint_io][durab
   CHECK_THROWS_AS(io->save(large(), disk.path / "new/f"), CheckpointError);
   CHECK_THROWS_AS(io->remove(disk.path / "f"), CheckpointError);
   CHECK(same(io->load(disk.path / "f"), small()));
+}
+
+TEST_CASE("a folder without the right to write is an error that names it", "[checkpoint_io][durability]") {
+  Folder folder;
+  auto io = make_checkpoint_io();
+  io->save(small(), folder / "locked/f");
+  chmod(folder.path().c_str(), 0755);
+  chmod((folder / "locked/f").c_str(), 0644);
+  chmod((folder / "locked").c_str(), 0555);
+  {
+    OrdinaryUser user;
+    if (user.ok) {
+      CHECK_THROWS_WITH(io->save(large(), folder / "locked/f"), Contains("Permission denied") && Contains("locked/f"));
+      CHECK_THROWS_AS(io->save(large(), folder / "locked/new/f"), CheckpointError);
+      CHECK_THROWS_AS(io->remove(folder / "locked/f"), CheckpointError);
+      CHECK(same(io->load(folder / "locked/f"), small()));
+    }
+  }
+  chmod((folder / "locked").c_str(), 0755);  // so that it can be removed
+  CHECK(same(io->load(folder / "locked/f"), small()));
 }
 
 TEST_CASE("paths that cannot be written are errors", "[checkpoint_io][durability]") {

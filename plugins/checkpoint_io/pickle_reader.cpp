@@ -14,6 +14,12 @@ constexpr std::size_t kGrowth = 16, kAlwaysFine = 4096;
 
 [[noreturn]] void wrong(const std::string& why) { throw CheckpointCorrupt("the pickled part of the file " + why); }
 
+void require_room(std::size_t values) {
+  if (values >= kMostValues)
+    throw CheckpointError("the file holds more than " + std::to_string(kMostValues) +
+                          " values beside tensors; keep large data in tensors");
+}
+
 double big_endian_double(std::string_view bytes) {
   std::uint64_t bits = 0;
   for (unsigned char c : bytes) bits = bits << 8 | c;
@@ -235,6 +241,7 @@ class PickleReader::Machine {
   }
   bool remember(std::uint64_t index) {
     if (stack_.size() <= floor()) wrong("takes from an empty stack");
+    require_room(memo_.size());
     memo_[index] = stack_.back();
     return true;
   }
@@ -317,6 +324,7 @@ std::string_view PickleReader::keep(std::string text) {
 
 PickleReader::Id PickleReader::add(Node node) {
   spend(node.items.size());
+  require_room(nodes_.size());
   nodes_.push_back(std::move(node));
   return static_cast<Id>(nodes_.size() - 1);
 }

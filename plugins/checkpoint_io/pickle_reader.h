@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <string>
@@ -8,6 +9,11 @@
 #include <vector>
 
 namespace fabric::checkpoint {
+
+/// Nodes and notes that a pickle may make, as many as a safetensors header may have values: each takes 64 bytes of
+/// memory, of the file perhaps one.
+inline constexpr std::size_t kMostValues = std::size_t{8} << 20;
+inline constexpr std::size_t kMostPickleBytes = std::size_t{64} << 20;
 
 /// What a pickle asks for besides plain data: classes to call and objects stored elsewhere.
 class PickleReader;
@@ -23,7 +29,7 @@ class PickleHost {
 };
 
 /// Runs the stack machine of Python's pickle format (protocols 2 to 5, the operations that plain data need) into an
-/// arena of nodes. Throws CheckpointCorrupt for damaged bytes.
+/// arena of nodes. Throws CheckpointCorrupt for damaged bytes, CheckpointError for more than kMostValues.
 class PickleReader {
  public:
   using Id = PickleHost::Id;

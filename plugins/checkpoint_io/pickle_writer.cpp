@@ -1,27 +1,43 @@
 #include "plugins/checkpoint_io/pickle_writer.h"
 
 #include <bit>
+#include <utility>
+
+#include <fabric/error.h>
+
+#include "plugins/checkpoint_io/pickle_reader.h"
 
 namespace fabric::checkpoint {
 
+std::string PickleWriter::take() {
+  out_ += '.';
+  if (nodes_ > kMostValues || out_.size() > kMostPickleBytes)
+    throw CheckpointError("the checkpoint's names and values beside tensors, " + std::to_string(nodes_) + " of " +
+                          std::to_string(out_.size()) + " bytes, are more than can be read again, " +
+                          std::to_string(kMostValues) + " of " + std::to_string(kMostPickleBytes) +
+                          " bytes. Keep large data in tensors");
+  return std::move(out_);
+}
+
 void PickleWriter::integer(std::int64_t value) {
   if (value >= INT32_MIN && value <= INT32_MAX) {
-    out_ += 'J';
+    node('J');
     raw(static_cast<std::int32_t>(value));
   } else {
-    out_ += "\x8a\x08";
+    node('\x8a');
+    out_ += '\x08';
     raw(value);
   }
 }
 
 void PickleWriter::real(double value) {
-  out_ += 'G';
+  node('G');
   auto bits = std::bit_cast<std::uint64_t>(value);
   for (int shift = 56; shift >= 0; shift -= 8) out_ += static_cast<char>(bits >> shift & 0xFF);
 }
 
 void PickleWriter::text(std::string_view value) {
-  out_ += 'X';
+  node('X');
   raw(static_cast<std::uint32_t>(value.size()));
   out_ += value;
 }
@@ -46,7 +62,7 @@ void PickleWriter::bytes(std::string_view value) {
 }
 
 void PickleWriter::global(std::string_view module, std::string_view name) {
-  out_ += 'c';
+  node('c');
   out_ += module;
   out_ += '\n';
   out_ += name;

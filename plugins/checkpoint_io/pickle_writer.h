@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -10,13 +11,11 @@ namespace fabric::checkpoint {
 class PickleWriter {
  public:
   PickleWriter() : out_("\x80\x02") {}
-  std::string take() {
-    out_ += '.';
-    return std::move(out_);
-  }
+  /// Throws CheckpointError for more than the reader takes.
+  std::string take();
 
-  void none() { out_ += 'N'; }
-  void boolean(bool value) { out_ += value ? '\x88' : '\x89'; }
+  void none() { node('N'); }
+  void boolean(bool value) { node(value ? '\x88' : '\x89'); }
   void integer(std::int64_t value);
   void real(double value);
   /// UTF-8.
@@ -25,21 +24,27 @@ class PickleWriter {
   void global(std::string_view module, std::string_view name);
 
   void mark() { out_ += '('; }
-  void tuple() { out_ += 't'; }  // of what was added since the mark
-  void empty_tuple() { out_ += ')'; }
-  void empty_list() { out_ += ']'; }
+  void tuple() { node('t'); }  // of what was added since the mark
+  void empty_tuple() { node(')'); }
+  void empty_list() { node(']'); }
   void append_since_mark() { out_ += 'e'; }
-  void empty_dict() { out_ += '}'; }
+  void empty_dict() { node('}'); }
   void set_items_since_mark() { out_ += 'u'; }
-  void call() { out_ += 'R'; }
-  void persistent() { out_ += 'Q'; }
+  void call() { node('R'); }
+  void persistent() { node('Q'); }
 
  private:
+  /// An operation for which the reader makes one of its nodes.
+  void node(char operation) {
+    out_ += operation;
+    ++nodes_;
+  }
   template <class Number>
   void raw(Number value) {
     out_.append(reinterpret_cast<const char*>(&value), sizeof value);
   }
   std::string out_;
+  std::size_t nodes_ = 0;
 };
 
 }  // namespace fabric::checkpoint

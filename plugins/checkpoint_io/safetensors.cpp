@@ -4,10 +4,10 @@
 #include <bit>
 #include <cstring>
 
+#include <fabric/atomic_file.h>
 #include <fabric/error.h>
 #include <fabric/tree_io.h>
 
-#include "plugins/checkpoint_io/atomic_file.h"
 #include "plugins/checkpoint_io/safetensors_header.h"
 #include "plugins/checkpoint_io/structure.h"
 
@@ -49,8 +49,8 @@ void write_safetensors(const Value& checkpoint, const std::filesystem::path& pat
   Structure structure = take_apart(checkpoint);
   sort_for_alignment(structure.tensors);
   Tree described = Tree::Map{{"version", kFormat}, {"tree", std::move(structure.tree)}};
-  std::string header = make_header(structure.tensors, write_json(described));
-  AtomicFile file(path);
+  std::string header = make_header(structure.tensors, write_json_for_file(described));
+  AtomicFile file(path, as_error<CheckpointError>);
   file.write(header);
   for (const auto& entry : structure.tensors)
     for_each_piece(entry.tensor, [&](const void* data, std::size_t size) { file.write(data, size); });

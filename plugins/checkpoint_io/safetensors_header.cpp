@@ -85,11 +85,29 @@ void require_cover(const std::vector<TensorEntry>& entries, std::uint64_t data_s
                             std::to_string(data_size));
 }
 
+std::size_t values_in(const Tree& tree) {
+  std::size_t count = 1;
+  if (tree.is_list())
+    for (const auto& item : tree.as_list()) count += values_in(item);
+  if (tree.is_map())
+    for (const auto& [key, item] : tree.as_map()) count += values_in(item);
+  return count;
+}
+
 }  // namespace
+
+std::string write_json_for_file(const Tree& tree) {
+  const std::size_t count = values_in(tree), most = ReadLimits().nodes;
+  if (count > most)
+    throw CheckpointError("the checkpoint's values beside tensors and its tensors' descriptions are " +
+                          std::to_string(count) + " pieces, of which " + std::to_string(most) +
+                          " can be read again. Keep large data in tensors");
+  return write_json(tree);
+}
 
 Tree read_json_of_file(std::string_view text, const std::string& what) {
   try {
-    return read_json(text, what, {.bytes = kMaxHeader, .nodes = kMaxHeader});
+    return read_json(text, what, {.bytes = kMaxHeader});
   } catch (const ConfigError& error) {
     throw CheckpointCorrupt(error.what());
   }
@@ -123,7 +141,7 @@ std::string make_header(const std::vector<NamedTensor>& tensors, const std::stri
                                 {"data_offsets", Tree::List{offset, end}}});
     offset = end;
   }
-  std::string text = write_json(root);
+  std::string text = write_json_for_file(root);
   text.resize((text.size() + kLengthBytes + kDataAlignment - 1) / kDataAlignment * kDataAlignment - kLengthBytes, ' ');
   if (text.size() > kMaxHeader)
     throw CheckpointError("the checkpoint's names and values need a header of " + std::to_string(text.size()) +

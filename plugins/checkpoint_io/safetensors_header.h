@@ -30,8 +30,11 @@ struct SafetensorsHeader {
   std::optional<std::string> structure;  // the metadata that this library writes
 };
 
-/// Reads JSON that nobody vouches for; throws CheckpointCorrupt.
+/// Reads JSON that nobody vouches for, of no more values than ReadLimits allow, since one may take a byte of the file
+/// and 40 of memory. Throws CheckpointCorrupt.
 Tree read_json_of_file(std::string_view text, const std::string& what);
+/// JSON that read_json_of_file takes. Throws CheckpointError for more values.
+std::string write_json_for_file(const Tree& tree);
 
 /// Checks everything against the size of the data that follows: the entries must cover it without gap or overlap.
 /// Throws CheckpointCorrupt naming the entry and what is wrong with it.

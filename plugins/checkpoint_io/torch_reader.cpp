@@ -23,11 +23,12 @@ using Id = PickleReader::Id;
 using Kind = PickleReader::Kind;
 using Node = PickleReader::Node;
 
-constexpr std::size_t kMaxPickle = std::size_t{64} << 20;
 constexpr int kMaxDepth = 60;  // as deep as this library's own format goes
 // Lists and texts that are shared inside the pickle are copied in the result; a small file must not become a huge tree.
 constexpr std::size_t kMaxValues = std::size_t{1} << 20, kValuesPerByte = 8;
-constexpr std::size_t kMaxText = std::size_t{16} << 20, kTextPerByte = 64;
+constexpr std::size_t kMaxText = std::size_t{16} << 20, kTextPerByte = 64, kMostText = std::size_t{512} << 20;
+// Expanded tensors name the same bytes many times over: copies of all of them must not take memory without bound.
+constexpr std::uint64_t kMaxExpanded = std::uint64_t{64} << 20, kExpandedPerByte = 16;
 constexpr std::size_t kMaxDimensions = 64, kMaxArguments = 16;
 constexpr std::uintptr_t kAlignment = 16;
 
@@ -49,7 +50,10 @@ std::optional<c10::ScalarType> type_by(std::string_view TorchType::*field, std::
 /// The calls that rebuild what torch.save took apart.
 class TorchHost : public PickleHost {
  public:
-  TorchHost(const ZipReader& archive, std::string prefix) : archive_(archive), prefix_(std::move(prefix)) {}
+  TorchHost(const ZipReader& archive, std::string prefix)
+      : archive_(archive),
+        prefix_(std::move(prefix)),
+        expanded_left_(std::max(kMaxExpanded, kExpandedPerByte * archive.file()->size())) {}
 
   void require_allowed(const std::string& name) override {
     static const std::unordered_set<std::string> allowed{"collections.OrderedDict",
@@ -184,9 +188,10 @@ class TorchHost : public PickleHost {
     return pickle.add_object(static_cast<std::int64_t>(tensors_.size() - 1));
   }
 
-  static at::Tensor view(const Storage& storage, c10::ScalarType type, std::uint64_t offset,
-                         const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
-    if (!checked_bytes(shape, c10::elementSize(type))) wrong_pickle("has a tensor too large for any memory");
+  at::Tensor view(const Storage& storage, c10::ScalarType type, std::uint64_t offset,
+                  const std::vector<std::int64_t>& shape, const std::vector<std::int64_t>& strides) {
+    const auto bytes = checked_bytes(shape, c10::elementSize(type));
+    if (!bytes) wrong_pickle("has a tensor too large for any memory");
     if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return at::empty(shape, type);
     const std::uint64_t elements = storage.bytes / c10::elementSize(type);
     std::uint64_t last = offset;
@@ -195,6 +200,12 @@ class TorchHost : public PickleHost {
       last = steps > 0 && stride > (elements - 1 - last) / steps ? elements : last + steps * stride;
     }
     if (last >= elements) wrong_pickle("has a tensor that reaches beyond its storage");
+    if (*bytes > storage.bytes) {
+      if (*bytes > expanded_left_)
+        wrong_pickle("has an expanded tensor of " + std::to_string(*bytes) + " bytes over a storage of " +
+                     std::to_string(storage.bytes) + ", more than a file of this size may ask for");
+      expanded_left_ -= *bytes;
+    }
     auto* data = storage.memory.data + offset * c10::elementSize(type);
     if (type == c10::ScalarType::Bool) require_bools(reinterpret_cast<const unsigned char*>(data), last - offset + 1);
     return at::from_blob(
@@ -277,6 +288,7 @@ class TorchHost : public PickleHost {
   std::unordered_map<std::string, Memory> memories_;
   std::vector<Storage> storages_;
   std::vector<at::Tensor> tensors_;
+  std::uint64_t expanded_left_;
 };
 
 /// Nodes to values. A node that is reached twice is made twice, one that contains itself runs into the depth limit.
@@ -285,8 +297,8 @@ class Converter {
   Converter(const PickleReader& pickle, const TorchHost& host, std::size_t pickle_bytes)
       : pickle_(pickle),
         host_(host),
-        values_left_(kMaxValues + kValuesPerByte * pickle_bytes),
-        text_left_(kMaxText + kTextPerByte * pickle_bytes) {}
+        values_left_(std::min(kMaxValues + kValuesPerByte * pickle_bytes, kMostValues)),
+        text_left_(std::min(kMaxText + kTextPerByte * pickle_bytes, kMostText)) {}
 
   Value convert(Id id, int depth) {
     if (depth > kMaxDepth) wrong_pickle("is nested deeper than " + std::to_string(kMaxDepth) + " levels");
@@ -385,7 +397,8 @@ Value read_torch(const std::shared_ptr<MappedFile>& file) {
     throw CheckpointError("its numbers are in " + std::string(archive.bytes(*order).substr(0, 16)) +
                           "-endian order, not little");
   std::string_view bytes = archive.bytes(*archive.find(prefix + "data.pkl"));
-  if (bytes.size() > kMaxPickle) throw CheckpointError("its data.pkl has more than 64 MiB; keep large data in tensors");
+  if (bytes.size() > kMostPickleBytes)
+    throw CheckpointError("its data.pkl has more than 64 MiB; keep large data in tensors");
   file->populate();
   TorchHost host(archive, prefix);
   PickleReader pickle(bytes, host);

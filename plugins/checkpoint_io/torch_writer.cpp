@@ -6,10 +6,10 @@
 #include <tuple>
 #include <vector>
 
+#include <fabric/atomic_file.h>
 #include <fabric/error.h>
 
 #include "fabric/config/scalar.h"
-#include "plugins/checkpoint_io/atomic_file.h"
 #include "plugins/checkpoint_io/pickle_writer.h"
 #include "plugins/checkpoint_io/tensor_bytes.h"
 #include "plugins/checkpoint_io/torch_types.h"
@@ -166,9 +166,10 @@ class Composer {
 void write_torch(const Value& checkpoint, const std::filesystem::path& path) {
   Composer composer;
   composer.value(checkpoint, "", 0);
-  AtomicFile file(path);
+  const std::string pickle = composer.take();
+  AtomicFile file(path, as_error<CheckpointError>);
   ZipWriter zip(file);
-  zip.add("archive/data.pkl", composer.take());
+  zip.add("archive/data.pkl", pickle);
   zip.add("archive/byteorder", "little");
   for (std::size_t i = 0; i < composer.storages().size(); ++i)
     zip.add("archive/data/" + std::to_string(i), [&](const auto& use) { for_each_piece(composer.storages()[i], use); });

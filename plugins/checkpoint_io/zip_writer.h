@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "plugins/checkpoint_io/atomic_file.h"
+#include <fabric/atomic_file.h>
 
 namespace fabric::checkpoint {
 

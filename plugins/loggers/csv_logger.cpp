@@ -1,8 +1,8 @@
 #include <fabric/plugins/loggers/csv_logger.h>
 
 #include <charconv>
-#include <fstream>
 
+#include <fabric/atomic_file.h>
 #include <fabric/log.h>
 #include <fabric/tree_io.h>
 
@@ -21,7 +21,8 @@ std::string number_text(double value) {
 }  // namespace
 
 struct CsvLogger::Core {
-  explicit Core(Config given) : config(std::move(given)), folder(config.root_dir, config.run_name, config.version) {
+  explicit Core(Config given)
+      : config(std::move(given)), folder(expanded_path(config.root_dir), config.run_name, config.version) {
     config.validate();
   }
   CsvTable& open() {
@@ -85,11 +86,7 @@ void CsvLogger::log_metrics(const Metrics& metrics, std::optional<std::int64_t> 
 
 void CsvLogger::log_hyperparams(const Tree& params) {
   core_->open();
-  auto path = core_->folder.path() / "hparams.yaml";
-  std::ofstream out(path, std::ios::binary);
-  out << write_yaml(params);
-  out.close();
-  if (!out) throw Error("cannot write " + path.string());
+  write_whole_file(core_->folder.path() / "hparams.yaml", write_yaml(params));
 }
 
 void CsvLogger::save() { core_->flush(); }

@@ -4,9 +4,11 @@
 #include <fstream>
 #include <limits>
 
+#include <fabric/plugins/environments/env_reader.h>
 #include <fabric/plugins/loggers/registry.h>
 #include <fabric/tree_io.h>
 
+#include "fabric/atomic_file_test_support.h"
 #include "plugins/loggers/flat_params.h"
 #include "plugins/loggers/test_folder.h"
 #include "tests/support/catch.h"
@@ -70,6 +72,37 @@ TEST_CASE("Rows are written every n steps, and when n are waiting", "[csv]") {
   for (int step : {9, 12, 15}) logger.log_metrics({{"a", 1}}, step);  // only their number is a reason
   CHECK(content(logger) == "a,step\n1,0\n1,1\n1,2\n1,9\n1,12\n1,15\n");
   CHECK_THROWS_AS(CsvLogger({.flush_logs_every_n_steps = 0}), fabric::ConfigError);
+}
+
+TEST_CASE("Rows that the disk did not take are written later, and once", "[csv]") {
+  TestFolder folder;
+  CsvLogger logger({.root_dir = folder.path, .flush_logs_every_n_steps = 1000});
+  logger.log_metrics({{"a", 1}}, 0);
+  logger.save();
+  std::string expected = "a,step\n1,0\n";
+  for (int step = 1; step <= 50; ++step) {
+    logger.log_metrics({{"a", 1}}, step);
+    expected += "1," + std::to_string(step) + "\n";
+  }
+  {
+    FileSizeLimit limit(100);
+    CHECK_THROWS_WITH(logger.save(), Catch::Contains("metrics.csv") && Catch::Contains("File too large"));
+    CHECK(content(logger) == "a,step\n1,0\n");
+  }
+  logger.save();
+  CHECK(content(logger) == expected);
+
+  logger.log_metrics({{"a", 1}, {"b", 2}}, 51);  // a new column: the file is to be rewritten
+  {
+    FileSizeLimit limit(100);
+    CHECK_THROWS_WITH(logger.save(), Catch::Contains("metrics.csv") && Catch::Contains("File too large"));
+    CHECK_THROWS_AS(logger.log_hyperparams(fabric::Tree::Map{{"text", std::string(200, 'x')}}), fabric::Error);
+    CHECK(content(logger) == expected);
+    CHECK(std::distance(std::filesystem::directory_iterator(logger.log_dir()), {}) == 1);
+  }
+  logger.save();
+  CHECK(content(logger).starts_with("a,b,step\n1,,0\n1,,1\n"));
+  CHECK(content(logger).ends_with("\n1,,50\n1,2,51\n"));
 }
 
 TEST_CASE("Steps that are not given go on from the last, also after a flush and in a later run", "[csv]") {
@@ -142,6 +175,19 @@ TEST_CASE("A file of another kind is left alone, and a folder that cannot be mad
   append(folder.path + "/file", "x");
   CsvLogger nowhere({.root_dir = folder.path + "/file"});
   CHECK_THROWS_AS(nowhere.log_hyperparams({}), fabric::Error);
+}
+
+TEST_CASE("Home and variables in the folder of CSV files are expanded", "[csv]") {
+  TestFolder folder;
+  auto env = fabric::process_env();
+  env->set("FABRIC_TEST_LOGS", folder.path);
+  CHECK(CsvLogger({.root_dir = "~/a"}).root_dir() == env->get_or("HOME", "~") + "/a");
+  CsvLogger logger({.root_dir = "$FABRIC_TEST_LOGS/a", .version = "v"});
+  logger.log_metrics({{"a", 1}}, 0);
+  logger.save();
+  CHECK(logger.log_dir() == folder.path + "/a/fabric_logs/v");
+  CHECK(content(logger) == "a,step\n1,0\n");
+  env->unset("FABRIC_TEST_LOGS");
 }
 
 TEST_CASE("Settings are flattened to paths", "[csv]") {

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <utility>
 
+#include <fabric/atomic_file.h>
 #include <fabric/error.h>
 
 namespace fabric {
@@ -81,12 +82,14 @@ void write_all(int fd, const std::string& text, const std::filesystem::path& pat
   }
 }
 
-struct File {
+struct Appended {
   int fd;
-  File(const std::filesystem::path& path, int flags) : fd(::open(path.c_str(), flags | O_CLOEXEC, 0644)) {
+  explicit Appended(const std::filesystem::path& path) : fd(::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC)) {
     if (fd < 0) fail(path);
   }
-  ~File() { ::close(fd); }
+  ~Appended() { ::close(fd); }
+  Appended(const Appended&) = delete;
+  Appended& operator=(const Appended&) = delete;
 };
 
 }  // namespace
@@ -128,7 +131,7 @@ void CsvTable::append(const std::vector<Row>& rows) {
   for (const auto& row : rows)
     for (const auto& [column, value] : row) wanted.insert(column);
   if (wanted != columns_) rewrite(wanted);
-  File file(path_, O_WRONLY | O_APPEND);
+  Appended file(path_);
   auto before = ::lseek(file.fd, 0, SEEK_END);
   try {
     write_all(file.fd, lines(rows), path_);
@@ -140,25 +143,18 @@ void CsvTable::append(const std::vector<Row>& rows) {
 }
 
 void CsvTable::rewrite(const std::set<std::string>& columns) {
-  auto temporary = path_;
-  temporary += ".tmp";
-  {
-    File file(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-    std::string text = record(columns);
-    std::ifstream in(path_, std::ios::binary);
-    std::vector<std::string> header, cells;
-    if (in && read_record(in, header)) {
-      while (read_record(in, cells)) {
-        Row row;
-        for (std::size_t i = 0; i < cells.size() && i < header.size(); ++i) row[header[i]] = cells[i];
-        text += record(in_order(row, columns));
-        if (text.size() > (1u << 20)) write_all(file.fd, text, temporary), text.clear();
-      }
+  AtomicFile file(path_);
+  file.write(record(columns));
+  std::ifstream in(path_, std::ios::binary);
+  std::vector<std::string> header, cells;
+  if (in && read_record(in, header)) {
+    while (read_record(in, cells)) {
+      Row row;
+      for (std::size_t i = 0; i < cells.size() && i < header.size(); ++i) row[header[i]] = cells[i];
+      file.write(record(in_order(row, columns)));
     }
-    write_all(file.fd, text, temporary);
-    if (::fsync(file.fd) != 0) fail(temporary);
   }
-  if (::rename(temporary.c_str(), path_.c_str()) != 0) fail(path_);
+  file.commit();
   columns_ = columns;
 }
 

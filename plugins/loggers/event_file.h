@@ -39,6 +39,7 @@ class EventFile {
 
   /// One value of a Summary message, as an event at `step`.
   void add_summary_value(const Message& value, std::int64_t step);
+  /// Throws Error when the disk does not take all events; those that are left are written with the next flush.
   void flush();
 
  private:

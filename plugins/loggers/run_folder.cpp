@@ -1,8 +1,11 @@
 #include "plugins/loggers/run_folder.h"
 
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 
 #include <fabric/error.h>
+#include <fabric/plugins/environments/env_reader.h>
 
 namespace fabric {
 namespace {
@@ -18,6 +21,28 @@ long version_number(const std::string& folder) {
 }
 
 }  // namespace
+
+std::string expanded_path(const std::string& path) {
+  auto env = process_env();
+  std::string out;
+  std::size_t at = 0;
+  if (path == "~" || path.rfind("~/", 0) == 0) out = env->get_or("HOME", "~"), at = 1;
+  auto is_name = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
+  while (at < path.size()) {
+    bool braces = path.compare(at, 2, "${") == 0;
+    std::size_t begin = at + (braces ? 2 : 1), end = begin;
+    while (path[at] == '$' && end < path.size() && is_name(path[end])) ++end;
+    bool whole = end > begin && (!braces || (end < path.size() && path[end] == '}'));
+    if (whole) {
+      std::size_t next = braces ? end + 1 : end;
+      out += env->get_or(path.substr(begin, end - begin), path.substr(at, next - at));
+      at = next;
+    } else {
+      out += path[at++];
+    }
+  }
+  return out;
+}
 
 RunFolder::RunFolder(std::string root, std::string name, std::string version)
     : root_(std::move(root)), name_(std::move(name)), automatic_(version.empty()), version_(std::move(version)) {}

@@ -5,6 +5,9 @@
 
 namespace fabric {
 
+/// `path` with a leading ~, $NAME and ${NAME} replaced; names that are not set stay as they are.
+std::string expanded_path(const std::string& path);
+
 /// The folder of one run, root/name/version. An automatic version is decided at the first question and stays.
 class RunFolder {
  public:

@@ -1,44 +1,18 @@
 #include <fabric/plugins/loggers/tensorboard_logger.h>
 
 #include <fabric/log.h>
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/tree_io.h>
 
 #include "plugins/loggers/run_folder.h"
 #include "plugins/loggers/tensorboard_messages.h"
 
 namespace fabric {
-namespace {
-
-// ~, $NAME and ${NAME}; names that are not set stay as they are.
-std::string expanded(const std::string& path) {
-  auto env = process_env();
-  std::string out;
-  std::size_t at = 0;
-  if (path == "~" || path.rfind("~/", 0) == 0) out = env->get_or("HOME", "~"), at = 1;
-  auto is_name = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
-  while (at < path.size()) {
-    bool braces = path.compare(at, 2, "${") == 0;
-    std::size_t begin = at + (braces ? 2 : 1), end = begin;
-    while (path[at] == '$' && end < path.size() && is_name(path[end])) ++end;
-    bool whole = end > begin && (!braces || (end < path.size() && path[end] == '}'));
-    if (whole) {
-      std::size_t next = braces ? end + 1 : end;
-      out += env->get_or(path.substr(begin, end - begin), path.substr(at, next - at));
-      at = next;
-    } else {
-      out += path[at++];
-    }
-  }
-  return out;
-}
-
-}  // namespace
 
 struct TensorBoardLogger::Core {
   explicit Core(Config given)
       : config(std::move(given)),
-        folder(expanded(config.root_dir), config.run_name, config.version),
-        sub_dir(expanded(config.sub_dir)) {
+        folder(expanded_path(config.root_dir), config.run_name, config.version),
+        sub_dir(expanded_path(config.sub_dir)) {
     config.validate();
   }
   EventFile& open() {
@@ -62,7 +36,7 @@ struct TensorBoardLogger::Core {
 
 void TensorBoardLogger::Config::validate() const {
   if (max_queue < 1) throw ConfigError("max_queue must be 1 or more, given " + std::to_string(max_queue));
-  if (!(flush_secs >= 0)) throw ConfigError("flush_secs must be 0 or more, given " + std::to_string(flush_secs));
+  if (!(flush_secs >= 0)) throw ConfigError("flush_secs must be 0 or more, given " + write_json(flush_secs));
 }
 
 TensorBoardLogger::TensorBoardLogger() : TensorBoardLogger(Config{}) {}

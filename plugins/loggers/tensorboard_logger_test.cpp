@@ -5,6 +5,7 @@
 
 #include <fabric/plugins/environments/env_reader.h>
 
+#include "fabric/atomic_file_test_support.h"
 #include "plugins/loggers/event_file.h"
 #include "plugins/loggers/test_folder.h"
 #include "tests/support/catch.h"
@@ -138,6 +139,21 @@ TEST_CASE("Events are written when max_queue of them wait", "[tensorboard]") {
   eager.log_metrics({{"a", 1}}, 0);
   CHECK(events(eager.log_dir()).size() == 2);
   CHECK_THROWS_AS(TensorBoardLogger({.max_queue = 0}), fabric::ConfigError);
+}
+
+TEST_CASE("Events that the disk did not take are written later, and once", "[tensorboard]") {
+  TestFolder folder;
+  TensorBoardLogger logger({.root_dir = folder.path, .max_queue = 1000, .flush_secs = 1e6});
+  for (int step = 0; step < 20; ++step) logger.log_metrics({{"a", step}}, step);
+  {
+    FileSizeLimit limit(100);  // some whole events and a part of one
+    CHECK_THROWS_WITH(logger.save(), Catch::Contains("events.out") && Catch::Contains("File too large"));
+  }
+  logger.save();
+  auto all = events(logger.log_dir());
+  REQUIRE(all.size() == 21);
+  for (int step = 0; step < 20; ++step) CHECK(simple_value(all[step + 1]) == static_cast<float>(step));
+  CHECK_THROWS_WITH(TensorBoardLogger({.flush_secs = -1.5}), Catch::Contains("given -1.5"));
 }
 
 TEST_CASE("Hyperparameters are three summaries and a metric", "[tensorboard]") {

@@ -1,10 +1,12 @@
-// Feeds bytes to the checkpoint reader: cmake -DFABRIC_FUZZ=ON with clang, then
-// fabric_fuzz_checkpoint CORPUS -max_len=20000, beginning with a copy of tests/parity/checkpoints as the corpus.
+// Feeds bytes to the checkpoint reader. The corpus is tests/parity/checkpoints, of which libFuzzer is given a copy:
+// fabric_fuzz_checkpoint CORPUS -max_len=20000
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdint>
 #include <string>
+
+#include <ATen/core/Tensor.h>
 
 #include <fabric/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>

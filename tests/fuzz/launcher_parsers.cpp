@@ -83,7 +83,6 @@ void read_small_lists(const std::string& text) {
   allow_errors([&] { static_cast<void>(fabric::run::streams_of(text, 3, "--tee")); });
   allow_errors([&] { static_cast<void>(fabric::run::parse_ranks(text, "--local-ranks-filter")); });
   allow_errors([&] { static_cast<void>(fabric::run::parse_signals(text, "--stop-on")); });
-  allow_errors([&] { static_cast<void>(fabric::run::parse_processor_list(text)); });
 }
 
 }  // namespace

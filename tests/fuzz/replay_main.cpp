@@ -1,13 +1,14 @@
 // Runs a libFuzzer target without libFuzzer, with any compiler: every file of a corpus, then so many random changes of
 // them, the same ones each time.
 //   PROGRAM CORPUS [CHANGES] [SEED]
-// What was tried last is in the file `fuzz_input` when the target crashes; an input that takes five seconds is a
-// finding.
+// What was tried last is in the file `fuzz_input_PROGRAM` when the target crashes; an input that takes five seconds is
+// a finding.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -94,8 +95,9 @@ class Mutator {
 // In a file, from where it can be taken after a crash, and yet quick.
 class LastInput {
  public:
-  LastInput() {
-    int fd = open("fuzz_input", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  // A name of its own, as several such programs run at a time in one folder.
+  LastInput() : path_(std::string("fuzz_input_") + program_invocation_short_name) {
+    int fd = open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0 || ftruncate(fd, kLongestInput) != 0) return;
     void* mapped = mmap(nullptr, kLongestInput, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     bytes_ = mapped == MAP_FAILED ? nullptr : static_cast<char*>(mapped);
@@ -108,7 +110,11 @@ class LastInput {
     std::memcpy(bytes_, text.data(), size_);
   }
 
+  /// Nothing crashed: the file goes.
+  void discard() { unlink(path_.c_str()); }
+
  private:
+  std::string path_;
   char* bytes_ = nullptr;
   std::size_t size_ = 0;
 };
@@ -132,7 +138,7 @@ int main(int argc, char** argv) {
   };
   for (const auto& input : corpus) run(input);
   for (int i = 0; i < changes; ++i) run(mutator.next());
-  unlink("fuzz_input");
+  last.discard();
   std::printf("%zu files and %d changes of them; the slowest took %.1f ms\n", corpus.size(), changes,
               std::chrono::duration<double, std::milli>(longest).count());
   return 0;

@@ -8,10 +8,12 @@
 namespace fabric {
 
 /// Writes `root_dir/run_name/version/metrics.csv`: one row per call, columns sorted, missing cells empty. A run that
-/// goes on with an existing version appends. Hyperparameters go to `hparams.yaml` beside it.
+/// goes on with an existing version appends. Hyperparameters go to `hparams.yaml` beside it. A write that fails throws
+/// Error and loses no row: the next one writes them again.
 class FABRIC_API CsvLogger : public Logger {
  public:
   struct Config {
+    /// A leading ~ and $VARIABLES are expanded; `root_dir()` returns the result.
     std::string root_dir = ".";
     /// What `name()` returns; not called `name`, which in a file is the kind of logger. May be empty: then the version
     /// lies in root_dir.

@@ -11,7 +11,7 @@ namespace fabric {
 class FABRIC_API TensorBoardLogger : public Logger {
  public:
   struct Config {
-    /// A leading ~ and $VARIABLES are expanded.
+    /// A leading ~ and $VARIABLES are expanded, here and in `sub_dir`; `root_dir()` returns the result.
     std::string root_dir = ".";
     /// What `name()` returns; not called `name`, which in a file is the kind of logger. May be empty: then the version
     /// lies in root_dir.

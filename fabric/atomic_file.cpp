@@ -1,4 +1,4 @@
-#include "plugins/checkpoint_io/atomic_file.h"
+#include <fabric/atomic_file.h>
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -10,9 +10,7 @@
 #include <cstring>
 #include <utility>
 
-#include <fabric/error.h>
-
-namespace fabric::checkpoint {
+namespace fabric {
 namespace {
 
 constexpr std::size_t kBuffer = std::size_t{1} << 20;
@@ -27,27 +25,50 @@ std::filesystem::path through_links(std::filesystem::path path) {
   return path;
 }
 
+}  // namespace
+
 std::filesystem::path folder_of(const std::filesystem::path& path) {
   return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }
 
-}  // namespace
-
-AtomicFile::AtomicFile(std::filesystem::path path) : path_(through_links(std::move(path))) {
-  if (!path_.has_filename()) throw CheckpointError("cannot save to '" + path_.string() + "': it names no file");
+std::error_code make_folders(const std::filesystem::path& folder) {
   std::error_code error;
-  if (std::filesystem::is_directory(path_, error))
-    throw CheckpointError("cannot save to '" + path_.string() + "': it is a folder; give the name of a file in it");
+  std::vector<std::filesystem::path> missing;
+  for (auto at = folder; !at.empty() && !std::filesystem::exists(at, error) && !error; at = at.parent_path())
+    missing.push_back(at);
+  std::filesystem::create_directories(folder, error);
+  for (std::size_t i = 0; i < missing.size() && !error; ++i) error = sync_path(folder_of(missing[i]));
+  return error;
+}
+
+std::error_code sync_path(const std::filesystem::path& path) {
+  int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return {};
+  std::error_code error;
+  if (fsync(fd) != 0 && errno != EINVAL && errno != EROFS) error.assign(errno, std::generic_category());
+  close(fd);
+  return error;
+}
+
+void write_whole_file(const std::filesystem::path& path, std::string_view text, MakeError make_error) {
+  AtomicFile file(path, make_error);
+  file.write(text);
+  file.commit();
+}
+
+AtomicFile::AtomicFile(std::filesystem::path path, MakeError make_error)
+    : path_(through_links(std::move(path))), make_error_(make_error) {
+  if (!path_.has_filename()) fail("it names no file");
+  std::error_code error;
+  if (std::filesystem::is_directory(path_, error)) fail("it is a folder; give the name of a file in it");
   if (std::filesystem::exists(path_, error) && !std::filesystem::is_regular_file(path_, error))  // /dev/null, say
-    throw CheckpointError("cannot save to '" + path_.string() + "': it exists and is no regular file");
-  std::filesystem::create_directories(folder_of(path_), error);
-  if (error) fail("cannot make its folder", error.value());
+    fail("it exists and is no regular file");
+  if (auto unmade = make_folders(folder_of(path_))) fail("its folder cannot be made", unmade.value());
 
   buffer_.reserve(kBuffer);
   const std::string stem = "." + path_.filename().string() + ".partial";
   if (!claim(folder_of(path_) / stem) && !claim(folder_of(path_) / (stem + "-" + std::to_string(getpid()))))
-    throw CheckpointError("cannot save to '" + path_.string() +
-                          "': other savers of the same file hold all its temporary names");
+    fail("other writers of the same file hold all its temporary names");
 }
 
 AtomicFile::~AtomicFile() {
@@ -56,12 +77,12 @@ AtomicFile::~AtomicFile() {
   close(fd_);
 }
 
-// True when the name is now ours. A file found under it belongs to a saver at work (locked) or to a dead one.
+// True when the name is now ours. A file found under it belongs to a writer at work (locked) or to a dead one.
 bool AtomicFile::claim(const std::filesystem::path& temporary) {
   temporary_ = temporary;
   for (int attempt = 0; attempt < kLinks; ++attempt) {
     int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-    if (fd < 0) fail("cannot make the temporary file '" + temporary.string() + "'", errno);
+    if (fd < 0) fail("its temporary file '" + temporary.string() + "' cannot be made", errno);
     bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
     bool taken = !locked && errno == EWOULDBLOCK;
     struct stat ours = {};
@@ -98,7 +119,7 @@ void AtomicFile::write_through(const char* data, std::size_t size) {
   while (size > 0) {
     ssize_t done = ::write(fd_, data, std::min(size, kLargest));
     if (done < 0 && errno == EINTR) continue;
-    if (done < 0) fail("cannot write '" + temporary_.string() + "'", errno);
+    if (done < 0) fail("the disk does not take '" + temporary_.string() + "'", errno);
     data += done;
     size -= static_cast<std::size_t>(done);
   }
@@ -106,20 +127,19 @@ void AtomicFile::write_through(const char* data, std::size_t size) {
 
 void AtomicFile::commit() {
   flush();
-  if (fsync(fd_) != 0) fail("cannot sync '" + temporary_.string() + "'", errno);
+  if (fsync(fd_) != 0) fail("'" + temporary_.string() + "' cannot be synced", errno);
   if (rename(temporary_.c_str(), path_.c_str()) != 0)
-    fail("cannot move '" + temporary_.string() + "' into place", errno);
+    fail("'" + temporary_.string() + "' cannot be moved into place", errno);
   close(std::exchange(fd_, -1));
-  int folder = open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0) return;  // a folder one may write but not list
-  bool synced = fsync(folder) == 0 || errno == EINVAL || errno == EROFS;
-  int error = errno;
-  close(folder);
-  if (!synced) fail("the file is in place, but its folder cannot be synced", error);
+  if (auto error = sync_path(folder_of(path_)))
+    std::rethrow_exception(make_error_("the new file '" + path_.string() + "' is in place, but its folder cannot be " +
+                                       "synced, so that a power failure may undo it: " + error.message()));
 }
 
-void AtomicFile::fail(const std::string& what, int error) {
-  throw CheckpointError("cannot save to '" + path_.string() + "': " + what + ": " + std::strerror(error));
+void AtomicFile::fail(const std::string& why) const {
+  std::rethrow_exception(make_error_("the file '" + path_.string() + "' cannot be written: " + why));
 }
 
-}  // namespace fabric::checkpoint
+void AtomicFile::fail(const std::string& what, int error) const { fail(what + ": " + std::strerror(error)); }
+
+}  // namespace fabric
