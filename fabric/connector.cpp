@@ -76,29 +76,63 @@ class Connector {
     refuse(parts_.accelerator && config_.accelerator != "auto", "accelerator");
     refuse(parts_.precision && !config_.precision.empty(), "precision");
     refuse(parts_.environment && !config_.environment.empty(), "environment");
-    refuse(parts_.checkpoint_io && config_.checkpoint_io != Fabric::Config().checkpoint_io, "checkpoint_io");
+    bool names_io = config_.checkpoint_io != Fabric::Config().checkpoint_io;
+    refuse(parts_.checkpoint_io && names_io, "checkpoint_io");
     if (parts_.strategy) {
+      refuse(parts_.strategy->checkpoint_io() && names_io, "checkpoint_io (the object: on the strategy)");
+      refuse(!parts_.strategy->own_devices().empty() && !config_.devices.is_auto(),
+             "devices (the objects: on the strategy)");
       refuse(parts_.precision && parts_.strategy->precision(), "precision (on the strategy, too)");
       refuse(parts_.checkpoint_io && parts_.strategy->checkpoint_io(), "checkpoint_io (on the strategy, too)");
       refuse(parts_.accelerator && parts_.strategy->accelerator(), "accelerator (on the strategy, too)");
     }
+    if (const auto* parallel = given_parallel()) {
+      refuse(parallel->cluster_environment() && (parts_.environment || !config_.environment.empty()),
+             "environment (on the strategy, too)");
+      refuse(parallel->has_own_group() && parts_.process_group.is_set(), "process_group (on the strategy, too)");
+    }
+  }
+
+  /// The strategy object of the caller, if it is one of several processes.
+  ParallelStrategy* given_parallel() const { return parts_.strategy ? parts_.strategy->parallel() : nullptr; }
+  std::vector<c10::Device> own_devices() const {
+    return parts_.strategy ? parts_.strategy->own_devices() : std::vector<c10::Device>{};
   }
 
   void choose_accelerator() {
-    accelerator_ = parts_.accelerator ? parts_.accelerator : make_accelerator(config_.accelerator);
-    if (!parts_.accelerator && config_.accelerator == "auto")
-      decide("accelerator = " + accelerator_->name() + ", found");
+    auto own = own_devices();
+    if (parts_.accelerator) {
+      accelerator_ = parts_.accelerator;
+    } else if (parts_.strategy && parts_.strategy->accelerator()) {
+      accelerator_ = parts_.strategy->accelerator();
+      if (config_.accelerator != "auto" && make_accelerator(config_.accelerator)->name() != accelerator_->name())
+        throw ConfigError("the strategy object works on accelerator " + accelerator_->name() +
+                          ", but accelerator = " + config_.accelerator + " was given, too; keep one of the two");
+    } else {
+      bool follow_devices = config_.accelerator == "auto" && !own.empty();
+      accelerator_ = make_accelerator(follow_devices ? c10::DeviceTypeName(own.front().type(), /*lower_case=*/true)
+                                                     : config_.accelerator);
+      if (config_.accelerator == "auto") decide("accelerator = " + accelerator_->name() + ", found");
+    }
+    if (!own.empty() && own.front().type() != accelerator_->device_type())
+      throw ConfigError("the strategy object was made with device " + own.front().str() + ", but the accelerator is " +
+                        accelerator_->name() + "; leave the accelerator out, or give it a device of that kind");
   }
 
   void choose_environment() {
     if (parts_.environment)
       environment_ = parts_.environment;
+    else if (given_parallel() && given_parallel()->cluster_environment())
+      environment_ = given_parallel()->cluster_environment();
     else if (!config_.environment.empty())
       environment_ = make_environment(config_.environment, env_);
     else
       environment_ = detect_environment(env_);
     external_ = environment_->creates_processes_externally();
-    if (external_) decide("environment = " + environment_->name() + ", detected");
+    if (!external_) return;
+    decide("environment = " + environment_->name() + ", detected");
+    // From here on warnings come from rank 0 alone.
+    if (environment_->world_size() > 1) log::set_rank(environment_->global_rank());
   }
 
   void choose_devices() {
@@ -107,7 +141,8 @@ class Connector {
     if (spec.is_auto() && external_ && accelerator_->device_type() == c10::kCPU &&
         environment_->rank_info().local_world_size > 1)
       spec = DeviceSpec(environment_->rank_info().local_world_size);
-    devices_ = accelerator_->get_parallel_devices(accelerator_->parse_devices(spec));
+    devices_ = own_devices();
+    if (devices_.empty()) devices_ = accelerator_->get_parallel_devices(accelerator_->parse_devices(spec));
     if (config_.devices.is_auto()) decide("devices = " + std::to_string(devices_.size()) + " per node");
     if (external_) {
       int nodes = environment_->rank_info().num_nodes;
@@ -119,7 +154,7 @@ class Connector {
   }
 
   std::string auto_strategy() const {
-    if (parts_.process_group || config_.num_nodes > 1 || devices_.size() > 1) return "ddp";
+    if (parts_.process_group.is_set() || config_.num_nodes > 1 || devices_.size() > 1) return "ddp";
     if (external_ && environment_->world_size() > 1) return "ddp";
     return "single_device";
   }
@@ -131,6 +166,7 @@ class Connector {
       return;
     }
     Choice choice = config_.strategy;
+    choice.name = lower_case(choice.name);
     if (choice.name == "auto") {
       choice.name = auto_strategy();
       decide("strategy = " + choice.name);
@@ -159,19 +195,20 @@ class Connector {
     if (!strategy.checkpoint_io())
       strategy.set_checkpoint_io(parts_.checkpoint_io ? parts_.checkpoint_io
                                                       : make_checkpoint_io(config_.checkpoint_io));
-    strategy.set_devices(devices_);
+    if (strategy.own_devices().empty()) strategy.set_devices(devices_);
     ParallelStrategy* parallel = strategy.parallel();
     if (!parallel) {
       if (external_ && environment_->world_size() > 1)
         log::rank_zero_warn("strategy " + strategy.name() + " runs one process, but " + environment_->name() +
                             " started " + std::to_string(environment_->world_size()) +
                             ": each of them trains a model of its own");
-      if (parts_.process_group)
+      if (parts_.process_group.is_set())
         throw ConfigError("strategy " + strategy.name() + " runs one process and takes no process_group; use ddp");
       return;
     }
     parallel->set_num_nodes(config_.num_nodes);
-    if (parts_.process_group) {
+    if (parallel->has_own_group()) return;
+    if (parts_.process_group.is_set()) {
       parallel->set_process_group(parts_.process_group);
       return;
     }
@@ -187,6 +224,8 @@ class Connector {
 
   void make_loggers() {
     resolved_.loggers = parts_.loggers;
+    for (const auto& logger : parts_.loggers)
+      if (!logger) throw MisuseError("a logger is null");
     for (const auto& choice : config_.loggers) resolved_.loggers.push_back(make_logger(choice));
     resolved_.callbacks = parts_.callbacks;
     for (const auto& callback : resolved_.callbacks)

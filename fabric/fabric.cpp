@@ -1,5 +1,6 @@
 #include <fabric/fabric.h>
 
+#include <exception>
 #include <iostream>
 #include <limits>
 #include <set>
@@ -8,6 +9,7 @@
 #include <fabric/log.h>
 
 #include "fabric/connector.h"
+#include "fabric/silent_logger.h"
 #include "plugins/collectives/value_codec.h"
 
 namespace fabric {
@@ -19,6 +21,7 @@ struct Fabric::Core {
   std::vector<std::string> decisions;
   bool launched = false;
   bool shut_down = false;
+  int exceptions_at_start = std::uncaught_exceptions();
   int models_setup = 0;
   std::shared_ptr<std::atomic<int>> backward_depth = std::make_shared<std::atomic<int>>(0);
   std::vector<std::weak_ptr<detail::ModuleCore>> modules;
@@ -42,6 +45,8 @@ Fabric::~Fabric() {
     shutdown();
   } catch (const std::exception& error) {
     log::warn(std::string("shutdown: ") + error.what());
+  } catch (...) {
+    log::warn("shutdown: an exception that is no std::exception");
   }
 }
 
@@ -102,26 +107,31 @@ void Fabric::launch() {
                         " starts its ranks to run a function: write fabric.launch([](fabric::Fabric& fabric) { … })");
     launcher->launch();
   }
+  join_job();
+}
+
+void Fabric::join_job() {
   core_->strategy->setup_environment();
   core_->launched = true;
+  if (is_global_zero()) return;
+  for (auto& logger : core_->loggers) logger = std::make_shared<SilentLogger>(std::move(logger));
 }
 
 void Fabric::launch_function(const std::function<Value()>& run, bool& ran_here, Value& from_children) {
   auto launcher = core_->launched ? nullptr : core_->strategy->make_launcher();
   if (!launcher || !launcher->needs_function()) {
     if (launcher) launcher->launch();
-    if (!core_->launched) core_->strategy->setup_environment();
-    core_->launched = true;
+    if (!core_->launched) join_job();
     ran_here = true;
     run();
     return;
   }
   std::string bytes = launcher->launch_function([&](const RankInfo&) {
-    core_->strategy->setup_environment();
-    core_->launched = true;
+    join_job();
     ran_here = true;  // forgotten where this is another process
     Value result = run();
-    std::string packed = is_global_zero() ? pack(result) : std::string();
+    // Each node hands its first rank's result back.
+    std::string packed = local_rank() == 0 ? pack(result) : std::string();
     shutdown();
     return packed;
   });
@@ -139,9 +149,19 @@ void Fabric::require_launched(const char* what) const {
 void Fabric::shutdown() {
   if (!core_ || core_->shut_down) return;
   core_->shut_down = true;
-  if (is_global_zero())
-    for (const auto& logger : core_->loggers) logger->finalize("success");
-  core_->strategy->teardown();
+  // A disk that is full must not keep the rest from being put away.
+  std::exception_ptr first;
+  auto attempt = [&first](auto&& step) {
+    try {
+      step();
+    } catch (...) {
+      if (!first) first = std::current_exception();
+    }
+  };
+  bool unwinding = std::uncaught_exceptions() > core_->exceptions_at_start;
+  for (const auto& logger : core_->loggers) attempt([&] { logger->finalize(unwinding ? "failed" : "success"); });
+  attempt([&] { core_->strategy->teardown(); });
+  if (first) std::rethrow_exception(first);
 }
 
 // --- setup
@@ -227,12 +247,13 @@ FabricOptimizer Fabric::wrap_optimizer(OptimizerPtr optimizer, bool with_module)
 
 LoaderContext Fabric::loader_context() const {
   LoaderContext context;
-  if (auto shard = core_->strategy->sampler_shard()) context.shard = {shard->num_replicas, shard->rank};
+  context.shard = core_->strategy->sampler_shard();
   context.rank = global_rank();
   context.device = device();
   context.to_device = [strategy = core_->strategy](const at::Tensor& tensor) {
     return strategy->batch_to_device(tensor);
   };
+  core_->strategy->process_dataloader(context);
   return context;
 }
 
@@ -250,15 +271,17 @@ Scope Fabric::init_module(std::optional<bool> empty_init) const {
 
 // --- the step
 
-void Fabric::backward(const at::Tensor& loss) { backward_through(loss, nullptr); }
+void Fabric::backward(const at::Tensor& loss, const BackwardOptions& options) {
+  backward_through(loss, nullptr, options);
+}
 
-void Fabric::backward_through(const at::Tensor& loss, StrategyModule* module) {
+void Fabric::backward_through(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options) {
   struct Depth {
     std::atomic<int>& count;
     explicit Depth(std::atomic<int>& count) : count(count) { count.fetch_add(1, std::memory_order_relaxed); }
     ~Depth() { count.fetch_sub(1, std::memory_order_relaxed); }
   } inside(*core_->backward_depth);
-  core_->strategy->backward(loss, module);
+  core_->strategy->backward(loss, module, options);
 }
 
 at::Tensor Fabric::clip(torch::nn::Module& module, torch::optim::Optimizer& optimizer, const ClipOptions& options) {
@@ -346,7 +369,6 @@ void Fabric::log(const std::string& name, const Value& value, std::optional<std:
 void Fabric::log_dict(const std::map<std::string, Value>& metrics, std::optional<std::int64_t> step) const {
   Metrics numbers;
   for (const auto& [name, value] : metrics) numbers[name] = metric_number(name, value);
-  if (!is_global_zero()) return;
   for (const auto& logger : core_->loggers) logger->log_metrics(numbers, step);
 }
 

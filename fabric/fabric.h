@@ -56,7 +56,8 @@ class FABRIC_API Fabric {
     std::vector<Choice> loggers = {};
     FABRIC_FIELDS(Config, accelerator, strategy, devices, num_nodes, precision, environment, checkpoint_io, loggers)
   };
-  /// Parts that the caller made. Each replaces its name in the Config; giving both is a ConfigError.
+  /// Parts that the caller made. Each replaces its name in the Config; giving both is a ConfigError. Loggers are added
+  /// to those of the Config.
   struct Parts {
     std::shared_ptr<fabric::Strategy> strategy = {};
     std::shared_ptr<fabric::Accelerator> accelerator = {};
@@ -89,6 +90,7 @@ class FABRIC_API Fabric {
   int world_size() const;
   bool is_global_zero() const;
   bool launched() const;
+  /// On other ranks than 0, from `launch` on, loggers that drop what they are given.
   const std::vector<std::shared_ptr<Logger>>& loggers() const;
   /// The first logger; throws MisuseError when there is none.
   Logger& logger() const;
@@ -102,20 +104,30 @@ class FABRIC_API Fabric {
   /// where that is safe, by re-executing its command line elsewhere. Calling it again does nothing. Throws MisuseError
   /// for strategies that run a function (spawn, fork).
   void launch();
-  /// Runs `function(fabric)` in every rank. Returns what rank 0 returned under spawn and fork (void or anything a Value
-  /// holds), this rank's own result otherwise.
+  /// Runs `function(fabric)` in every rank. Returns what this node's first rank returned under spawn and fork (void or
+  /// anything a Value holds), this rank's own result otherwise.
   template <class Function>
   auto launch(Function&& function);
 
   // --- setup
+  // Each throws MisuseError before launch (strategies of one process need none) and after shutdown, and for what is set
+  // up already. With several ranks every rank calls them, in the same order.
+
   /// Returns the wrapped module, or a tuple of it and the wrapped optimizers. Each optimizer is an object the caller
   /// made over the module's parameters, or a function from parameters to an optimizer. A SetupOptions may come last.
+  /// Converts the parameters to the precision and moves them to the device, in place. Throws MismatchError where the
+  /// ranks' modules differ.
   template <class M, class... Rest>
   auto setup(M&& module, Rest&&... rest);
+  /// The module alone; `on_after_setup` is not called.
   template <class M>
   auto setup_module(M&& module, SetupOptions options = {});
+  /// Optimizers over parameters of a module that is set up: one wrapped optimizer, or a tuple of them. Throws
+  /// MisuseError where the strategy sets up both together.
   template <class... Optimizers>
   auto setup_optimizers(Optimizers&&... optimizers);
+  /// A loader over a LibTorch dataset: this rank's share, on this rank's device (fabric/dataloader.h). Throws
+  /// ConfigError for options that exclude each other.
   template <class Dataset>
   auto setup_dataloader(Dataset&& dataset, DataLoaderOptions options = {});
   /// Several datasets with the same options.
@@ -134,11 +146,13 @@ class FABRIC_API Fabric {
   Scope init_module(std::optional<bool> empty_init = std::nullopt) const;
 
   // --- the step
-  void backward(const at::Tensor& loss);
+  /// `loss.backward()` as strategy and precision need it: scaled, say. Throws what LibTorch throws, and CollectiveError
+  /// when ranks that synchronise gradients here fail or leave.
+  void backward(const at::Tensor& loss, const BackwardOptions& options = {});
   /// `model` says which model the loss belongs to, for strategies that need to know.
   template <class M>
-  void backward(const at::Tensor& loss, const FabricModule<M>& model) {
-    backward_through(loss, &model.strategy_module());
+  void backward(const at::Tensor& loss, const FabricModule<M>& model, const BackwardOptions& options = {}) {
+    backward_through(loss, &model.strategy_module(), options);
   }
   /// The norm before clipping when `max_norm` was given, an undefined tensor otherwise.
   template <class M>
@@ -163,13 +177,19 @@ class FABRIC_API Fabric {
   void join(const std::function<void()>& body, const JoinControl::Options& options, const FabricModule<M>&... models) {
     join_models({&models.strategy_module()...}, options, body);
   }
-  /// Moves a tensor, or all tensors in a nested object, to this rank's device.
+  /// Moves a tensor, or all tensors in a nested object, to this rank's device; a module (its holder or shared pointer)
+  /// in place. Throws MisuseError for a type whose tensors are not known (FABRIC_TENSORS).
   at::Tensor to_device(const at::Tensor& tensor) const;
   template <class T>
   T to_device(T object) const;
 
-  // --- collectives: tensors, numbers, strings, and nested lists and maps of them
+  // --- collectives: tensors, numbers, strings, and nested lists and maps of them. Every rank of the group (empty: all
+  // ranks) calls them in the same order. Each throws MisuseError before launch, MismatchError on every rank where the
+  // ranks' calls, shapes, types or structures differ, and TimeoutError or CollectiveError when a rank does not come.
+
+  /// Waits until every rank is here; the name is for error texts.
   void barrier(const std::string& name = "") const;
+  /// What rank `src` has, on every rank; the others' argument is not looked at.
   Value broadcast(const Value& value, int src = 0) const;
   /// Each leaf from all ranks: tensors stacked along a new first dimension of size world_size (also with one process),
   /// or a list by rank where their shapes differ; numbers likewise as one tensor; strings as a list by rank.
@@ -190,9 +210,14 @@ class FABRIC_API Fabric {
   /// error on all.
   void rank_zero_first(const std::function<void()>& function, bool local = false) const;
 
-  // --- checkpoints: every rank calls them
+  // --- checkpoints: every rank calls them. A failure on any rank is a CheckpointError on all.
+
+  /// Writes one file on rank 0, under a temporary name first, so that what was there before stays whole until the new
+  /// one is. `filter`: which entries of which part are kept. Throws MisuseError for a filter of a part that is not
+  /// there.
   void save(const std::filesystem::path& path, State state, const StateFilter& filter = {}) const;
-  /// Restores `state` in place and returns what it did not ask for.
+  /// Restores `state` in place and returns what it did not ask for. Throws, with nothing changed, CheckpointKeyError
+  /// when `strict` and keys are missing, unexpected or of another shape, CheckpointCorrupt for a damaged file.
   Value load(const std::filesystem::path& path, State& state, bool strict = true) const;
   /// The whole checkpoint.
   Value load(const std::filesystem::path& path) const;
@@ -211,7 +236,10 @@ class FABRIC_API Fabric {
   /// Prints on the first rank of each node.
   template <class... Items>
   void print(const Items&... items) const;
+  /// Sends a number, or a tensor of one element, to every logger; on other ranks than 0 nothing happens. Throws
+  /// MisuseError for anything else. Without a step loggers count on.
   void log(const std::string& name, const Value& value, std::optional<std::int64_t> step = std::nullopt) const;
+  /// Several at one step.
   void log_dict(const std::map<std::string, Value>& metrics, std::optional<std::int64_t> step = std::nullopt) const;
   /// Fires an event of the loop's own on every callback, in the order they were given.
   void call(const std::string& event, const Value::Map& arguments = {});
@@ -225,7 +253,9 @@ class FABRIC_API Fabric {
     return fabric::seed_everything(seed, workers, verbose);
   }
 
-  /// Leaves the job: frees the process group and writes what loggers still hold. Safe to call twice.
+  /// Leaves the job: loggers write what they still hold and are told how the run ended ("failed" while an exception is
+  /// on its way, "success" otherwise), the process group is freed. Whatever fails, all of it is tried; then the first
+  /// error is thrown. Safe to call twice.
   void shutdown();
 
  private:
@@ -237,9 +267,10 @@ class FABRIC_API Fabric {
                                                   std::vector<OptimizerPtr>* optimizers, const SetupOptions& options);
   FabricOptimizer wrap_optimizer(OptimizerPtr optimizer, bool with_module);
   void require_launched(const char* what) const;
+  void join_job();
   void launch_function(const std::function<Value()>& run, bool& ran_here, Value& from_children);
   LoaderContext loader_context() const;
-  void backward_through(const at::Tensor& loss, StrategyModule* module);
+  void backward_through(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options);
   at::Tensor clip(torch::nn::Module& module, torch::optim::Optimizer& optimizer, const ClipOptions& options);
   Scope no_sync(StrategyModule& module, bool enabled) const;
   void join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,

@@ -2,6 +2,10 @@
 
 #include <fabric/fabric.h>
 
+#include <algorithm>
+#include <functional>
+
+#include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 
@@ -21,6 +25,17 @@ at::Tensor number_tensor(const Value& value, c10::Device device) {
   return at::scalar_tensor(number, at::TensorOptions().dtype(type).device(device));
 }
 
+bool is_nested(const Value& value) { return value.is_list() || value.is_map(); }
+
+std::vector<std::string> sorted_keys(const Value::Map& map) {
+  std::vector<std::string> keys;
+  for (const auto& [key, item] : map) keys.push_back(key);
+  std::sort(keys.begin(), keys.end());
+  return keys;
+}
+
+// Each leaf is an operation of its own, so all ranks have to come to them in the same order: maps are walked by key,
+// whatever the order in which a rank filled them.
 template <class Leaf>
 Value map_leaves(const Value& value, Leaf&& leaf) {
   if (value.is_list()) {
@@ -29,11 +44,46 @@ Value map_leaves(const Value& value, Leaf&& leaf) {
     return list;
   }
   if (value.is_map()) {
-    Value::Map map;
-    for (const auto& [key, item] : value.as_map()) map[key] = map_leaves(item, leaf);
+    const auto& given = value.as_map();
+    Value::Map map = given;
+    for (const auto& key : sorted_keys(given)) map[key] = map_leaves(given.at(key), leaf);
     return map;
   }
   return leaf(value);
+}
+
+/// "{acc: number, list: [tensor, other]}": what ranks have to agree on.
+std::string outline(const Value& value) {
+  std::string text;
+  auto add = [&](const std::string& part) { text += (text.empty() ? "" : ", ") + part; };
+  if (value.is_list()) {
+    for (const auto& item : value.as_list()) add(outline(item));
+    return "[" + text + "]";
+  }
+  if (value.is_map()) {
+    for (const auto& key : sorted_keys(value.as_map())) add(key + ": " + outline(value.at(key)));
+    return "{" + text + "}";
+  }
+  if (value.is<at::Tensor>()) return "tensor";
+  return value.is_bool() || value.is_number() ? "number" : "other";
+}
+
+// Without it a leaf would meet another one of the other ranks, or none.
+void require_same_outline(const char* operation, const Value& value, const ProcessGroup& over) {
+  if (!is_nested(value) || over.size() == 1 || !over.config().check) return;
+  std::string own = outline(value);
+  auto hash = static_cast<std::int64_t>(std::hash<std::string>{}(own));
+  auto extremes = at::empty({2}, at::kLong);
+  extremes[0] = hash;
+  extremes[1] = ~hash;
+  over.all_reduce_(extremes, ReduceOp::max);
+  std::int64_t largest = extremes[0].item<std::int64_t>(), smallest = ~extremes[1].item<std::int64_t>();
+  if (largest == smallest) return;
+  std::string text = std::string(operation) + " was given values of different structure:";
+  auto all = over.all_gather_value(Value(own));
+  for (std::size_t rank = 0; rank < all.size(); ++rank)
+    text += (rank == 0 ? " rank " : ", rank ") + std::to_string(rank) + " " + all[rank].as_string();
+  throw MismatchError(text);
 }
 
 Value reduce_number(const Value& value, ReduceOp op, Strategy& strategy, const ProcessGroup& group) {
@@ -71,6 +121,7 @@ void Fabric::all_reduce_(at::Tensor& tensor, ReduceOp op, const ProcessGroup& gr
 
 Value Fabric::all_reduce(const Value& value, ReduceOp op, const ProcessGroup& group) const {
   require_launched("all_reduce");
+  require_same_outline("all_reduce", value, group.is_set() ? group : strategy()->process_group());
   return map_leaves(value, [&](const Value& leaf) -> Value {
     if (leaf.is<at::Tensor>()) return strategy()->all_reduce(leaf.as<at::Tensor>(), op, group);
     if (leaf.is_bool() || leaf.is_number()) return reduce_number(leaf, op, *strategy(), group);
@@ -98,6 +149,8 @@ at::Tensor Fabric::all_gather(const at::Tensor& tensor, const ProcessGroup& grou
 
 Value Fabric::all_gather(const Value& value, const ProcessGroup& group, bool sync_grads) const {
   require_launched("all_gather");
+  const auto& over = group.is_set() ? group : strategy()->process_group();
+  require_same_outline("all_gather", value, over);
   return map_leaves(value, [&](const Value& leaf) -> Value {
     if (leaf.is<at::Tensor>() || leaf.is_bool() || leaf.is_number()) {
       auto parts = strategy()->all_gather(leaf.is<at::Tensor>() ? leaf.as<at::Tensor>() : number_tensor(leaf, device()),
@@ -105,7 +158,6 @@ Value Fabric::all_gather(const Value& value, const ProcessGroup& group, bool syn
       if (same_shapes(parts)) return at::stack(parts);
       return Value::List(parts.begin(), parts.end());
     }
-    const auto& over = group ? group : strategy()->process_group();
     return over.all_gather_value(leaf);
   });
 }

@@ -9,6 +9,15 @@ namespace detail {
 template <class T>
 struct IsOptions : std::is_same<std::decay_t<T>, SetupOptions> {};
 
+/// Refuses, before anything is changed, what share_optimizer or the strategy would refuse later.
+template <class O>
+void require_optimizer(const O& optimizer) {
+  if constexpr (std::is_same_v<O, FabricOptimizer>)
+    throw MisuseError("this optimizer is set up already: use the one that setup returned, and set it up only once");
+  else if constexpr (std::is_convertible_v<const O&, std::shared_ptr<torch::optim::Optimizer>>)
+    if (!optimizer) throw MisuseError("setup was given an empty optimizer");
+}
+
 /// An optimizer in any of the forms a caller may hold it, as the shared pointer that Fabric works with.
 template <class O>
 std::shared_ptr<torch::optim::Optimizer> share_optimizer(O&& optimizer, torch::nn::Module* module) {
@@ -99,6 +108,7 @@ auto Fabric::setup(M&& module, Rest&&... rest) {
                   "setup takes a module holder, a std::shared_ptr to a module, or a module as a temporary");
     auto impl = detail::ModuleTraits<std::decay_t<M>>::share(std::forward<M>(module));
     using Wrapped = FabricModule<typename detail::ModuleTraits<std::decay_t<M>>::ImplType>;
+    (detail::require_optimizer(rest), ...);
     prepare_module(impl, options);
     std::vector<OptimizerPtr> optimizers;
     (
@@ -151,7 +161,15 @@ auto Fabric::setup_dataloader(Dataset&& dataset, DataLoaderOptions options) {
 
 template <class T>
 T Fabric::to_device(T object) const {
-  for_each_tensor(object, [&](at::Tensor& tensor) { tensor = strategy()->batch_to_device(tensor); });
+  if constexpr (detail::ModuleTraits<T>::kIsModule && !std::is_base_of_v<torch::nn::Module, T>) {
+    strategy()->module_to_device(*detail::ModuleTraits<T>::share(object));
+  } else {
+    bool seen_all = for_each_tensor(object, [&](at::Tensor& tensor) { tensor = strategy()->batch_to_device(tensor); });
+    if (!seen_all)
+      throw MisuseError(
+          "to_device was given a type whose tensors it does not know. Add FABRIC_TENSORS(Type, member, …) to the type, "
+          "naming the members that hold tensors");
+  }
   return object;
 }
 

@@ -3,7 +3,13 @@
 
 #include <torch/torch.h>
 
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <thread>
 
 #include "tests/support/group_of_ranks.h"
 
@@ -57,8 +63,18 @@ BOTH_BACKENDS_TEST("two ranks: collectives over nested values", "[fabric][ranks]
   RANK_CHECK(uneven[0].size(0) == 1 && uneven[1].size(0) == 2);
   RANK_CHECK(fabric.broadcast(Value::Map{{"x", torch::full({3}, rank)}}, 1).at("x").as<at::Tensor>()[0].item<int>() ==
              1);
-  std::string order;
-  fabric.rank_zero_first([&] { order += "run"; });
+  // Rank 1's turn begins when rank 0's has ended.
+  auto mark = std::filesystem::temp_directory_path() /
+              ("fabric_first_" + fabric.broadcast(Value(std::to_string(getpid()))).as_string());
+  bool in_turn = false;
+  fabric.rank_zero_first([&] {
+    in_turn = std::filesystem::exists(mark) == (rank == 1);
+    if (rank == 1) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    std::ofstream(mark) << "done";
+  });
+  RANK_CHECK(in_turn);
+  if (rank == 1) std::filesystem::remove(mark);
   bool refused = false;
   try {
     fabric.rank_zero_first([&] {
@@ -76,6 +92,56 @@ BOTH_BACKENDS_TEST("two ranks: collectives over nested values", "[fabric][ranks]
   }
   RANK_CHECK(mismatch);
   fabric.barrier();
+}
+
+BOTH_BACKENDS_TEST("maps meet by key, and values of different structure are refused", "[fabric][ranks]", 2) {
+  Fabric fabric(two_ranks());
+  fabric.launch();
+  Value mine = rank == 0 ? Value::Map{{"loss", 1.0}, {"acc", 10.0}} : Value::Map{{"acc", 20.0}, {"loss", 3.0}};
+  auto mean = fabric.all_reduce(mine);
+  RANK_CHECK(mean.at("loss").as_double() == 2 && mean.at("acc").as_double() == 15);
+  RANK_CHECK(mean.as_map().begin()->first == (rank == 0 ? "loss" : "acc"));
+  Value longer = rank == 0 ? Value::List{1.0} : Value::List{1.0, 2.0};
+  auto text = error_of<fabric::MismatchError>([&] { fabric.all_reduce(longer); });
+  RANK_CHECK(holds(text, "rank 0 [number]") && holds(text, "rank 1 [number, number]"));
+  Value renamed = Value::Map{{rank == 0 ? "a" : "b", torch::ones({2})}};
+  text = error_of<fabric::MismatchError>([&] { fabric.all_gather(renamed); });
+  RANK_CHECK(holds(text, "{a: tensor}") && holds(text, "{b: tensor}"));
+  RANK_CHECK(fabric.all_reduce(Value(1.0), fabric::ReduceOp::sum).as_double() == 2);
+}
+
+BOTH_BACKENDS_TEST("a group that leaves a rank out is no group of all ranks for it", "[fabric][ranks]", 2) {
+  Fabric fabric(two_ranks());
+  fabric.launch();
+  auto first = fabric.strategy()->process_group().subgroup({0}, "first");
+  RANK_CHECK(bool(first) == (rank == 0));
+  if (rank == 0)
+    RANK_CHECK(fabric.all_reduce(torch::ones({1}), fabric::ReduceOp::sum, first).item<double>() == 1);
+  else
+    RANK_CHECK(holds(error_of<fabric::MisuseError>([&] { fabric.all_reduce(torch::ones({1}), {}, first); }), "first"));
+  fabric.barrier();
+}
+
+RANKS_TEST("loggers write on rank 0 only, also when they are called directly", "[fabric][ranks]", 2) {
+  namespace fs = std::filesystem;
+  auto root = fs::temp_directory_path() / ("fabric_loggers_" + std::string(std::getenv("MASTER_PORT")));
+  auto config = two_ranks();
+  config.loggers = {fabric::Choice("csv", {{"root_dir", root.string()}, {"run_name", "run"}})};
+  {
+    Fabric fabric(config);
+    fabric.launch();
+    fabric.logger().log_hyperparams(fabric::Tree::Map{{"lr", 0.1}});
+    fabric.logger().log_metrics({{"direct", 1.0}}, 0);
+    fabric.log("loss", 2.0, 1);
+    fabric.barrier();
+  }
+  if (rank == 0) {
+    int versions = 0;
+    for ([[maybe_unused]] const auto& entry : fs::directory_iterator(root / "run")) ++versions;
+    RANK_CHECK(versions == 1);
+    RANK_CHECK(fs::exists(root / "run" / "version_0" / "hparams.yaml"));
+    fs::remove_all(root);
+  }
 }
 
 BOTH_BACKENDS_TEST("several Fabric objects one after another, in ranks that run already", "[fabric][ranks]", 2) {

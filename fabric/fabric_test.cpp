@@ -109,6 +109,78 @@ TEST_CASE("a wrapped module takes and returns any types", "[fabric]") {
   CHECK(torch::allclose(doubled, net->forward(torch::ones({1, 4})) * 2));
 }
 
+namespace {
+
+struct Memory {
+  torch::Tensor hidden;
+  int calls = 0;
+  FABRIC_TENSORS(Memory, hidden)
+};
+struct RecurrentImpl : torch::nn::Module {
+  RecurrentImpl() { cell = register_module("cell", torch::nn::Linear(4, 4)); }
+  torch::Tensor forward(const torch::Tensor& x, Memory& memory) {
+    ++memory.calls;
+    return memory.hidden = cell(x) + memory.hidden;
+  }
+  torch::Tensor look(torch::Tensor& x) { return cell(x); }
+  torch::nn::Linear cell{nullptr};
+};
+TORCH_MODULE(Recurrent);
+
+}  // namespace
+
+TEST_CASE("what a module changes in its arguments reaches the caller, whatever stands between", "[fabric]") {
+  for (std::string precision : {"32-true", "bf16-true", "bf16-mixed"}) {
+    INFO(precision);
+    auto config = single();
+    config.precision = precision;
+    Fabric fabric(config);
+    auto model = fabric.setup(Recurrent());
+    auto x = torch::ones({1, 4});
+    Memory memory{torch::zeros({1, 4})};
+    auto out = model(x, memory);
+    CHECK(memory.calls == 1);
+    CHECK(torch::equal(memory.hidden, out));
+    CHECK(memory.hidden.scalar_type() == torch::kFloat);
+    model(x, memory);
+    CHECK(memory.calls == 2);
+    // Taken by reference and left alone: it keeps the type it had.
+    auto same = x;
+    model.call(&RecurrentImpl::look, x);
+    CHECK(x.is_same(same));
+  }
+}
+
+TEST_CASE("to_device takes modules, and refuses what it cannot see into", "[fabric]") {
+  Fabric fabric(single());
+  auto net = torch::nn::Linear(2, 2);
+  CHECK(fabric.to_device(net).ptr() == net.ptr());
+  struct Opaque {
+    torch::Tensor x;
+  };
+  CHECK_THROWS_WITH(fabric.to_device(Opaque{torch::ones({1})}), Contains("FABRIC_TENSORS"));
+}
+
+TEST_CASE("backward takes what LibTorch's takes", "[fabric]") {
+  for (std::string precision : {"32-true", "bf16-mixed"}) {
+    INFO(precision);
+    auto config = single();
+    config.precision = precision;
+    Fabric fabric(config);
+    auto model = fabric.setup(Net());
+    auto out = model(torch::ones({1, 4}));
+    auto rows = torch::tensor({{1.0f, 2.0f}});
+    fabric.backward(out, {.gradient = rows, .retain_graph = true});
+    CHECK(torch::equal(model->linear->bias.grad(), rows[0]));
+    fabric.backward(out, model, {.gradient = rows});
+    CHECK(torch::equal(model->linear->bias.grad(), rows[0] * 2));
+    auto x = torch::ones({1, 4}, torch::requires_grad());
+    fabric.backward(model(x).sum(), {.inputs = {x}});
+    CHECK(x.grad().defined());
+    CHECK(torch::equal(model->linear->bias.grad(), rows[0] * 2));
+  }
+}
+
 TEST_CASE("struct types are seen through under mixed precision", "[fabric]") {
   auto config = single();
   config.precision = "bf16-true";
@@ -132,6 +204,11 @@ TEST_CASE("guarded calls before launch say so", "[fabric]") {
   CHECK_THROWS_WITH(fabric.all_gather(Value(1)), before);
   CHECK_THROWS_WITH(fabric.all_reduce(Value(1)), before);
   CHECK_THROWS_WITH(fabric.init_module(), before);
+  CHECK_THROWS_WITH(fabric.setup_dataloader(torch::data::datasets::TensorDataset(torch::ones({2, 2}))), before);
+  CHECK_THROWS_WITH(fabric.load("x"), before);
+  CHECK_THROWS_WITH(fabric.rank_zero_first([] {}), before);
+  auto in_place = torch::ones({1});
+  CHECK_THROWS_WITH(fabric.all_reduce_(in_place), before);
   CHECK_THROWS_WITH(fabric.save("x", {}), before);
   CHECK_FALSE(fabric.launched());
   auto guard = fabric.init_tensor();  // needs no launch
@@ -193,6 +270,11 @@ TEST_CASE("clip_gradients takes exactly one limit", "[fabric]") {
 TEST_CASE("one process: collectives keep values, gather adds a dimension", "[fabric]") {
   Fabric fabric(single());
   CHECK(fabric.all_reduce(Value(3)).as_double() == 3);
+  auto own = torch::ones({2}, torch::requires_grad());
+  auto reduced = fabric.all_reduce(own);
+  CHECK_FALSE(reduced.requires_grad());
+  reduced.add_(1);  // as with several ranks, the input stays as it is
+  CHECK(own[0].item<double>() == 1);
   CHECK(fabric.all_reduce(Value(3), fabric::ReduceOp::sum).as_int() == 3);
   CHECK(fabric.broadcast(Value("text")).as_string() == "text");
   CHECK(fabric.all_gather(torch::ones({2})).sizes() == torch::IntArrayRef({1, 2}));
@@ -312,11 +394,60 @@ TEST_CASE("variables override settings; under the launcher a contradiction is an
   CHECK_THROWS_WITH(Fabric(config, {.env = env}), Contains("Remove one of the two"));
 }
 
+namespace {
+
+struct Diary : fabric::Logger {
+  explicit Diary(std::vector<std::string>& ends, bool broken = false) : ends(ends), broken(broken) {}
+  std::string name() const override { return "diary"; }
+  std::string version() const override { return "0"; }
+  std::string root_dir() const override { return ""; }
+  std::string log_dir() const override { return ""; }
+  void log_metrics(const fabric::Metrics&, std::optional<std::int64_t>) override {}
+  void log_hyperparams(const fabric::Tree&) override {}
+  void finalize(const std::string& status) override {
+    ends.push_back(status);
+    if (broken) throw std::runtime_error("the disk is full");
+  }
+  std::vector<std::string>& ends;
+  bool broken;
+};
+
+}  // namespace
+
+TEST_CASE("shutdown puts everything away, whatever fails, and tells how the run ended", "[fabric]") {
+  std::vector<std::string> ends;
+  {
+    Fabric fabric(single(), {.loggers = {std::make_shared<Diary>(ends, true), std::make_shared<Diary>(ends)}});
+    CHECK_THROWS_WITH(fabric.shutdown(), Contains("the disk is full"));
+    CHECK_NOTHROW(fabric.shutdown());
+  }
+  CHECK(ends == std::vector<std::string>{"success", "success"});
+  ends.clear();
+  try {
+    Fabric fabric(single(), {.loggers = {std::make_shared<Diary>(ends)}});
+    throw std::runtime_error("in the loop");
+  } catch (const std::runtime_error&) {
+  }
+  CHECK(ends == std::vector<std::string>{"failed"});
+}
+
 TEST_CASE("no use after shutdown", "[fabric]") {
   Fabric fabric(single());
   fabric.shutdown();
   fabric.shutdown();
   CHECK_THROWS_WITH(fabric.barrier(), Contains("after shutdown"));
+}
+
+TEST_CASE("a refused optimizer leaves the module as it was", "[fabric]") {
+  auto config = single();
+  config.precision = "64-true";
+  Fabric fabric(config);
+  Net net, other;
+  auto [wrapped, optimizer] = fabric.setup(other, torch::optim::SGD(other->parameters(), 0.1));
+  CHECK_THROWS_AS(fabric.setup(net, optimizer), MisuseError);
+  CHECK_THROWS_AS(fabric.setup(net, std::shared_ptr<torch::optim::Optimizer>()), MisuseError);
+  CHECK(net->linear->weight.scalar_type() == torch::kFloat);
+  CHECK(fabric.models_setup() == 1);
 }
 
 TEST_CASE("a module may stay where it is, on several devices", "[fabric]") {

@@ -6,6 +6,7 @@
 #include <torch/nn/module.h>
 
 #include <fabric/error.h>
+#include <fabric/log.h>
 #include <fabric/state.h>
 
 namespace fabric {
@@ -18,6 +19,7 @@ struct Copy {
 struct Plan {
   std::vector<Copy> copies;
   std::vector<std::string> complaints;
+  std::size_t misfits = 0;  // the complaints that come first: tensors of another shape or kind
 };
 
 template <class Visit>
@@ -80,6 +82,7 @@ Plan plan_load(const torch::nn::Module& module, const Value& state) {
     else
       plan.copies.push_back({target, source});
   });
+  plan.misfits = plan.complaints.size();
   for (const auto& [name, identity] : absent)
     if (!filled.contains(identity)) plan.complaints.push_back("missing '" + name + "'");
   for (const auto& name : saved.order)
@@ -109,6 +112,10 @@ void check_module_state_dict(torch::nn::Module& module, const Value& state) { re
 void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict) {
   Plan plan = plan_load(module, state);
   if (strict) require_fit(plan);
+  // Keys that one side lacks are what a partial load is for; this is rarely meant.
+  if (plan.misfits > 0)
+    log::rank_zero_warn("a partial load left " + std::to_string(plan.misfits) +
+                        " tensor(s) as they are: " + plan.complaints.front() + (plan.misfits > 1 ? ", …" : ""));
   at::NoGradGuard no_grad;
   for (auto& [target, source] : plan.copies) target.copy_(source);
 }

@@ -31,13 +31,26 @@ class FABRIC_API ModuleCore {
   /// True when a call may go straight to the user's module.
   bool direct() const { return direct_; }
   /// Converts inputs, runs the call the strategy's way under the precision's context, converts and guards the outputs.
-  void run(ForwardCall& call);
+  void run(ForwardCall& call) {
+    run(call, [] {});
+  }
+  /// `converted` is called when the inputs are what the module will see.
+  template <class Converted>
+  void run(ForwardCall& call, Converted&& converted) {
+    convert_inputs(call);
+    converted();
+    run_converted(call);
+  }
+  void convert_output(at::Tensor& tensor) const;
   StrategyModule& strategy_module() { return *module_; }
   const std::shared_ptr<Strategy>& strategy() const { return strategy_; }
   torch::nn::Module& module() { return *module_->module(); }
   c10::Device device() const { return device_; }
 
  private:
+  void convert_inputs(ForwardCall& call);
+  void run_converted(ForwardCall& call);
+
   std::shared_ptr<Strategy> strategy_;
   std::unique_ptr<StrategyModule> module_;
   std::shared_ptr<std::atomic<int>> backward_depth_;
@@ -47,9 +60,57 @@ class FABRIC_API ModuleCore {
   bool guards_backward_;
 };
 
+/// `forward` of whatever type, as a method to invoke.
+struct Forward {
+  template <class Impl, class... Args>
+  auto operator()(Impl& module, Args&... args) const -> decltype(module.forward(args...)) {
+    return module.forward(args...);
+  }
+};
+
+/// A call runs on copies of its arguments, since they may be converted or split. Where the method may change an
+/// argument, this brings the change back to the caller's own object: all of it but the tensors that the method left as
+/// they were, which keep what they were before the conversion.
+template <class T>
+class WriteBack {
+ public:
+  /// Before the call: what the caller has, and the copy that the method will see.
+  template <class Own>
+  void note_own(Own& own) {
+    if constexpr (std::is_same_v<Own, T>)
+      for_each_tensor(own, [this](at::Tensor& tensor) { before_.push_back(tensor); });
+  }
+  void note_copy(T& copy) {
+    for_each_tensor(copy, [this](at::Tensor& tensor) { given_.push_back(tensor); });
+  }
+  /// `convert` makes of a tensor that comes out of the model what the caller expects. Nothing for a constant.
+  template <class Own, class Convert>
+  void apply(Own& own, T& copy, Convert& convert) {
+    if constexpr (std::is_same_v<Own, T> && std::is_move_assignable_v<T>) bring_back(own, copy, convert);
+  }
+
+ private:
+  template <class Convert>
+  void bring_back(T& own, T& copy, Convert& convert) {
+    own = std::move(copy);
+    for_each_tensor(own, [&](at::Tensor& tensor) {
+      for (std::size_t i = 0; i < given_.size() && i < before_.size(); ++i)
+        if (tensor.is_same(given_[i])) {
+          tensor = before_[i];
+          return;
+        }
+      convert(tensor);
+    });
+  }
+
+  std::vector<at::Tensor> before_, given_;
+};
+
 template <class Impl, class Method, class... Args>
 class TypedCall final : public ForwardCall {
  public:
+  /// Whether the method takes an argument by non-const reference.
+  static constexpr bool kMayChange = !std::is_invocable_v<Method&, Impl&, const Args&...>;
   using Raw = std::invoke_result_t<Method&, Impl&, Args&...>;
   using Result = std::conditional_t<std::is_void_v<Raw>, std::monostate, std::decay_t<Raw>>;
 
@@ -67,13 +128,18 @@ class TypedCall final : public ForwardCall {
   bool for_each_input(const Visit& visit) override { return for_each_tensor(args_, visit); }
   bool for_each_output(const Visit& visit) override { return result_ ? for_each_tensor(*result_, visit) : true; }
   std::unique_ptr<ForwardCall> clone() const override {
-    if constexpr (std::is_copy_constructible_v<std::tuple<Args...>>) {
+    if constexpr (kMayChange) {
+      throw MisuseError(
+          "this strategy runs the model several times per call, and the model takes an argument by non-const "
+          "reference: which run should change it? Take it by value or const reference and return what is new");
+    } else if constexpr (std::is_copy_constructible_v<std::tuple<Args...>>) {
       return std::make_unique<TypedCall>(method_, args_);
     } else {
       throw MisuseError("this strategy runs the model several times per call and needs arguments that can be copied");
     }
   }
   Result take() { return std::move(*result_); }
+  std::tuple<Args...>& args() { return args_; }
 
  private:
   Method method_;
@@ -108,7 +174,9 @@ struct ModuleTraits<M, std::enable_if_t<std::is_base_of_v<torch::nn::Module, M>>
 }  // namespace detail
 
 /// The user's module as Fabric runs it. A handle: copies share the module. Call it like the module itself; results have
-/// the type that the module's own `forward` returns. Parameters keep their identity.
+/// the type that the module's own `forward` returns. Parameters keep their identity. Arguments may be copied on the
+/// way; what a method changes in those that it takes by non-const reference reaches the caller's variables all the
+/// same.
 template <class M>
 class FabricModule {
  public:
@@ -118,8 +186,7 @@ class FabricModule {
 
   template <class... Args>
   auto operator()(Args&&... args) const {
-    return invoke([](Impl& module, auto&&... a) -> decltype(auto) { return module.forward(a...); },
-                  std::forward<Args>(args)...);
+    return invoke(detail::Forward{}, std::forward<Args>(args)...);
   }
   template <class... Args>
   auto forward(Args&&... args) const {
@@ -150,9 +217,27 @@ class FabricModule {
   template <class Method, class... Args>
   auto invoke(Method method, Args&&... args) const {
     if (core_->direct()) return std::invoke(method, *impl_, args...);
-    detail::TypedCall<Impl, Method, std::decay_t<Args>...> call(std::move(method), {std::forward<Args>(args)...});
-    core_->run(call);
-    if constexpr (!std::is_void_v<typename decltype(call)::Raw>) return call.take();
+    using Call = detail::TypedCall<Impl, Method, std::decay_t<Args>...>;
+    if constexpr (Call::kMayChange) {
+      return invoke_and_write_back<Call>(std::move(method), std::index_sequence_for<Args...>{},
+                                         std::forward<Args>(args)...);
+    } else {
+      Call call(std::move(method), {std::forward<Args>(args)...});
+      core_->run(call);
+      if constexpr (!std::is_void_v<typename Call::Raw>) return call.take();
+    }
+  }
+
+  template <class Call, class Method, std::size_t... I, class... Args>
+  auto invoke_and_write_back(Method method, std::index_sequence<I...>, Args&&... args) const {
+    std::tuple<detail::WriteBack<std::decay_t<Args>>...> changes;
+    (std::get<I>(changes).note_own(args), ...);
+    Call call(std::move(method), {std::forward<Args>(args)...});
+    // The copies are noted as the method sees them: after their conversion.
+    core_->run(call, [&] { (std::get<I>(changes).note_copy(std::get<I>(call.args())), ...); });
+    auto convert = [this](at::Tensor& tensor) { core_->convert_output(tensor); };
+    (std::get<I>(changes).apply(args, std::get<I>(call.args()), convert), ...);
+    if constexpr (!std::is_void_v<typename Call::Raw>) return call.take();
   }
 
   std::shared_ptr<Impl> impl_;

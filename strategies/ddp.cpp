@@ -68,11 +68,11 @@ std::unique_ptr<StrategyModule> DDPStrategy::setup_module(std::shared_ptr<torch:
   return std::make_unique<ddp::WrappedModule>(std::move(engine));
 }
 
-void DDPStrategy::backward(const at::Tensor& loss, StrategyModule* module) {
+void DDPStrategy::backward(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options) {
   for (ddp::Engine* engine : modules_->engines) engine->before_backward(loss);
   auto begin = std::chrono::steady_clock::now();
   try {
-    ParallelStrategy::backward(loss, module);
+    ParallelStrategy::backward(loss, module, options);
   } catch (...) {
     fail_backward(begin);
   }

@@ -8,6 +8,8 @@
 #include <exception>
 #include <thread>
 
+#include <fabric/log.h>
+
 #include "strategies/dp_register.h"
 
 namespace fabric {
@@ -17,7 +19,7 @@ class ReplicatedModule : public StrategyModule {
  public:
   ReplicatedModule(std::shared_ptr<torch::nn::Module> module, std::vector<c10::Device> devices)
       : StrategyModule(std::move(module)), devices_(std::move(devices)) {}
-  bool intercepts_forward() const override { return devices_.size() > 1; }
+  bool intercepts_forward() const override { return devices_.size() > 1 || !devices_.front().is_cpu(); }
   void call(ForwardCall& forward) override;
 
  private:
@@ -53,6 +55,10 @@ void take_chunk(ForwardCall& call, std::int64_t batch, std::int64_t begin, std::
 }
 
 void ReplicatedModule::call(ForwardCall& forward) {
+  if (devices_.size() == 1) {
+    forward.for_each_input([&](at::Tensor& tensor) { tensor = tensor.to(devices_.front(), /*non_blocking=*/true); });
+    return forward.run(*module());
+  }
   std::int64_t batch = batch_size(forward);
   // As even as `chunk` makes it: all but the last have the same length.
   std::int64_t length =
@@ -135,7 +141,7 @@ void ReplicatedModule::gather(const Calls& calls) const {
 
 }  // namespace
 
-DataParallelStrategy::DataParallelStrategy(std::vector<c10::Device> devices) {
+DataParallelStrategy::DataParallelStrategy(std::vector<c10::Device> devices) : are_own_(!devices.empty()) {
   set_devices(devices.empty() ? std::vector<c10::Device>{c10::kCPU} : std::move(devices));
 }
 
@@ -148,14 +154,21 @@ std::unique_ptr<StrategyModule> DataParallelStrategy::setup_module(std::shared_p
   return std::make_unique<ReplicatedModule>(std::move(module), devices_);
 }
 
+Scope DataParallelStrategy::no_backward_sync(StrategyModule&, bool enabled) {
+  if (enabled)
+    log::warn_once("no_backward_sync does nothing with strategy dp: gradients add up in one process, without messages");
+  return {};
+}
+
 at::Tensor DataParallelStrategy::batch_to_device(const at::Tensor& tensor, std::optional<c10::Device> device) {
   return device ? Strategy::batch_to_device(tensor, device) : tensor;
 }
 
 at::Tensor DataParallelStrategy::all_reduce(const at::Tensor& tensor, ReduceOp op, const ProcessGroup&) {
-  if (op != ReduceOp::mean) return tensor;
-  if (tensor.is_floating_point() || tensor.is_complex()) return tensor.mean();
-  return tensor.mean(at::kDouble).to(tensor.scalar_type());
+  auto result = tensor.detach();
+  if (op != ReduceOp::mean) return result.clone();
+  if (result.is_floating_point() || result.is_complex()) return result.mean();
+  return result.mean(at::kDouble).to(tensor.scalar_type());
 }
 
 void DataParallelStrategy::all_reduce_(at::Tensor& tensor, ReduceOp op, const ProcessGroup& group) {

@@ -4,12 +4,40 @@
 
 #include <ATen/Parallel.h>
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
 #include <cstdlib>
 
 #include "launcher/plan.h"
 #include "strategies/gather_with_grad.h"
 
 namespace fabric {
+namespace {
+
+/// The ranks of a group that the caller made. It says nothing of machines, so they tell one another where they run.
+RankInfo places_in(const ProcessGroup& group) {
+  char host[HOST_NAME_MAX + 1] = {};
+  gethostname(host, HOST_NAME_MAX);
+  auto hosts = group.all_gather_value(Value(std::string(host)));
+  RankInfo ranks{.world_size = group.size(), .rank = group.rank(), .local_world_size = 0, .num_nodes = 0};
+  std::vector<std::string> nodes;
+  for (int rank = 0; rank < group.size(); ++rank) {
+    std::string node = hosts[rank].as_string();
+    if (std::find(nodes.begin(), nodes.end(), node) == nodes.end()) {
+      if (node == host) ranks.node_rank = static_cast<int>(nodes.size());
+      nodes.push_back(node);
+    }
+    if (node != host) continue;
+    ++ranks.local_world_size;
+    if (rank < group.rank()) ++ranks.local_rank;
+  }
+  ranks.num_nodes = static_cast<int>(nodes.size());
+  return ranks;
+}
+
+}  // namespace
 
 void ParallelStrategy::set_cluster_environment(std::shared_ptr<ClusterEnvironment> environment) {
   environment_ = std::move(environment);
@@ -20,13 +48,15 @@ void ParallelStrategy::set_devices(std::vector<c10::Device> devices) { devices_ 
 
 void ParallelStrategy::set_process_group(ProcessGroup group) {
   group_ = std::move(group);
+  group_is_given_ = true;
   ranks_.rank = group_.rank();
   ranks_.world_size = group_.size();
 }
 
 c10::Device ParallelStrategy::root_device() const {
-  if (devices_.empty()) return c10::kCPU;
-  // One visible device per rank is what some schedulers give; then every local rank uses the first.
+  if (devices_.empty() || devices_.front().is_cpu()) return c10::kCPU;
+  // Some schedulers let each rank see one device, its own.
+  if (devices_.size() == 1) return devices_.front();
   auto index = static_cast<std::size_t>(ranks_.local_rank);
   if (index >= devices_.size())
     throw ConfigError("local rank " + std::to_string(index) + " has no device: only " +
@@ -36,7 +66,7 @@ c10::Device ParallelStrategy::root_device() const {
 }
 
 std::unique_ptr<Launcher> ParallelStrategy::make_launcher() {
-  if (group_.size() > 1) return nullptr;
+  if (group_is_given_) return nullptr;
   auto method = start_method();
   // A rank that was started to run a function hands its result over to the launcher.
   bool runs_function = method == "spawn" && std::getenv(kLaunchedVariable);
@@ -49,14 +79,16 @@ std::unique_ptr<Launcher> ParallelStrategy::make_launcher() {
 }
 
 void ParallelStrategy::setup_environment() {
-  bool group_was_given = group_.size() > 1;
-  if (environment_ && !group_was_given) ranks_ = environment_->rank_info();
+  if (group_is_given_)
+    ranks_ = places_in(group_);
+  else if (environment_)
+    ranks_ = environment_->rank_info();
   log::set_rank(ranks_.world_size > 1 ? ranks_.rank : -1);
   accelerator()->setup_device(root_device());
   // Without a word from the user, ranks share the node's cores instead of each taking all.
   if (!std::getenv("OMP_NUM_THREADS") && ranks_.local_world_size > 1)
     at::set_num_threads(accelerator()->threads_per_rank(ranks_.local_world_size));
-  if (group_was_given) return;
+  if (group_is_given_) return;
   log::debug("joining " + ranks_.to_string());
   group_ = ProcessGroup::create(group_config_, ranks_, root_device());
   log::rank_zero_info("process group: " + std::to_string(group_.size()) + (group_.size() == 1 ? " rank" : " ranks") +
@@ -69,7 +101,7 @@ std::optional<Strategy::SamplerShard> ParallelStrategy::sampler_shard() const {
 
 namespace {
 const ProcessGroup& group_or(const ProcessGroup& group, const ProcessGroup& fallback) {
-  return group ? group : fallback;
+  return group.is_set() ? group : fallback;
 }
 }  // namespace
 
@@ -97,9 +129,11 @@ bool ParallelStrategy::reduce_boolean_decision(bool decision, bool all) {
 }
 
 void ParallelStrategy::teardown() {
-  group_.shutdown();
+  if (!group_is_given_) group_.shutdown();
   group_ = ProcessGroup::single();
+  group_is_given_ = false;
   if (environment_) environment_->teardown();
+  environment_.reset();
   Strategy::teardown();
 }
 

@@ -47,13 +47,18 @@ Strategy::JointSetup Strategy::setup_module_and_optimizers(
   return joint;
 }
 
-void Strategy::backward(const at::Tensor& loss, StrategyModule*) { precision_->backward(loss); }
+void Strategy::backward(const at::Tensor& loss, StrategyModule*, const BackwardOptions& options) {
+  precision_->backward(loss, options);
+}
 
 at::Tensor Strategy::optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure) {
   return precision_->optimizer_step(optimizer, closure);
 }
 
-void Strategy::zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none) { optimizer.zero_grad(set_to_none); }
+void Strategy::zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none) {
+  optimizer.zero_grad(set_to_none);
+  precision_->gradients_cleared(optimizer);
+}
 
 at::Tensor Strategy::clip_gradients_norm(torch::nn::Module&, torch::optim::Optimizer& optimizer, double max_norm,
                                          double norm_type, bool error_if_nonfinite) {
@@ -68,7 +73,10 @@ void Strategy::clip_gradients_value(torch::nn::Module&, torch::optim::Optimizer&
   optim::clip_grad_value(precision_->main_params(optimizer), clip_value);
 }
 
-at::Tensor Strategy::all_reduce(const at::Tensor& tensor, ReduceOp, const ProcessGroup&) { return tensor; }
+// Apart from the input, as it is with several ranks, so that a loop may change the result on either.
+at::Tensor Strategy::all_reduce(const at::Tensor& tensor, ReduceOp, const ProcessGroup&) {
+  return tensor.detach().clone();
+}
 void Strategy::all_reduce_(at::Tensor&, ReduceOp, const ProcessGroup&) {}
 std::vector<at::Tensor> Strategy::all_gather(const at::Tensor& tensor, const ProcessGroup&, bool) { return {tensor}; }
 Value Strategy::broadcast(const Value& value, int) { return value; }

@@ -72,7 +72,7 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncContr
   JoinControl* join_control() override { return this; }
 
   std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module) override;
-  void backward(const at::Tensor& loss, StrategyModule* module) override;
+  void backward(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options = {}) override;
   at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure) override;
   void teardown() override;
 

@@ -82,6 +82,7 @@ class FABRIC_API JoinControl {
 };
 
 class ParallelStrategy;
+struct LoaderContext;
 
 /// How work is spread over devices and ranks. The user's loop talks to Fabric, Fabric to one Strategy. Everything that
 /// FSDP, ZeRO, tensor parallelism or XLA does differently is a hook here; ask for capabilities, never for types.
@@ -103,24 +104,27 @@ class FABRIC_API Strategy {
   virtual void set_checkpoint_io(std::shared_ptr<fabric::CheckpointIO> io);
 
   // --- capabilities
+  /// Null: there is nothing to leave out in a backward pass, and `no_backward_sync` does nothing.
   virtual BackwardSyncControl* backward_sync_control() { return nullptr; }
+  /// Null: ranks must have as many batches as each other.
   virtual JoinControl* join_control() { return nullptr; }
   /// True when collectives and setup are errors before `Fabric::launch`.
   virtual bool requires_launch() const { return true; }
   /// True when optimizers can be set up only together with their module.
   virtual bool requires_joint_setup() const { return false; }
+  /// True when a plain `loss.backward()` would be wrong and is refused.
   virtual bool requires_backward_call() const { return precision_ && precision_->requires_backward_call(); }
-  /// True when `init_module` may leave parameters without storage (meta device).
-  virtual bool supports_meta_init() const { return false; }
   /// How the sampler is to be sharded; empty: leave the user's sampler alone.
-  struct SamplerShard {
-    int num_replicas = 1;
-    int rank = 0;
-  };
+  using SamplerShard = fabric::SamplerShard;
   virtual std::optional<SamplerShard> sampler_shard() const { return std::nullopt; }
+  /// Changes what loaders are told by `setup_dataloader`: another way to the device, say.
+  virtual void process_dataloader(LoaderContext&) {}
 
   // --- place
+  /// Where this rank's parameters and batches go. Throws ConfigError when there is no device for the rank.
   virtual c10::Device root_device() const = 0;
+  /// The devices that this object was made with; empty: the connector chooses them.
+  virtual std::vector<c10::Device> own_devices() const { return {}; }
   /// The devices that the connector chose on this node: one per local rank, or all of one process.
   virtual void set_devices(std::vector<c10::Device> devices) = 0;
   /// This strategy as one of several processes, or null.
@@ -135,30 +139,41 @@ class FABRIC_API Strategy {
   virtual void setup_environment();
 
   // --- setup
+  /// Holds while the user's code makes tensors.
   virtual Scope tensor_init_context();
+  /// Holds while the user's code makes a module; a strategy that builds modules in parts does that here.
   virtual Scope module_init_context(std::optional<bool> empty_init);
+  /// Moves the parameters and buffers, in place.
   virtual void module_to_device(torch::nn::Module& module);
+  /// A tensor of a batch on `device`, by default the root device; without waiting where the device allows that.
   virtual at::Tensor batch_to_device(const at::Tensor& tensor, std::optional<c10::Device> device = std::nullopt);
+  /// The module as this strategy runs it. Called after conversion and move. Throws MismatchError where the ranks'
+  /// modules differ.
   virtual std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module);
+  /// The optimizer that is stepped from now on: the given one, or one in its place.
   virtual std::shared_ptr<torch::optim::Optimizer> setup_optimizer(std::shared_ptr<torch::optim::Optimizer> optimizer);
   struct JointSetup {
     std::unique_ptr<StrategyModule> module;
     std::vector<std::shared_ptr<torch::optim::Optimizer>> optimizers;
   };
+  /// Both at once, for strategies that change what the optimizers step. By default one after the other.
   virtual JointSetup setup_module_and_optimizers(std::shared_ptr<torch::nn::Module> module,
                                                  std::vector<std::shared_ptr<torch::optim::Optimizer>> optimizers);
 
   // --- the step
-  virtual void backward(const at::Tensor& loss, StrategyModule* module);
+  /// `module`: the model the loss belongs to, where the caller said so; may be null.
+  virtual void backward(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options = {});
+  /// The closure's loss, or an undefined tensor.
   virtual at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure);
   virtual void zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none);
-  /// The norm of all gradients before clipping, over all ranks that hold a part of them.
+  /// Both clip the gradients of `optimizer`'s parameters in place, unscaled. The norm of all gradients before clipping,
+  /// over all ranks that hold a part of them.
   virtual at::Tensor clip_gradients_norm(torch::nn::Module& module, torch::optim::Optimizer& optimizer, double max_norm,
                                          double norm_type, bool error_if_nonfinite);
   virtual void clip_gradients_value(torch::nn::Module& module, torch::optim::Optimizer& optimizer, double clip_value);
 
   // --- collectives; a group that is empty means all ranks
-  /// A new tensor, or `tensor` itself where there is one rank.
+  /// A new tensor, without a gradient.
   virtual at::Tensor all_reduce(const at::Tensor& tensor, ReduceOp op, const ProcessGroup& group = {});
   virtual void all_reduce_(at::Tensor& tensor, ReduceOp op, const ProcessGroup& group = {});
   /// One tensor per rank. `sync_grads` lets gradients flow back to each rank's input.
@@ -166,6 +181,7 @@ class FABRIC_API Strategy {
                                              bool sync_grads = false);
   virtual Value broadcast(const Value& value, int src = 0);
   virtual void barrier(const std::string& name = "");
+  /// Whether all ranks decided so, or any did.
   virtual bool reduce_boolean_decision(bool decision, bool all = true);
   /// Runs `work` on this rank, then lets all ranks know how it went, so that none waits for one that failed. Throws
   /// what `work` threw; else returns "rank 1: its message" for the first rank where it failed, and "" when all went
@@ -176,6 +192,7 @@ class FABRIC_API Strategy {
   virtual void save_checkpoint(const std::filesystem::path& path, State& state, const StateFilter& filter = {});
   /// Restores `state` in place and returns what it did not ask for; an empty state returns the whole checkpoint.
   virtual Value load_checkpoint(const std::filesystem::path& path, State* state, bool strict = true);
+  /// The whole state, gathered where it is sharded. Every rank calls them, and gets or gives the same.
   virtual Value get_module_state_dict(torch::nn::Module& module);
   virtual void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict = true);
   virtual Value get_optimizer_state(torch::optim::Optimizer& optimizer);
@@ -204,11 +221,12 @@ class FABRIC_API ParallelStrategy : public Strategy {
   /// The devices of this node, one per local rank.
   void set_devices(std::vector<c10::Device> devices) override;
   ParallelStrategy* parallel() override { return this; }
-  const std::vector<c10::Device>& parallel_devices() const { return devices_; }
   void set_num_nodes(int num_nodes) { num_nodes_ = num_nodes; }
   int num_nodes() const { return num_nodes_; }
-  /// Uses a group that exists already (an MPI program's communicator, say) instead of making one.
+  /// Uses a group that exists already (an MPI program's communicator, say) instead of making one, and never closes it.
+  /// The ranks' places on their machines are known from `launch` on.
   void set_process_group(ProcessGroup group);
+  bool has_own_group() const { return group_is_given_; }
 
   c10::Device root_device() const override;
   const RankInfo& ranks() const override { return ranks_; }
@@ -238,6 +256,7 @@ class FABRIC_API ParallelStrategy : public Strategy {
   int num_nodes_ = 1;
   RankInfo ranks_;
   ProcessGroup group_ = ProcessGroup::single();
+  bool group_is_given_ = false;
 };
 
 }  // namespace fabric

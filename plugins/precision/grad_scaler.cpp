@@ -43,7 +43,8 @@ struct GradScaler::Progress {
   const torch::optim::Optimizer* optimizer = nullptr;
   bool unscaled = false;
   bool stepped = false;
-  at::Tensor found;  // one float, undefined until the gradients were checked
+  std::int64_t losses = 0;  // that were scaled when it was unscaled
+  at::Tensor found;         // one float, undefined until the gradients were checked
 };
 
 // Gradients that one kernel can work on together.
@@ -59,7 +60,7 @@ GradScaler::~GradScaler() = default;
 GradScaler::Progress& GradScaler::progress_of(const torch::optim::Optimizer& optimizer) {
   for (auto& progress : optimizers_)
     if (progress.optimizer == &optimizer) return progress;
-  return optimizers_.emplace_back(Progress{&optimizer, false, false, {}});
+  return optimizers_.emplace_back(Progress{.optimizer = &optimizer});
 }
 
 const GradScaler::Progress* GradScaler::find(const torch::optim::Optimizer& optimizer) const {
@@ -70,6 +71,7 @@ const GradScaler::Progress* GradScaler::find(const torch::optim::Optimizer& opti
 
 at::Tensor GradScaler::scale(const at::Tensor& loss) {
   if (!config_.enabled) return loss;
+  ++losses_;
   if (!scale_.defined()) {
     scale_ = at::full({}, start_scale_, on(loss.device(), c10::ScalarType::Float));
     growth_tracker_ = at::full({}, start_tracker_, on(loss.device(), c10::ScalarType::Int));
@@ -129,6 +131,7 @@ void GradScaler::unscale_(torch::optim::Optimizer& optimizer) {
   if (progress.stepped) throw MisuseError("unscale_ was called after step: call update() first");
   check_gradients(optimizer, progress, /*divide=*/true);
   progress.unscaled = true;
+  progress.losses = losses_;
 }
 
 at::Tensor GradScaler::step(torch::optim::Optimizer& optimizer) {
@@ -151,7 +154,7 @@ at::Tensor GradScaler::step(torch::optim::Optimizer& optimizer) {
 
 void GradScaler::update() {
   if (!config_.enabled) return;
-  at::Tensor found;
+  at::Tensor found = discarded_found_;
   for (auto& progress : optimizers_)
     if (progress.found.defined()) found = found.defined() ? found.add(progress.found) : progress.found;
   if (!found.defined())
@@ -159,6 +162,14 @@ void GradScaler::update() {
   at::_amp_update_scale_(scale_, growth_tracker_, found, config_.growth_factor, config_.backoff_factor,
                          config_.growth_interval);
   begin_iteration();
+}
+
+void GradScaler::discard(const torch::optim::Optimizer& optimizer) {
+  for (auto& progress : optimizers_) {
+    if (progress.optimizer != &optimizer || !progress.unscaled || progress.stepped) continue;
+    discarded_found_ = discarded_found_.defined() ? discarded_found_.add(progress.found) : progress.found;
+    progress = Progress{.optimizer = &optimizer};
+  }
 }
 
 void GradScaler::update(double new_scale) {
@@ -172,9 +183,10 @@ void GradScaler::update(double new_scale) {
 
 // Optimizers that took no part are forgotten: they may be gone.
 void GradScaler::begin_iteration() {
+  discarded_found_.reset();
   auto idle = [](const Progress& progress) { return !progress.unscaled && !progress.stepped; };
   optimizers_.erase(std::remove_if(optimizers_.begin(), optimizers_.end(), idle), optimizers_.end());
-  for (auto& progress : optimizers_) progress = Progress{progress.optimizer, false, false, {}};
+  for (auto& progress : optimizers_) progress = Progress{.optimizer = progress.optimizer};
 }
 
 double GradScaler::get_scale() const {
@@ -197,7 +209,13 @@ bool GradScaler::has_stepped(const torch::optim::Optimizer& optimizer) const {
   return progress && progress->stepped;
 }
 
+bool GradScaler::has_scaled_since(const torch::optim::Optimizer& optimizer) const {
+  const auto* progress = find(optimizer);
+  return progress && progress->unscaled && progress->losses != losses_;
+}
+
 bool GradScaler::needs_update() const {
+  if (discarded_found_.defined()) return true;
   return std::any_of(optimizers_.begin(), optimizers_.end(), [](const Progress& progress) { return progress.stepped; });
 }
 

@@ -145,6 +145,33 @@ TEST_CASE("clipping unscales once and sees the true gradients", "[mixed]") {
   CHECK(problem.weight[0].item<float>() == Approx(1.0 - std::sqrt(0.5)));
 }
 
+TEST_CASE("gradients that are dropped after clipping leave no trace but in the scale", "[mixed]") {
+  auto precision = half({.init_scale = 8});
+  Problem problem;
+  precision.backward(problem.loss());
+  problem.weight.mutable_grad()[0] = kInf;
+  precision.unscale_gradients(problem.optimizer);
+  problem.optimizer.zero_grad();
+  precision.gradients_cleared(problem.optimizer);
+
+  precision.backward(problem.loss());
+  CHECK(problem.weight.grad()[0].item<float>() == 1.0f);  // times 4: what was found has halved the scale
+  precision.unscale_gradients(problem.optimizer);
+  CHECK(problem.weight.grad()[0].item<float>() == 0.25f);
+  precision.optimizer_step(problem.optimizer, nullptr);
+  CHECK_FALSE(precision.step_was_skipped());
+  CHECK(problem.weight[0].item<float>() == 0.75f);
+}
+
+TEST_CASE("gradients of a later backward pass are never mixed with unscaled ones", "[mixed]") {
+  auto precision = half({.init_scale = 8});
+  Problem problem;
+  precision.backward(problem.loss());
+  precision.unscale_gradients(problem.optimizer);
+  precision.backward(problem.loss());
+  CHECK_THROWS_AS(precision.unscale_gradients(problem.optimizer), fabric::MisuseError);
+}
+
 TEST_CASE("clipping knows of a step that will be skipped", "[mixed]") {
   auto precision = half({.init_scale = 8});
   Problem problem;

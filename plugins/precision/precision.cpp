@@ -4,7 +4,11 @@
 
 namespace fabric {
 
-void Precision::backward(const at::Tensor& loss) { loss.backward(); }
+void Precision::backward(const at::Tensor& loss, const BackwardOptions& options) {
+  std::optional<at::TensorList> inputs;
+  if (!options.inputs.empty()) inputs = options.inputs;
+  loss.backward(options.gradient, options.retain_graph, options.create_graph, inputs);
+}
 
 at::Tensor Precision::optimizer_step(torch::optim::Optimizer& optimizer, const Closure& closure) {
   return closure ? optimizer.step(closure) : optimizer.step();

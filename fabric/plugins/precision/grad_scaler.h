@@ -61,6 +61,9 @@ class FABRIC_API GradScaler {
   /// Adapts the scale to what was found since the last update and begins the next iteration. Throws MisuseError when no
   /// optimizer was unscaled or stepped.
   void update();
+  /// The optimizer's gradients were thrown away without a step: the next ones have to be unscaled again. What was found
+  /// in them still counts at the next update. Does nothing for gradients that were not unscaled.
+  void discard(const torch::optim::Optimizer& optimizer);
   /// Sets the scale instead of adapting it, and begins the next iteration.
   void update(double new_scale);
 
@@ -71,7 +74,9 @@ class FABRIC_API GradScaler {
   bool is_unscaled(const torch::optim::Optimizer& optimizer) const;
   bool found_inf(const torch::optim::Optimizer& optimizer) const;
   bool has_stepped(const torch::optim::Optimizer& optimizer) const;
-  /// True when any optimizer has stepped since the last update.
+  /// Whether a loss was scaled after the optimizer's gradients were unscaled.
+  bool has_scaled_since(const torch::optim::Optimizer& optimizer) const;
+  /// True when any optimizer has stepped since the last update, or its unscaled gradients were discarded.
   bool needs_update() const;
   /// Whether the last call of step skipped. May wait for the device.
   bool step_was_skipped() const;
@@ -101,6 +106,8 @@ class FABRIC_API GradScaler {
   std::vector<Batch> batches_;
   std::function<void(at::Tensor&)> share_;
   at::Tensor last_found_;
+  at::Tensor discarded_found_;  // in gradients that were discarded; undefined: none were
+  std::int64_t losses_ = 0;     // scaled so far
 };
 
 }  // namespace fabric

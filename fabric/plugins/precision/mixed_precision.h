@@ -26,12 +26,14 @@ class FABRIC_API MixedPrecision : public Precision {
   bool changes_forward() const override { return true; }
   bool requires_backward_call() const override { return true; }
 
-  void backward(const at::Tensor& loss) override;
+  void backward(const at::Tensor& loss, const BackwardOptions& options = {}) override;
   /// With a scaler the closure runs once, before the step. Throws MisuseError for LBFGS, which has to run it
   /// repeatedly.
   at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Closure& closure) override;
-  /// Throws MisuseError for an optimizer that unscales by itself.
+  /// Throws MisuseError for an optimizer that unscales by itself, and when the optimizer's gradients were unscaled
+  /// before the last backward pass and not set to zero since.
   void unscale_gradients(torch::optim::Optimizer& optimizer) override;
+  void gradients_cleared(torch::optim::Optimizer& optimizer) override;
   bool will_skip_step(torch::optim::Optimizer& optimizer) override;
   bool step_was_skipped() const override;
   void set_found_inf_hook(std::function<void(at::Tensor&)> share) override;

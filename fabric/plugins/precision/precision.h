@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,18 @@ class Optimizer;
 }
 
 namespace fabric {
+
+/// What `at::Tensor::backward` takes, under the same names.
+struct BackwardOptions {
+  /// The loss's own gradient, of its shape; needed for a loss of more than one element.
+  at::Tensor gradient = {};
+  /// Keeps the graph for a further pass; empty: as `create_graph` is.
+  std::optional<bool> retain_graph = {};
+  /// Makes gradients that can be differentiated again.
+  bool create_graph = false;
+  /// Tensors whose gradients are wanted; empty: all that the loss depends on.
+  std::vector<at::Tensor> inputs = {};
+};
 
 /// In which number format parameters live and operators run. Base class: 32-true, where everything is left alone.
 class FABRIC_API Precision {
@@ -43,12 +56,15 @@ class FABRIC_API Precision {
   /// True when a plain `loss.backward()` would be wrong, so that calling it is an error.
   virtual bool requires_backward_call() const { return false; }
 
-  virtual void backward(const at::Tensor& loss);
+  virtual void backward(const at::Tensor& loss, const BackwardOptions& options = {});
   virtual at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Closure& closure);
   /// The parameters that clipping goes over.
   virtual std::vector<at::Tensor> main_params(torch::optim::Optimizer& optimizer);
-  /// Makes the optimizer's gradients those of the unscaled loss; a second call before the step does nothing.
+  /// Makes the optimizer's gradients those of the unscaled loss; a second call before the step does nothing. Throws
+  /// MisuseError when a backward pass came in between, whose gradients are scaled still.
   virtual void unscale_gradients(torch::optim::Optimizer&) {}
+  /// Called when the optimizer's gradients were set to zero.
+  virtual void gradients_cleared(torch::optim::Optimizer&) {}
   /// True when the optimizer's unscaled gradients are known to hold infinities, so that its step will be skipped:
   /// clipping then has nothing to complain about.
   virtual bool will_skip_step(torch::optim::Optimizer&) { return false; }
