@@ -14,7 +14,7 @@ while (($#)); do
   esac
 done
 ((${#names[@]})) || names=(step ranks launch launcher checkpoint async_checkpoint finetuning)
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 FABRIC_LOG_LEVEL=error
 for name in "${names[@]}"; do
   echo "== $name"
   if [[ $name == ranks ]]; then
