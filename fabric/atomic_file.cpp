@@ -82,7 +82,12 @@ bool AtomicFile::claim(const std::filesystem::path& temporary) {
   temporary_ = temporary;
   for (int attempt = 0; attempt < kLinks; ++attempt) {
     int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-    if (fd < 0) fail("its temporary file '" + temporary.string() + "' cannot be made", errno);
+    // Left over by another user: another name will do.
+    if (int reason = errno; fd < 0) {
+      struct stat left_over = {};
+      if ((reason == EACCES || reason == EPERM) && lstat(temporary.c_str(), &left_over) == 0) return false;
+      fail("its temporary file '" + temporary.string() + "' cannot be made", reason);
+    }
     bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
     bool taken = !locked && errno == EWOULDBLOCK;
     struct stat ours = {};

@@ -134,6 +134,26 @@ TEST_CASE("a write, a sync or a move that fails leaves the old file and nothing 
   CHECK(fs::is_directory(folder.path / "taken"));
 }
 
+TEST_CASE("what another user left over is in nobody's way", "[atomic]") {
+  Folder folder;
+  fs::permissions(folder.path, fs::perms::all);
+  auto left_over = folder.path / ".f.partial";
+  std::ofstream(left_over) << "theirs";
+  fs::permissions(left_over, fs::perms::owner_read);
+  const uid_t own = geteuid();
+  if (own == 0) REQUIRE(seteuid(65534) == 0);  // root may write everywhere
+  std::string failure;
+  try {
+    write_whole_file(folder.path / "f", "ours");
+  } catch (const Error& error) {
+    failure = error.what();
+  }
+  if (own == 0) REQUIRE(seteuid(own) == 0);
+  CHECK(failure.empty());
+  CHECK(content(folder.path / "f") == "ours");
+  CHECK(folder.names() == std::set<std::string>{".f.partial", "f"});
+}
+
 TEST_CASE("an error after the move says that the new file is in place", "[atomic]") {
   Folder folder;
   const auto path = folder.path / "f";

@@ -190,6 +190,7 @@ class Connector {
 
   void fill_strategy() {
     Strategy& strategy = *resolved_.strategy;
+    strategy.claim();
     if (!strategy.accelerator()) strategy.set_accelerator(accelerator_);
     if (strategy.precision() != precision_) strategy.set_precision(precision_);
     if (!strategy.checkpoint_io())

@@ -141,6 +141,12 @@ TEST_CASE("what a strategy object was made with stays", "[connector]") {
   fabric::log::set_rank(-1);
 }
 
+TEST_CASE("a strategy object serves one Fabric", "[connector]") {
+  auto strategy = std::make_shared<fabric::DDPStrategy>();
+  resolve({.accelerator = "cpu"}, {.strategy = strategy});
+  CHECK_THROWS_WITH(resolve({.accelerator = "cpu"}, {.strategy = strategy}), Contains("another Fabric"));
+}
+
 TEST_CASE("a group that is given decides rank and size", "[connector]") {
   auto resolved = resolve({.accelerator = "cpu", .devices = 3}, {.process_group = fabric::ProcessGroup::single()});
   REQUIRE(resolved.strategy->name() == "ddp");

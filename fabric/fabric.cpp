@@ -38,6 +38,7 @@ Fabric::Fabric(const Config& config, Parts parts) : core_(std::make_unique<Core>
   core_->loggers = std::move(resolved.loggers);
   core_->decisions = std::move(resolved.decisions);
   if (!core_->strategy->requires_launch()) core_->strategy->setup_environment();
+  silence_loggers();
 }
 
 Fabric::~Fabric() {
@@ -113,6 +114,11 @@ void Fabric::launch() {
 void Fabric::join_job() {
   core_->strategy->setup_environment();
   core_->launched = true;
+  silence_loggers();
+}
+
+// Ranks that run already know their place before launch, ranks that launch starts only after it.
+void Fabric::silence_loggers() {
   if (is_global_zero()) return;
   for (auto& logger : core_->loggers) logger = std::make_shared<SilentLogger>(std::move(logger));
 }
@@ -126,7 +132,19 @@ void Fabric::launch_function(const std::function<Value()>& run, bool& ran_here, 
     run();
     return;
   }
+  // The rank's process ends without coming back to whoever holds this Fabric.
+  struct Leave {
+    Fabric* fabric;
+    ~Leave() {
+      try {
+        fabric->shutdown();
+      } catch (const std::exception& error) {
+        log::warn(std::string("shutdown: ") + error.what());
+      }
+    }
+  };
   std::string bytes = launcher->launch_function([&](const RankInfo&) {
+    Leave leave{this};
     join_job();
     ran_here = true;  // forgotten where this is another process
     Value result = run();

@@ -90,7 +90,7 @@ class FABRIC_API Fabric {
   int world_size() const;
   bool is_global_zero() const;
   bool launched() const;
-  /// On other ranks than 0, from `launch` on, loggers that drop what they are given.
+  /// On other ranks than 0, loggers that drop what they are given.
   const std::vector<std::shared_ptr<Logger>>& loggers() const;
   /// The first logger; throws MisuseError when there is none.
   Logger& logger() const;
@@ -268,6 +268,7 @@ class FABRIC_API Fabric {
   FabricOptimizer wrap_optimizer(OptimizerPtr optimizer, bool with_module);
   void require_launched(const char* what) const;
   void join_job();
+  void silence_loggers();
   void launch_function(const std::function<Value()>& run, bool& ran_here, Value& from_children);
   LoaderContext loader_context() const;
   void backward_through(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options);

@@ -3,9 +3,7 @@
 #include <fabric/fabric.h>
 
 #include <algorithm>
-#include <functional>
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 
@@ -24,8 +22,6 @@ at::Tensor number_tensor(const Value& value, c10::Device device) {
                                          : c10::Scalar(value.is_bool() ? int64_t{value.as_bool()} : value.as_int());
   return at::scalar_tensor(number, at::TensorOptions().dtype(type).device(device));
 }
-
-bool is_nested(const Value& value) { return value.is_list() || value.is_map(); }
 
 std::vector<std::string> sorted_keys(const Value::Map& map) {
   std::vector<std::string> keys;
@@ -70,20 +66,9 @@ std::string outline(const Value& value) {
 
 // Without it a leaf would meet another one of the other ranks, or none.
 void require_same_outline(const char* operation, const Value& value, const ProcessGroup& over) {
-  if (!is_nested(value) || over.size() == 1 || !over.config().check) return;
-  std::string own = outline(value);
-  auto hash = static_cast<std::int64_t>(std::hash<std::string>{}(own));
-  auto extremes = at::empty({2}, at::kLong);
-  extremes[0] = hash;
-  extremes[1] = ~hash;
-  over.all_reduce_(extremes, ReduceOp::max);
-  std::int64_t largest = extremes[0].item<std::int64_t>(), smallest = ~extremes[1].item<std::int64_t>();
-  if (largest == smallest) return;
-  std::string text = std::string(operation) + " was given values of different structure:";
-  auto all = over.all_gather_value(Value(own));
-  for (std::size_t rank = 0; rank < all.size(); ++rank)
-    text += (rank == 0 ? " rank " : ", rank ") + std::to_string(rank) + " " + all[rank].as_string();
-  throw MismatchError(text);
+  bool is_one_operation = value.is<at::Tensor>() || value.is_bool() || value.is_number();
+  if (is_one_operation || over.size() == 1 || !over.config().check) return;
+  over.require_same(operation, outline(value));
 }
 
 Value reduce_number(const Value& value, ReduceOp op, Strategy& strategy, const ProcessGroup& group) {

@@ -164,8 +164,12 @@ T Fabric::to_device(T object) const {
   if constexpr (detail::ModuleTraits<T>::kIsModule && !std::is_base_of_v<torch::nn::Module, T>) {
     strategy()->module_to_device(*detail::ModuleTraits<T>::share(object));
   } else {
-    bool seen_all = for_each_tensor(object, [&](at::Tensor& tensor) { tensor = strategy()->batch_to_device(tensor); });
-    if (!seen_all)
+    bool any = false;
+    bool seen_all = for_each_tensor(object, [&](at::Tensor& tensor) {
+      any = true;
+      tensor = strategy()->batch_to_device(tensor);
+    });
+    if (!seen_all && !any)
       throw MisuseError(
           "to_device was given a type whose tensors it does not know. Add FABRIC_TENSORS(Type, member, …) to the type, "
           "naming the members that hold tensors");

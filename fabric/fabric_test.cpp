@@ -123,6 +123,11 @@ struct RecurrentImpl : torch::nn::Module {
     return memory.hidden = cell(x) + memory.hidden;
   }
   torch::Tensor look(torch::Tensor& x) { return cell(x); }
+  torch::Tensor count(Memory& memory, const Memory& before) {
+    memory.calls = before.calls + 1;
+    return cell(memory.hidden);
+  }
+  void keep(const torch::Tensor& x, Memory& memory) { memory.hidden = cell(x); }
   torch::nn::Linear cell{nullptr};
 };
 TORCH_MODULE(Recurrent);
@@ -148,6 +153,17 @@ TEST_CASE("what a module changes in its arguments reaches the caller, whatever s
     auto same = x;
     model.call(&RecurrentImpl::look, x);
     CHECK(x.is_same(same));
+    // One object twice, and changed in place.
+    model.call(&RecurrentImpl::count, memory, memory);
+    CHECK(memory.calls == 3);
+    auto cache = torch::zeros({2}), same_cache = cache;
+    model.call([](RecurrentImpl&, auto& c) { return c.index_fill_(0, torch::tensor({1}), 2.0).sum(); }, cache);
+    CHECK(cache.is_same(same_cache));
+    CHECK(cache[1].item<double>() == 2);
+    if (precision != "bf16-mixed") continue;
+    // What leaves through an argument is watched like a result.
+    model.call(&RecurrentImpl::keep, x, memory);
+    CHECK_THROWS_AS(memory.hidden.sum().backward(), MisuseError);
   }
 }
 

@@ -14,24 +14,15 @@ ModuleCore::ModuleCore(std::shared_ptr<Strategy> strategy, std::unique_ptr<Strat
   direct_ = !converts_ && !guards_backward_ && !module_->intercepts_forward();
 }
 
-void ModuleCore::convert_output(at::Tensor& tensor) const {
-  if (converts_) tensor = strategy_->precision()->convert_output(tensor);
-}
-
-void ModuleCore::convert_inputs(ForwardCall& call) {
-  if (!converts_) return;
+void ModuleCore::run(ForwardCall& call) {
   Precision& precision = *strategy_->precision();
-  call.for_each_input([&](at::Tensor& tensor) { tensor = precision.convert_input(tensor); });
-}
-
-void ModuleCore::run_converted(ForwardCall& call) {
-  Precision& precision = *strategy_->precision();
+  if (converts_) call.for_each_input([&](at::Tensor& tensor) { tensor = precision.convert_input(tensor); });
   {
     Scope context;
     if (converts_) context = precision.forward_context();
     module_->call(call);
   }
-  if (converts_) call.for_each_output([this](at::Tensor& tensor) { convert_output(tensor); });
+  if (converts_) call.for_each_output([&](at::Tensor& tensor) { tensor = precision.convert_output(tensor); });
   if (!guards_backward_) return;
   call.for_each_output([&](at::Tensor& tensor) {
     if (!tensor.requires_grad()) return;

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/core/grad_mode.h>
+#include <c10/util/SmallVector.h>
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
@@ -31,26 +33,13 @@ class FABRIC_API ModuleCore {
   /// True when a call may go straight to the user's module.
   bool direct() const { return direct_; }
   /// Converts inputs, runs the call the strategy's way under the precision's context, converts and guards the outputs.
-  void run(ForwardCall& call) {
-    run(call, [] {});
-  }
-  /// `converted` is called when the inputs are what the module will see.
-  template <class Converted>
-  void run(ForwardCall& call, Converted&& converted) {
-    convert_inputs(call);
-    converted();
-    run_converted(call);
-  }
-  void convert_output(at::Tensor& tensor) const;
+  void run(ForwardCall& call);
   StrategyModule& strategy_module() { return *module_; }
   const std::shared_ptr<Strategy>& strategy() const { return strategy_; }
   torch::nn::Module& module() { return *module_->module(); }
   c10::Device device() const { return device_; }
 
  private:
-  void convert_inputs(ForwardCall& call);
-  void run_converted(ForwardCall& call);
-
   std::shared_ptr<Strategy> strategy_;
   std::unique_ptr<StrategyModule> module_;
   std::shared_ptr<std::atomic<int>> backward_depth_;
@@ -63,61 +52,51 @@ class FABRIC_API ModuleCore {
 /// `forward` of whatever type, as a method to invoke.
 struct Forward {
   template <class Impl, class... Args>
-  auto operator()(Impl& module, Args&... args) const -> decltype(module.forward(args...)) {
+  decltype(auto) operator()(Impl& module, Args&... args) const {
     return module.forward(args...);
   }
 };
 
-/// A call runs on copies of its arguments, since they may be converted or split. Where the method may change an
-/// argument, this brings the change back to the caller's own object: all of it but the tensors that the method left as
-/// they were, which keep what they were before the conversion.
+/// An argument on its way to the model: the caller's own object where the model may change it, a copy otherwise.
 template <class T>
-class WriteBack {
+class Argument {
  public:
-  /// Before the call: what the caller has, and the copy that the method will see.
-  template <class Own>
-  void note_own(Own& own) {
-    if constexpr (std::is_same_v<Own, T>)
-      for_each_tensor(own, [this](at::Tensor& tensor) { before_.push_back(tensor); });
-  }
-  void note_copy(T& copy) {
-    for_each_tensor(copy, [this](at::Tensor& tensor) { given_.push_back(tensor); });
-  }
-  /// `convert` makes of a tensor that comes out of the model what the caller expects. Nothing for a constant.
-  template <class Own, class Convert>
-  void apply(Own& own, T& copy, Convert& convert) {
-    if constexpr (std::is_same_v<Own, T> && std::is_move_assignable_v<T>) bring_back(own, copy, convert);
+  Argument(T& own) : own_(&own) {}
+  template <class Given>
+  requires(!std::is_same_v<std::decay_t<Given>, Argument>) Argument(Given&& given)
+      : copy_(std::in_place, std::forward<Given>(given)) {}
+  T& get() { return own_ ? *own_ : *copy_; }
+  bool may_change() const { return own_ || stands_in_; }
+  /// For another run of the model, apart from this one.
+  Argument copied() const {
+    Argument other(static_cast<const T&>(own_ ? *own_ : *copy_));
+    other.stands_in_ = may_change();
+    return other;
   }
 
  private:
-  template <class Convert>
-  void bring_back(T& own, T& copy, Convert& convert) {
-    own = std::move(copy);
-    for_each_tensor(own, [&](at::Tensor& tensor) {
-      for (std::size_t i = 0; i < given_.size() && i < before_.size(); ++i)
-        if (tensor.is_same(given_[i])) {
-          tensor = before_[i];
-          return;
-        }
-      convert(tensor);
-    });
-  }
-
-  std::vector<at::Tensor> before_, given_;
+  T* own_ = nullptr;
+  std::optional<T> copy_;
+  bool stands_in_ = false;
 };
 
 template <class Impl, class Method, class... Args>
 class TypedCall final : public ForwardCall {
  public:
-  /// Whether the method takes an argument by non-const reference.
-  static constexpr bool kMayChange = !std::is_invocable_v<Method&, Impl&, const Args&...>;
   using Raw = std::invoke_result_t<Method&, Impl&, Args&...>;
   using Result = std::conditional_t<std::is_void_v<Raw>, std::monostate, std::decay_t<Raw>>;
 
-  TypedCall(Method method, std::tuple<Args...> args) : method_(std::move(method)), args_(std::move(args)) {}
+  TypedCall(Method method, std::tuple<Argument<Args>...> args) : method_(std::move(method)), args_(std::move(args)) {
+    for_each_changeable([this](at::Tensor& tensor) { before_.push_back(tensor); });
+  }
+  TypedCall(const TypedCall&) = delete;
+  ~TypedCall() override { put_back(); }
 
   void run(torch::nn::Module& target) override {
-    auto invoke = [&](Args&... args) -> Raw { return std::invoke(method_, static_cast<Impl&>(target), args...); };
+    for_each_changeable([this](at::Tensor& tensor) { given_.push_back({tensor, version_of(tensor)}); });
+    auto invoke = [&](Argument<Args>&... args) -> Raw {
+      return std::invoke(method_, static_cast<Impl&>(target), args.get()...);
+    };
     if constexpr (std::is_void_v<Raw>) {
       std::apply(invoke, args_);
       result_.emplace();
@@ -125,26 +104,78 @@ class TypedCall final : public ForwardCall {
       result_.emplace(std::apply(invoke, args_));
     }
   }
-  bool for_each_input(const Visit& visit) override { return for_each_tensor(args_, visit); }
-  bool for_each_output(const Visit& visit) override { return result_ ? for_each_tensor(*result_, visit) : true; }
+  bool for_each_input(const Visit& visit) override {
+    return std::apply([&](auto&... arg) { return (for_each_tensor(arg.get(), visit) & ... & true); }, args_);
+  }
+  /// The result's tensors, and those that the model put into its arguments.
+  bool for_each_output(const Visit& visit) override {
+    for_each_changeable([&](at::Tensor& tensor) {
+      if (find_given(tensor) == given_.size()) visit(tensor);
+    });
+    return result_ ? for_each_tensor(*result_, visit) : true;
+  }
   std::unique_ptr<ForwardCall> clone() const override {
-    if constexpr (kMayChange) {
-      throw MisuseError(
-          "this strategy runs the model several times per call, and the model takes an argument by non-const "
-          "reference: which run should change it? Take it by value or const reference and return what is new");
-    } else if constexpr (std::is_copy_constructible_v<std::tuple<Args...>>) {
-      return std::make_unique<TypedCall>(method_, args_);
+    if constexpr ((std::is_copy_constructible_v<Args> && ... && true)) {
+      return std::apply(
+          [&](const auto&... arg) {
+            return std::make_unique<TypedCall>(method_, std::tuple<Argument<Args>...>(arg.copied()...));
+          },
+          args_);
     } else {
       throw MisuseError("this strategy runs the model several times per call and needs arguments that can be copied");
     }
   }
-  Result take() { return std::move(*result_); }
-  std::tuple<Args...>& args() { return args_; }
+  Result take() {
+    bring_back_changes();
+    return std::move(*result_);
+  }
 
  private:
+  struct Given {
+    at::Tensor tensor;
+    std::uint32_t version;
+  };
+  static std::uint32_t version_of(const at::Tensor& tensor) {
+    return tensor.is_inference() ? 0 : static_cast<std::uint32_t>(tensor._version());
+  }
+  template <class Do>
+  void for_each_changeable(Do&& action) {
+    auto visit = [&](auto& arg) {
+      if (arg.may_change()) for_each_tensor(arg.get(), action);
+    };
+    std::apply([&](auto&... arg) { (visit(arg), ...); }, args_);
+  }
+  std::size_t find_given(const at::Tensor& tensor) const {
+    std::size_t i = 0;
+    while (i < given_.size() && !tensor.is_same(given_[i].tensor)) ++i;
+    return i;
+  }
+  // What the model changed within a tensor that had been converted or moved for it.
+  void bring_back_changes() {
+    at::NoGradGuard no_grad;
+    for (std::size_t i = 0; i < given_.size() && i < before_.size(); ++i) {
+      const auto& given = given_[i];
+      if (!given.tensor.is_same(before_[i]) && given.version != version_of(given.tensor) &&
+          given.tensor.sizes() == before_[i].sizes())
+        before_[i].copy_(given.tensor);
+    }
+  }
+  // The caller's objects get back the tensors that were converted or moved in them.
+  void put_back() {
+    std::size_t next = 0;
+    for_each_changeable([&](at::Tensor& tensor) {
+      // Without a run they stand where they stood.
+      std::size_t i = given_.empty() ? next++ : find_given(tensor);
+      if (i < before_.size() && (given_.empty() || i < given_.size())) tensor = before_[i];
+    });
+  }
+
   Method method_;
-  std::tuple<Args...> args_;
+  std::tuple<Argument<Args>...> args_;
   std::optional<Result> result_;
+  // Tensors of the arguments that the model may change: the caller's, and as the model got them.
+  c10::SmallVector<at::Tensor, 4> before_;
+  c10::SmallVector<Given, 4> given_;
 };
 
 /// How a user hands over a module: a TORCH_MODULE holder, a shared pointer, or the module itself as a temporary.
@@ -218,26 +249,12 @@ class FabricModule {
   auto invoke(Method method, Args&&... args) const {
     if (core_->direct()) return std::invoke(method, *impl_, args...);
     using Call = detail::TypedCall<Impl, Method, std::decay_t<Args>...>;
-    if constexpr (Call::kMayChange) {
-      return invoke_and_write_back<Call>(std::move(method), std::index_sequence_for<Args...>{},
-                                         std::forward<Args>(args)...);
-    } else {
-      Call call(std::move(method), {std::forward<Args>(args)...});
-      core_->run(call);
-      if constexpr (!std::is_void_v<typename Call::Raw>) return call.take();
-    }
-  }
-
-  template <class Call, class Method, std::size_t... I, class... Args>
-  auto invoke_and_write_back(Method method, std::index_sequence<I...>, Args&&... args) const {
-    std::tuple<detail::WriteBack<std::decay_t<Args>>...> changes;
-    (std::get<I>(changes).note_own(args), ...);
-    Call call(std::move(method), {std::forward<Args>(args)...});
-    // The copies are noted as the method sees them: after their conversion.
-    core_->run(call, [&] { (std::get<I>(changes).note_copy(std::get<I>(call.args())), ...); });
-    auto convert = [this](at::Tensor& tensor) { core_->convert_output(tensor); };
-    (std::get<I>(changes).apply(args, std::get<I>(call.args()), convert), ...);
-    if constexpr (!std::is_void_v<typename Call::Raw>) return call.take();
+    Call call(std::move(method), {detail::Argument<std::decay_t<Args>>(std::forward<Args>(args))...});
+    core_->run(call);
+    if constexpr (std::is_void_v<typename Call::Raw>)
+      call.take();
+    else
+      return call.take();
   }
 
   std::shared_ptr<Impl> impl_;

@@ -47,10 +47,10 @@ void ParallelStrategy::set_cluster_environment(std::shared_ptr<ClusterEnvironmen
 void ParallelStrategy::set_devices(std::vector<c10::Device> devices) { devices_ = std::move(devices); }
 
 void ParallelStrategy::set_process_group(ProcessGroup group) {
+  ranks_.rank = group.rank();  // throws where there is no group
+  ranks_.world_size = group.size();
   group_ = std::move(group);
   group_is_given_ = true;
-  ranks_.rank = group_.rank();
-  ranks_.world_size = group_.size();
 }
 
 c10::Device ParallelStrategy::root_device() const {

@@ -9,6 +9,12 @@ namespace fabric {
 
 Strategy::~Strategy() = default;
 
+void Strategy::claim() {
+  if (is_claimed_)
+    throw MisuseError("this strategy object was given to another Fabric before; make a new one, or name the strategy");
+  is_claimed_ = true;
+}
+
 void Strategy::set_accelerator(std::shared_ptr<fabric::Accelerator> accelerator) {
   accelerator_ = std::move(accelerator);
 }

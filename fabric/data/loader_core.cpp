@@ -213,7 +213,9 @@ void LoaderCore::begin_samplers(bool resuming) {
   } else {
     plan_ = sampler_->indices();
   }
-  auto mark = draw_used_again(!saved_sampler_state_.is_null());
+  // A batch sampler may add an order of its own to what its sampler's state brings back.
+  bool has_state = batch_sampler_ ? !batch_sampler_->state_dict().is_null() : !saved_sampler_state_.is_null();
+  auto mark = draw_used_again(has_state);
   // Marks of two kinds, or of two ranks' batches, cannot be compared.
   if (resuming && order_ && mark && order_->rank == mark->rank && order_->hash != mark->hash)
     throw MisuseError(

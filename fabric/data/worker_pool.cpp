@@ -151,7 +151,9 @@ void WorkerPool::submit(std::size_t batch, c10::ArrayRef<std::size_t> indices) {
   std::size_t index = batch % state_->slots.size();
   std::lock_guard<std::mutex> lock(state_->mutex);
   auto& slot = state_->slots[index];
-  slot.job = {batch, index, indices};
+  // A copy: the sampler's own list may be drawn anew while a worker that was left behind still reads.
+  if (indices.data() != slot.indices.data()) slot.indices.assign(indices.begin(), indices.end());
+  slot.job = {batch, index, slot.indices};
   slot.status = State::Status::queued;
   state_->workers[batch % state_->workers.size()].wake.notify_one();
 }

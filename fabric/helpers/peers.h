@@ -20,11 +20,12 @@ class FABRIC_API Peers {
   Peers() = default;
   /// The ranks of a job. Throws MisuseError before fabric.launch() where the strategy needs it.
   Peers(const Fabric& fabric);
-  /// The ranks of a group; an empty handle means this process alone.
+  /// The ranks of a group; an empty handle means this process alone. On a rank outside of the group everything but
+  /// `size` throws MisuseError.
   Peers(ProcessGroup group);
 
-  int rank() const { return group_ ? group_.rank() : 0; }
-  int size() const { return group_ ? group_.size() : 1; }
+  int rank() const { return group_.is_set() ? group_.rank() : 0; }
+  int size() const { return group_.is_set() ? group_.size() : 1; }
   bool is_alone() const { return size() == 1; }
 
   /// True when at least one rank (any) or every rank (all) says so.

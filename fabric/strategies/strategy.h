@@ -95,6 +95,8 @@ class FABRIC_API Strategy {
   virtual std::string name() const = 0;
 
   // --- parts, given by the connector before anything else is called
+  /// An object serves one Fabric, whose parts and modules it keeps: throws MisuseError the second time.
+  void claim();
   const std::shared_ptr<fabric::Accelerator>& accelerator() const { return accelerator_; }
   const std::shared_ptr<fabric::Precision>& precision() const { return precision_; }
   const std::shared_ptr<fabric::CheckpointIO>& checkpoint_io() const { return checkpoint_io_; }
@@ -208,6 +210,7 @@ class FABRIC_API Strategy {
   std::shared_ptr<fabric::Accelerator> accelerator_;
   std::shared_ptr<fabric::Precision> precision_;
   std::shared_ptr<fabric::CheckpointIO> checkpoint_io_;
+  bool is_claimed_ = false;
 };
 
 /// Base of the strategies that run several processes: ranks from a ClusterEnvironment, collectives over one

@@ -244,6 +244,8 @@ RANKS_BODY("mpi unchecked") {
       "all_reduce(sum) of 2 Float items", "all_reduce(sum) of 1 Double items");
   require_mismatch([&] { group.all_reduce(torch::ones({2}), rank == 0 ? ReduceOp::sum : ReduceOp::max); },
                    "all_reduce(sum) of 2 Float items", "all_reduce(max) of 2 Float items");
+  require_mismatch([&] { group.all_reduce(torch::ones({2}), rank == 0 ? ReduceOp::sum : ReduceOp::mean); },
+                   "all_reduce(sum) of 2 Float items", "all_reduce(mean) of 2 Float items");
   // One on the board and one beyond it; one that brings nothing.
   require_mismatch([&] { group.all_reduce(torch::ones({rank == 0 ? 100000 : 2}), ReduceOp::sum); },
                    "all_reduce(sum) of 100000 Float items", "all_reduce(sum) of 2 Float items");

@@ -208,6 +208,10 @@ std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, cons
   if (ranks.empty() || std::adjacent_find(ranks.begin(), ranks.end()) != ranks.end())
     throw MisuseError("subgroup needs a list of different ranks; this one is empty or names a rank twice");
   for (int rank : ranks) require_rank("subgroup", "a member", rank, parent.size);
+  if (parent.backend != "single" && !parent.mpi && !parent.store)
+    throw MisuseError(
+        "a group made by ProcessGroup::wrap cannot be split, since its store is LibTorch's. Split it with "
+        "LibTorch and wrap the parts");
   std::string label = name + ": " + list_of_ranks(ranks);
   verify(parent, {.operation = "subgroup", .label = &label});
   int number = parent.subgroups++;
@@ -232,10 +236,6 @@ std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, cons
     take_mpi(*group, parent.mpi->subgroup(ranks, number));
     return group;
   }
-  if (!parent.store)
-    throw MisuseError(
-        "a group made by ProcessGroup::wrap cannot be split, since its store is LibTorch's. Split it with "
-        "LibTorch and wrap the parts");
   group->store = sub_store("sub/" + std::to_string(number), parent.store);
   connect_over_store(*group);
   return group;

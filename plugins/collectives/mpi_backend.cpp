@@ -157,31 +157,21 @@ void divide(at::Tensor& tensor, int size) {
 // What MPI reduces: complex numbers as pairs of real ones.
 at::Tensor real_of(const at::Tensor& piece, MpiLane::Op op) {
   if (!piece.is_complex()) return piece;
-  if (op != MpiLane::Op::SUM) throw MisuseError("complex tensors have a sum and a mean, but no other reduction");
+  if (op != MpiLane::Op::SUM && op != MpiLane::Op::AVG)
+    throw MisuseError("complex tensors have a sum and a mean, but no other reduction");
   return at::view_as_real(piece);
-}
-
-struct Operation {
-  MpiLane::Op op;
-  bool mean;
-};
-// A logical value's truncated mean is 1 where all are.
-Operation split_mean(c10d::ReduceOp op, at::ScalarType type) {
-  MpiLane::Op given = op;
-  if (given != MpiLane::Op::AVG) return {given, false};
-  return {type == at::kBool ? MpiLane::Op::MIN : MpiLane::Op::SUM, true};
 }
 
 void all_reduce(MpiLane& lane, const at::Tensor& tensor, const c10d::ReduceOp& given) {
   auto piece = in_one_piece(tensor, "all_reduce");
-  auto [op, mean] = split_mean(given, piece.scalar_type());
+  MpiLane::Op op = given;
   if (!piece.is_complex()) {
     lane.all_reduce(piece.mutable_data_ptr(), piece.numel(), piece.scalar_type(), op);
   } else {
     auto real = real_of(piece, op);
     lane.all_reduce(real.mutable_data_ptr(), real.numel(), real.scalar_type(), op);
   }
-  if (mean) {
+  if (op == MpiLane::Op::AVG) {
     at::AutoGradMode no_grad(false);
     divide(piece, lane.size());
   }
@@ -190,8 +180,9 @@ void all_reduce(MpiLane& lane, const at::Tensor& tensor, const c10d::ReduceOp& g
 
 // How many entries each rank's sparse tensor has. Throws MismatchError, on every rank, where the tensors differ in
 // anything else.
-std::vector<std::int64_t> count_entries(MpiLane& lane, const at::Tensor& tensor) {
-  auto form = c10::str(tensor.scalar_type(), " ", tensor.sizes(), ", sparse in the first ", tensor.sparse_dim());
+std::vector<std::int64_t> count_entries(MpiLane& lane, const at::Tensor& tensor, MpiLane::Op op) {
+  auto form = c10::str(op == MpiLane::Op::AVG ? "the mean of " : "the sum of ", tensor.scalar_type(), " ",
+                       tensor.sizes(), ", sparse in the first ", tensor.sparse_dim());
   const std::int64_t mine[2] = {tensor._nnz(), static_cast<std::int64_t>(std::hash<std::string>{}(form))};
   auto size = static_cast<std::size_t>(lane.size());
   std::vector<std::int64_t> all(2 * size), counts;
@@ -199,7 +190,7 @@ std::vector<std::int64_t> count_entries(MpiLane& lane, const at::Tensor& tensor)
   for (std::size_t rank = 0; rank < size; ++rank) {
     if (all[2 * rank + 1] != all[1])
       throw MismatchError("rank " + std::to_string(lane.rank()) +
-                          ": all_reduce of sparse tensors needs one type and shape on every rank; rank " +
+                          ": all_reduce of sparse tensors needs one operation, type and shape on every rank; rank " +
                           std::to_string(rank) + " has another than rank 0. Here it is " + form);
     counts.push_back(all[2 * rank]);
   }
@@ -226,14 +217,15 @@ at::Tensor gather_rows(MpiLane& lane, const at::Tensor& rows, const std::vector<
 // As Gloo does it: every rank gets the entries of all and adds those of one place.
 void all_reduce_sparse(MpiLane& lane, const at::Tensor& tensor, const c10d::ReduceOp& given) {
   at::AutoGradMode no_grad(false);
-  auto [op, mean] = split_mean(given, tensor.scalar_type());
-  if (op != MpiLane::Op::SUM) throw MisuseError("sparse tensors have a sum and a mean, but no other reduction");
+  MpiLane::Op op = given;
+  if (op != MpiLane::Op::SUM && op != MpiLane::Op::AVG)
+    throw MisuseError("sparse tensors have a sum and a mean, but no other reduction");
   auto mine = tensor.coalesce();
-  auto counts = count_entries(lane, mine);
+  auto counts = count_entries(lane, mine, op);
   auto indices = gather_rows(lane, mine.indices().t(), counts);
   auto values = gather_rows(lane, mine.values(), counts);
   auto sum = at::sparse_coo_tensor(indices.t().contiguous(), values, tensor.sizes()).coalesce();
-  if (mean) {
+  if (op == MpiLane::Op::AVG) {
     auto entries = sum.values();
     divide(entries, lane.size());
   }
@@ -294,11 +286,11 @@ class Backend : public MpiBackend {
   intrusive_ptr<Work> reduce(Tensors& tensors, const c10d::ReduceOptions& options) override {
     const auto& tensor = only(tensors, "reduce");
     auto piece = in_one_piece(tensor, "reduce");
-    auto [op, mean] = split_mean(options.reduceOp, piece.scalar_type());
+    MpiLane::Op op = options.reduceOp;
     auto real = real_of(piece, op);
     auto root = static_cast<int>(options.rootRank);
     lane_->reduce(real.mutable_data_ptr(), real.numel(), real.scalar_type(), op, root);
-    if (mean && root == getRank()) divide(piece, getSize());
+    if (op == MpiLane::Op::AVG && root == getRank()) divide(piece, getSize());
     if (root == getRank()) bring_back(piece, tensor);
     return done(OpType::REDUCE, tensors);
   }
@@ -324,11 +316,11 @@ class Backend : public MpiBackend {
     auto from = in_one_piece(input, "reduce_scatter");
     auto to = in_one_piece(output, "reduce_scatter");
     require_multiple(from, to, "reduce_scatter");
-    auto [op, mean] = split_mean(options.reduceOp, from.scalar_type());
+    MpiLane::Op op = options.reduceOp;
     auto real_from = real_of(from, op), real_to = real_of(to, op);
     lane_->reduce_scatter(real_from.const_data_ptr(), real_to.mutable_data_ptr(), real_to.numel(),
                           real_to.scalar_type(), op);
-    if (mean) divide(to, getSize());
+    if (op == MpiLane::Op::AVG) divide(to, getSize());
     bring_back(to, output);
     return done(OpType::_REDUCE_SCATTER_BASE, {output});
   }

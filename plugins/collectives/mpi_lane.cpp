@@ -43,14 +43,23 @@ void require(int code, const char* operation, int rank) {
   throw CollectiveError("rank " + std::to_string(rank) + ": " + operation + " failed in MPI: " + text_of(code));
 }
 
-// Finalising waits for the other ranks, which a process that failed must not do: it exits, and mpirun ends the job.
+std::atomic<milliseconds> longest_timeout{};
+int own_rank = 0;
+
+// Finalising waits for the other ranks, which a process that failed must not do: it exits, and mpirun ends the job. Of
+// failures elsewhere than in MPI nothing is known here, so the wait is watched.
 void finalize_at_exit(int status, void*) {
   int finalized = 0;
   MPI_Finalized(&finalized);
-  if (!finalized && status == 0 && !a_call_failed) MPI_Finalize();
+  if (finalized || status != 0 || a_call_failed) return;
+  Watched watched(own_rank);
+  Watched::Call call(watched, "leaving the MPI job", longest_timeout.load());
+  MPI_Finalize();
 }
 
-void initialise_once(int rank) {
+void initialise_once(int rank, milliseconds timeout) {
+  own_rank = rank;
+  longest_timeout = std::max(longest_timeout.load(), timeout);
   int finalized = 0, initialised = 0;
   MPI_Finalized(&finalized);
   if (finalized)
@@ -148,7 +157,9 @@ MPI_Op plain_op(MpiLane::Op op, bool logical) {
   }
 }
 
+// MPI knows no mean: it adds, and the caller divides. A logical value's truncated mean is 1 where all are.
 MPI_Op op_of(MpiLane::Op op, at::ScalarType type) {
+  if (op == MpiLane::Op::AVG) op = type == at::kBool ? MpiLane::Op::MIN : MpiLane::Op::SUM;
   MPI_Op found = type == at::kHalf       ? half_op<at::Half>(op)
                  : type == at::kBFloat16 ? half_op<at::BFloat16>(op)
                                          : plain_op(op, type == at::kBool);
@@ -587,7 +598,7 @@ class Lane : public MpiLane {
 std::unique_ptr<MpiLane> MpiLane::open(const MpiOptions& options) {
   Watched watched(options.rank);
   Watched::Call call(watched, "joining the MPI group", options.timeout);
-  initialise_once(options.rank);
+  initialise_once(options.rank, options.timeout);
   MPI_Comm source = options.communicator ? *static_cast<const MPI_Comm*>(options.communicator) : MPI_COMM_WORLD;
   if (source == MPI_COMM_NULL)
     throw MisuseError("from_mpi_comm got MPI_COMM_NULL: this rank is not part of the communicator");

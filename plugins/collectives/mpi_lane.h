@@ -45,7 +45,8 @@ class MpiLane {
   /// ranks that came with another operation than this do.
   virtual bool agree(std::int64_t mark, const char* operation) = 0;
   virtual void barrier() = 0;
-  // Counts in items of `type`, which has to be one that reduces() knows; AVG is not known here.
+  // Counts in items of `type`, which has to be one that reduces() knows. AVG adds (of kBool: takes the smallest), and
+  // the caller divides.
   virtual void all_reduce(void* data, std::int64_t count, at::ScalarType type, Op op) = 0;
   virtual void reduce(void* data, std::int64_t count, at::ScalarType type, Op op, int root) = 0;
   virtual void reduce_scatter(const void* input, void* output, std::int64_t count_each, at::ScalarType type, Op op) = 0;

@@ -6,6 +6,7 @@
 #include <fabric/nearest_name.h>
 #include <fabric/plugin_library.h>
 
+#include "plugins/collectives/check.h"
 #include "plugins/collectives/gloo_backend.h"
 #include "plugins/collectives/group.h"
 #include "plugins/collectives/job_store.h"
@@ -130,6 +131,10 @@ ProcessGroup ProcessGroup::subgroup(const std::vector<int>& ranks, const std::st
   auto made = collectives::make_subgroup(use("subgroup"), ranks, name);
   made->name = unique_name(name);
   return ProcessGroup(std::move(made));
+}
+
+void ProcessGroup::require_same(const char* operation, const std::string& what) const {
+  collectives::verify(use(operation), {.operation = operation, .label = &what});
 }
 
 void ProcessGroup::report_failure(const char* operation, const std::exception& error,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
 #include <ATen/ops/_amp_update_scale.h>
@@ -43,8 +44,26 @@ struct GradScaler::Progress {
   const torch::optim::Optimizer* optimizer = nullptr;
   bool unscaled = false;
   bool stepped = false;
-  std::int64_t losses = 0;  // that were scaled when it was unscaled
-  at::Tensor found;         // one float, undefined until the gradients were checked
+  bool mixed = false;  // scaled gradients came to unscaled ones
+  at::Tensor found;    // one float, undefined until the gradients were checked
+  // Of an optimizer whose gradients are unscaled: it may be gone by the next backward pass.
+  std::vector<at::Tensor> parameters;
+  std::uint64_t gradients = 0;  // which, and how often written, before a backward pass
+
+  bool is_pending() const { return unscaled && !stepped; }
+  void reset() {
+    unscaled = stepped = mixed = false;
+    found.reset();
+    parameters.clear();
+  }
+  std::uint64_t gradients_now() const {
+    std::uint64_t sum = 0;
+    for (const auto& parameter : parameters)
+      if (const auto& gradient = parameter.grad(); gradient.defined())
+        sum = sum * 1099511628211u + reinterpret_cast<std::uintptr_t>(gradient.unsafeGetTensorImpl()) +
+              static_cast<std::uint64_t>(gradient._version());
+    return sum;
+  }
 };
 
 // Gradients that one kernel can work on together.
@@ -71,7 +90,6 @@ const GradScaler::Progress* GradScaler::find(const torch::optim::Optimizer& opti
 
 at::Tensor GradScaler::scale(const at::Tensor& loss) {
   if (!config_.enabled) return loss;
-  ++losses_;
   if (!scale_.defined()) {
     scale_ = at::full({}, start_scale_, on(loss.device(), c10::ScalarType::Float));
     growth_tracker_ = at::full({}, start_tracker_, on(loss.device(), c10::ScalarType::Int));
@@ -126,17 +144,20 @@ void GradScaler::check_gradients(torch::optim::Optimizer& optimizer, Progress& p
 void GradScaler::unscale_(torch::optim::Optimizer& optimizer) {
   if (!config_.enabled) return;
   auto& progress = progress_of(optimizer);
+  refuse_mixed(progress);
   if (progress.unscaled)
     throw MisuseError("unscale_ was called twice for this optimizer since the last update: its gradients are unscaled");
   if (progress.stepped) throw MisuseError("unscale_ was called after step: call update() first");
   check_gradients(optimizer, progress, /*divide=*/true);
   progress.unscaled = true;
-  progress.losses = losses_;
+  for (const auto& group : optimizer.param_groups())
+    progress.parameters.insert(progress.parameters.end(), group.params().begin(), group.params().end());
 }
 
 at::Tensor GradScaler::step(torch::optim::Optimizer& optimizer) {
   if (!config_.enabled) return optimizer.step();
   auto& progress = progress_of(optimizer);
+  refuse_mixed(progress);
   if (progress.stepped)
     throw MisuseError("step was called twice for this optimizer: call update() after each iteration");
   if (auto* own = dynamic_cast<UnscalingOptimizer*>(&optimizer)) {
@@ -146,8 +167,8 @@ at::Tensor GradScaler::step(torch::optim::Optimizer& optimizer) {
     last_found_ = progress.found;
     return optimizer.step();
   }
-  if (!progress.unscaled) unscale_(optimizer);
-  progress.stepped = true;
+  if (!progress.unscaled) check_gradients(optimizer, progress, /*divide=*/true);
+  progress.unscaled = progress.stepped = true;
   last_found_ = progress.found;
   return step_was_skipped() ? at::Tensor() : optimizer.step();
 }
@@ -166,10 +187,29 @@ void GradScaler::update() {
 
 void GradScaler::discard(const torch::optim::Optimizer& optimizer) {
   for (auto& progress : optimizers_) {
-    if (progress.optimizer != &optimizer || !progress.unscaled || progress.stepped) continue;
+    if (progress.optimizer != &optimizer || !progress.is_pending()) continue;
     discarded_found_ = discarded_found_.defined() ? discarded_found_.add(progress.found) : progress.found;
-    progress = Progress{.optimizer = &optimizer};
+    progress.reset();
   }
+}
+
+void GradScaler::before_backward() {
+  for (auto& progress : optimizers_)
+    if (progress.is_pending()) progress.gradients = progress.gradients_now();
+}
+
+void GradScaler::after_backward() {
+  for (auto& progress : optimizers_)
+    if (progress.is_pending() && progress.gradients != progress.gradients_now()) progress.mixed = true;
+}
+
+void GradScaler::refuse_mixed(const Progress& progress) {
+  if (progress.mixed)
+    throw MisuseError(
+        "gradients were unscaled (clipped), and then a backward pass added more, which are scaled. Unscale or clip "
+        "once, "
+        "after the last backward pass before the step; to drop gradients without a step, call optimizer.zero_grad() on "
+        "what setup returned");
 }
 
 void GradScaler::update(double new_scale) {
@@ -186,7 +226,7 @@ void GradScaler::begin_iteration() {
   discarded_found_.reset();
   auto idle = [](const Progress& progress) { return !progress.unscaled && !progress.stepped; };
   optimizers_.erase(std::remove_if(optimizers_.begin(), optimizers_.end(), idle), optimizers_.end());
-  for (auto& progress : optimizers_) progress = Progress{.optimizer = progress.optimizer};
+  for (auto& progress : optimizers_) progress.reset();
 }
 
 double GradScaler::get_scale() const {
@@ -196,7 +236,7 @@ double GradScaler::get_scale() const {
 
 bool GradScaler::is_unscaled(const torch::optim::Optimizer& optimizer) const {
   const auto* progress = find(optimizer);
-  return progress && progress->unscaled && !progress->stepped;
+  return progress && progress->is_pending() && !progress->mixed;
 }
 
 bool GradScaler::found_inf(const torch::optim::Optimizer& optimizer) const {
@@ -209,13 +249,10 @@ bool GradScaler::has_stepped(const torch::optim::Optimizer& optimizer) const {
   return progress && progress->stepped;
 }
 
-bool GradScaler::has_scaled_since(const torch::optim::Optimizer& optimizer) const {
-  const auto* progress = find(optimizer);
-  return progress && progress->unscaled && progress->losses != losses_;
-}
-
+// What was found in discarded gradients can wait, gradients that are unscaled already cannot be unscaled again.
 bool GradScaler::needs_update() const {
-  if (discarded_found_.defined()) return true;
+  auto pending = [](const Progress& progress) { return progress.is_pending(); };
+  if (discarded_found_.defined() && std::none_of(optimizers_.begin(), optimizers_.end(), pending)) return true;
   return std::any_of(optimizers_.begin(), optimizers_.end(), [](const Progress& progress) { return progress.stepped; });
 }
 

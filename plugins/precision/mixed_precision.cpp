@@ -38,7 +38,9 @@ void MixedPrecision::finish_iteration() const {
 void MixedPrecision::backward(const at::Tensor& loss, const BackwardOptions& options) {
   if (!scaler_) return Precision::backward(loss, options);
   finish_iteration();
+  scaler_->before_backward();
   Precision::backward(scaler_->scale(loss), options);
+  scaler_->after_backward();
 }
 
 at::Tensor MixedPrecision::optimizer_step(torch::optim::Optimizer& optimizer, const Closure& closure) {
@@ -65,12 +67,7 @@ void MixedPrecision::unscale_gradients(torch::optim::Optimizer& optimizer) {
         "gradients cannot be clipped when the optimizer unscales them itself, inside its step: use an optimizer that "
         "does "
         "not, or precision 'bf16-mixed'");
-  if (!scaler_->is_unscaled(optimizer)) return scaler_->unscale_(optimizer);
-  if (scaler_->has_scaled_since(optimizer))
-    throw MisuseError(
-        "gradients were clipped, and then a backward pass added more, which are scaled and would not be clipped. Clip "
-        "once, after the last backward pass before the step; to drop gradients without a step, call "
-        "optimizer.zero_grad() on what setup returned");
+  if (!scaler_->is_unscaled(optimizer)) scaler_->unscale_(optimizer);
 }
 
 void MixedPrecision::gradients_cleared(torch::optim::Optimizer& optimizer) {

@@ -168,8 +168,30 @@ TEST_CASE("gradients of a later backward pass are never mixed with unscaled ones
   Problem problem;
   precision.backward(problem.loss());
   precision.unscale_gradients(problem.optimizer);
+  Problem other;
+  precision.backward(other.loss());
+  precision.unscale_gradients(other.optimizer);  // two losses, two optimizers: none is in the other's way
+  precision.unscale_gradients(problem.optimizer);
   precision.backward(problem.loss());
-  CHECK_THROWS_AS(precision.unscale_gradients(problem.optimizer), fabric::MisuseError);
+  CHECK_THROWS_AS(precision.unscale_gradients(problem.optimizer), MisuseError);
+  CHECK_THROWS_AS(precision.optimizer_step(problem.optimizer, nullptr), MisuseError);
+  precision.optimizer_step(other.optimizer, nullptr);
+  CHECK(other.weight[0].item<float>() == 0.75f);
+}
+
+TEST_CASE("gradients that wait for their step are not unscaled again, whatever else is dropped", "[mixed]") {
+  auto precision = half({.init_scale = 8});
+  Problem first, second;
+  precision.backward(first.loss() + second.loss());
+  precision.unscale_gradients(first.optimizer);
+  precision.unscale_gradients(second.optimizer);
+  first.optimizer.zero_grad();
+  precision.gradients_cleared(first.optimizer);
+  precision.backward(first.loss());
+  precision.optimizer_step(second.optimizer, nullptr);
+  precision.optimizer_step(first.optimizer, nullptr);
+  CHECK(second.weight[0].item<float>() == 0.75f);
+  CHECK(first.weight[0].item<float>() == 0.75f);
 }
 
 TEST_CASE("clipping knows of a step that will be skipped", "[mixed]") {

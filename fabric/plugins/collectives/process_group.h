@@ -104,6 +104,9 @@ class FABRIC_API ProcessGroup {
   /// A group of some of the ranks, called by every rank of this group. Ranks outside get a handle that is false, knows
   /// the group's size and throws MisuseError from every operation.
   ProcessGroup subgroup(const std::vector<int>& ranks, const std::string& name = "") const;
+  /// Where the group's check is on: throws MismatchError on every rank unless all have the same text. For an operation
+  /// that is made of several, before its first.
+  void require_same(const char* operation, const std::string& what) const;
   /// For work started on `c10d()` that threw `error`: marks the group as failed and throws what its own operations
   /// throw, TimeoutError or CollectiveError.
   [[noreturn]] void report_failure(const char* operation, const std::exception& error,

@@ -64,6 +64,10 @@ class FABRIC_API GradScaler {
   /// The optimizer's gradients were thrown away without a step: the next ones have to be unscaled again. What was found
   /// in them still counts at the next update. Does nothing for gradients that were not unscaled.
   void discard(const torch::optim::Optimizer& optimizer);
+  /// Around a backward pass of a scaled loss: an optimizer whose gradients are unscaled and not stepped, and to which
+  /// the pass adds, is refused by unscale_ and step (MisuseError) until its gradients are discarded.
+  void before_backward();
+  void after_backward();
   /// Sets the scale instead of adapting it, and begins the next iteration.
   void update(double new_scale);
 
@@ -74,9 +78,7 @@ class FABRIC_API GradScaler {
   bool is_unscaled(const torch::optim::Optimizer& optimizer) const;
   bool found_inf(const torch::optim::Optimizer& optimizer) const;
   bool has_stepped(const torch::optim::Optimizer& optimizer) const;
-  /// Whether a loss was scaled after the optimizer's gradients were unscaled.
-  bool has_scaled_since(const torch::optim::Optimizer& optimizer) const;
-  /// True when any optimizer has stepped since the last update, or its unscaled gradients were discarded.
+  /// True when any optimizer has stepped since the last update, or gradients were discarded and no others wait.
   bool needs_update() const;
   /// Whether the last call of step skipped. May wait for the device.
   bool step_was_skipped() const;
@@ -96,6 +98,7 @@ class FABRIC_API GradScaler {
   void check_gradients(torch::optim::Optimizer& optimizer, Progress& progress, bool divide);
   void collect(torch::optim::Optimizer& optimizer);
   void begin_iteration();
+  static void refuse_mixed(const Progress& progress);
 
   Config config_;
   double start_scale_;
@@ -107,7 +110,6 @@ class FABRIC_API GradScaler {
   std::function<void(at::Tensor&)> share_;
   at::Tensor last_found_;
   at::Tensor discarded_found_;  // in gradients that were discarded; undefined: none were
-  std::int64_t losses_ = 0;     // scaled so far
 };
 
 }  // namespace fabric
