@@ -30,7 +30,7 @@ std::shared_ptr<torch::optim::Optimizer> share_optimizer(O&& optimizer, torch::n
     if constexpr (std::is_lvalue_reference_v<O>)  // the caller keeps it alive
       return std::shared_ptr<torch::optim::Optimizer>(std::shared_ptr<void>(), &optimizer);
     else
-      return std::make_shared<Plain>(std::move(optimizer));
+      return std::make_shared<Plain>(std::forward<O>(optimizer));
   } else if constexpr (std::is_invocable_v<O&, std::vector<at::Tensor>>) {
     if (!module) throw MisuseError("a function that makes an optimizer needs a module: use setup(module, function)");
     return share_optimizer(optimizer(module->parameters()), nullptr);
