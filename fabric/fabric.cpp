@@ -41,15 +41,25 @@ Fabric::Fabric(const Config& config, Parts parts) : core_(std::make_unique<Core>
   silence_loggers();
 }
 
-Fabric::~Fabric() {
-  try {
-    shutdown();
-  } catch (const std::exception& error) {
-    log::warn(std::string("shutdown: ") + error.what());
-  } catch (...) {
-    log::warn("shutdown: an exception that is no std::exception");
+namespace {
+
+/// For destructors: what fails is logged.
+struct Leave {
+  Fabric& fabric;
+  ~Leave() {
+    try {
+      fabric.shutdown();
+    } catch (const std::exception& error) {
+      log::warn(std::string("shutdown: ") + error.what());
+    } catch (...) {
+      log::warn("shutdown: an exception that is no std::exception");
+    }
   }
-}
+};
+
+}  // namespace
+
+Fabric::~Fabric() { Leave{*this}; }
 
 // --- place
 
@@ -132,19 +142,9 @@ void Fabric::launch_function(const std::function<Value()>& run, bool& ran_here, 
     run();
     return;
   }
-  // The rank's process ends without coming back to whoever holds this Fabric.
-  struct Leave {
-    Fabric* fabric;
-    ~Leave() {
-      try {
-        fabric->shutdown();
-      } catch (const std::exception& error) {
-        log::warn(std::string("shutdown: ") + error.what());
-      }
-    }
-  };
   std::string bytes = launcher->launch_function([&](const RankInfo&) {
-    Leave leave{this};
+    // The rank's process ends without coming back to whoever holds this Fabric.
+    Leave leave{*this};
     join_job();
     ran_here = true;  // forgotten where this is another process
     Value result = run();

@@ -131,9 +131,7 @@ bool ParallelStrategy::reduce_boolean_decision(bool decision, bool all) {
 void ParallelStrategy::teardown() {
   if (!group_is_given_) group_.shutdown();
   group_ = ProcessGroup::single();
-  group_is_given_ = false;
   if (environment_) environment_->teardown();
-  environment_.reset();
   Strategy::teardown();
 }
 

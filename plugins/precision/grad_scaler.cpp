@@ -207,9 +207,8 @@ void GradScaler::refuse_mixed(const Progress& progress) {
   if (progress.mixed)
     throw MisuseError(
         "gradients were unscaled (clipped), and then a backward pass added more, which are scaled. Unscale or clip "
-        "once, "
-        "after the last backward pass before the step; to drop gradients without a step, call optimizer.zero_grad() on "
-        "what setup returned");
+        "once, after the last backward pass before the step; to drop gradients without a step, call "
+        "optimizer.zero_grad() on what setup returned");
 }
 
 void GradScaler::update(double new_scale) {
