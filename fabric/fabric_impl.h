@@ -23,7 +23,8 @@ template <class O>
 std::shared_ptr<torch::optim::Optimizer> share_optimizer(O&& optimizer, torch::nn::Module* module) {
   using Plain = std::decay_t<O>;
   if constexpr (std::is_same_v<Plain, FabricOptimizer>) {
-    throw MisuseError("this optimizer is set up already: use the one that setup returned, and set it up only once");
+    require_optimizer(optimizer);
+    return nullptr;
   } else if constexpr (std::is_convertible_v<O, std::shared_ptr<torch::optim::Optimizer>>) {
     return std::forward<O>(optimizer);
   } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Plain>) {
