@@ -8,11 +8,12 @@
 namespace fabric {
 namespace {
 
-using Make = std::function<std::shared_ptr<Accelerator>()>;
+using MakeAccelerator = std::function<std::shared_ptr<Accelerator>()>;
 
-NamedRegistry<Make>& registry() {
-  static NamedRegistry<Make> all("accelerator", {{"cpu", [] { return std::make_shared<CpuAccelerator>(); }},
-                                                 {"cuda", [] { return std::make_shared<CudaAccelerator>(); }}});
+NamedRegistry<MakeAccelerator>& accelerator_registry() {
+  static NamedRegistry<MakeAccelerator> all("accelerator",
+                                            {{"cpu", [] { return std::make_shared<CpuAccelerator>(); }},
+                                             {"cuda", [] { return std::make_shared<CudaAccelerator>(); }}});
   return all;
 }
 
@@ -22,7 +23,7 @@ std::string joined(const std::vector<std::string>& names) {
   return text;
 }
 
-std::shared_ptr<Accelerator> make_available(const std::string& name, const Make& make) {
+std::shared_ptr<Accelerator> make_available(const std::string& name, const MakeAccelerator& make) {
   auto accelerator = make();
   if (!accelerator) throw MisuseError("the function registered for accelerator '" + name + "' returned null");
   if (!accelerator->is_available())
@@ -47,28 +48,28 @@ std::shared_ptr<Accelerator> make_available(const std::string& name, const Make&
 std::shared_ptr<Accelerator> make_accelerator(const std::string& given) {
   std::string name = lower_case(given);
   if (name == "auto") {
-    auto cuda = registry().get("cuda")();
+    auto cuda = accelerator_registry().get("cuda")();
     return cuda->is_available() ? cuda : make_accelerator("cpu");
   }
   if (name == "gpu") name = "cuda";
-  auto make = registry().find(name);
+  auto make = accelerator_registry().find(name);
   if (!make) refuse(given, name);
   return make_available(name, make);
 }
 
-void register_accelerator(const std::string& given, Make make, bool override_existing) {
+void register_accelerator(const std::string& given, MakeAccelerator make, bool override_existing) {
   std::string name = lower_case(given);
   if (name == "auto" || name == "gpu")
     throw ConfigError("'" + given + "' cannot be the name of an accelerator: it is reserved");
-  registry().add(name, std::move(make), override_existing);
+  accelerator_registry().add(name, std::move(make), override_existing);
 }
 
-std::vector<std::string> registered_accelerators() { return registry().names(); }
+std::vector<std::string> registered_accelerators() { return accelerator_registry().names(); }
 
 std::vector<std::string> available_accelerators() {
   std::vector<std::string> names;
   for (const auto& name : registered_accelerators()) {
-    auto accelerator = registry().get(name)();
+    auto accelerator = accelerator_registry().get(name)();
     if (accelerator && accelerator->is_available()) names.push_back(name);
   }
   return names;

@@ -19,7 +19,7 @@ CommHookFactory plain(const std::string& name, std::function<std::shared_ptr<Com
   };
 }
 
-NamedRegistry<CommHookFactory>& registry() {
+NamedRegistry<CommHookFactory>& comm_hook_registry() {
   auto compress = [](at::ScalarType type) {
     return [type](const ProcessGroup& group) { return std::make_shared<ddp::CompressHook>(group, type); };
   };
@@ -35,13 +35,13 @@ NamedRegistry<CommHookFactory>& registry() {
 }  // namespace
 
 void register_comm_hook(const std::string& name, CommHookFactory factory, bool override_existing) {
-  registry().add(name, std::move(factory), override_existing);
+  comm_hook_registry().add(name, std::move(factory), override_existing);
 }
 
-std::vector<std::string> available_comm_hooks() { return registry().names(); }
+std::vector<std::string> available_comm_hooks() { return comm_hook_registry().names(); }
 
 std::shared_ptr<CommHook> make_comm_hook(const Choice& choice, const std::string& wrapper, const ProcessGroup& group) {
-  auto hook = registry().get(choice.name)(group, Tree(choice.params));
+  auto hook = comm_hook_registry().get(choice.name)(group, Tree(choice.params));
   if (!hook) throw MisuseError("the factory of communication hook '" + choice.name + "' returned nothing");
   if (wrapper.empty()) return hook;
   if (wrapper == "fp16") return std::make_shared<ddp::CastWrapper>(std::move(hook), at::kHalf);

@@ -65,7 +65,7 @@ std::string padded(const NumberFormat& format, std::string digits) {
 }
 
 // The fewest digits that give the same number, as Python prints it: 0.25, 3.0, 1e-05.
-std::string shortest(double value) {
+std::string shortest_value(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   char buffer[64];
@@ -81,10 +81,10 @@ std::string shortest(double value) {
 
 std::string text_of(const NumberFormat& format, double value, bool whole) {
   if (format.type == 'd' || (whole && format.type == 0 && format.precision < 0)) {
-    if (!std::isfinite(value)) return shortest(value);
+    if (!std::isfinite(value)) return shortest_value(value);
     return padded(format, std::to_string(std::llround(value)));
   }
-  if (format.type == 0 && format.precision < 0) return padded(format, shortest(value));
+  if (format.type == 0 && format.precision < 0) return padded(format, shortest_value(value));
   if (format.type == '%') return printed(format, 'f', format.precision < 0 ? 6 : format.precision, value * 100) + "%";
   return printed(format, format.type ? format.type : 'g', format.precision < 0 ? 6 : format.precision, value);
 }

@@ -10,7 +10,7 @@
 namespace fabric {
 namespace {
 
-std::string number(double value) { return fabric::to_string(Value(value)); }
+std::string rate_text(double value) { return fabric::to_string(Value(value)); }
 
 }  // namespace
 
@@ -49,7 +49,7 @@ double MultiStepLR::closed_form_lr(std::size_t group) {
 
 void ConstantLRConfig::validate() const {
   if (!(factor >= 0 && factor <= 1))
-    throw ConfigError("ConstantLR: factor must be between 0 and 1, given " + number(factor));
+    throw ConfigError("ConstantLR: factor must be between 0 and 1, given " + rate_text(factor));
 }
 
 ConstantLR::ConstantLR(torch::optim::Optimizer& optimizer, Config config) : ConfiguredLR(optimizer, std::move(config)) {
@@ -69,9 +69,9 @@ double ConstantLR::closed_form_lr(std::size_t group) {
 
 void LinearLRConfig::validate() const {
   if (!(start_factor > 0 && start_factor <= 1))
-    throw ConfigError("LinearLR: start_factor must be above 0 and at most 1, given " + number(start_factor));
+    throw ConfigError("LinearLR: start_factor must be above 0 and at most 1, given " + rate_text(start_factor));
   if (!(end_factor >= 0 && end_factor <= 1))
-    throw ConfigError("LinearLR: end_factor must be between 0 and 1, given " + number(end_factor));
+    throw ConfigError("LinearLR: end_factor must be between 0 and 1, given " + rate_text(end_factor));
   if (total_iters < 1)
     throw ConfigError("LinearLR: total_iters must be 1 or more, given " + std::to_string(total_iters));
 }

@@ -19,7 +19,7 @@ std::string three_decimals(double value) {
   return text;
 }
 
-std::string shortest(double value) {
+std::string shortest_score(double value) {
   if (!std::isfinite(value)) return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
   char text[32];
   std::snprintf(text, sizeof(text), "%.6g", value);
@@ -67,19 +67,19 @@ EarlyStopping::Finding EarlyStopping::judge(const Metrics& metrics) const {
   auto found = metrics.find(config_.monitor);
   if (found == metrics.end()) return {};
   const double value = found->second;
-  const std::string is = config_.monitor + " = " + shortest(value);
+  const std::string is = config_.monitor + " = " + shortest_score(value);
   const bool min = config_.mode == "min";
   if (config_.check_finite && !std::isfinite(value))
     return {Finding::stop, Reason::non_finite_metric, value,
             is + " is not finite; the best value before was " + three_decimals(best_score_) + ". Stopping"};
   if (config_.stopping_threshold && better(value, *config_.stopping_threshold))
     return {Finding::stop, Reason::stopping_threshold, value,
-            "stopping threshold reached: " + is + (min ? " < " : " > ") + shortest(*config_.stopping_threshold) +
+            "stopping threshold reached: " + is + (min ? " < " : " > ") + shortest_score(*config_.stopping_threshold) +
                 ". Stopping"};
   if (config_.divergence_threshold && better(*config_.divergence_threshold, value))
     return {Finding::stop, Reason::divergence_threshold, value,
-            "divergence threshold reached: " + is + (min ? " > " : " < ") + shortest(*config_.divergence_threshold) +
-                ". Stopping"};
+            "divergence threshold reached: " + is + (min ? " > " : " < ") +
+                shortest_score(*config_.divergence_threshold) + ". Stopping"};
   if (improves(value)) {
     std::string message = config_.monitor + " improved";
     if (std::isfinite(best_score_))
@@ -121,8 +121,8 @@ EarlyStopping::Finding EarlyStopping::agree(Finding mine) {
   }
   if (differs && std::exchange(warned_, true) == false)
     log::rank_zero_warn("EarlyStopping: '" + config_.monitor + "' differs between the ranks (" +
-                        shortest(all[0].at("value").as_double()) + " on rank 0, " +
-                        shortest(all[differs].at("value").as_double()) + " on rank " + std::to_string(differs) +
+                        shortest_score(all[0].at("value").as_double()) + " on rank 0, " +
+                        shortest_score(all[differs].at("value").as_double()) + " on rank " + std::to_string(differs) +
                         "). Each rank judges its own number, and one that wants to stop stops all; give every rank " +
                         "the same, with MeanMetric or fabric.all_reduce");
   const auto kind = static_cast<Finding::Kind>(all[decisive].at("kind").as_int());

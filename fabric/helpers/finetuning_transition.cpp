@@ -12,7 +12,7 @@
 namespace fabric {
 namespace {
 
-std::string number(double value) {
+std::string loss_text(double value) {
   std::ostringstream text;
   text << value;
   return text.str();
@@ -83,7 +83,7 @@ double FinetuningScheduler::Impl::starting_lr(double rate) const {
   const auto* functions = dynamic_cast<const FunctionLR*>(lr.get());
   if (!functions || functions->lr_lambdas().empty()) return rate;
   if (config.apply_lambdas_new_pgs) return rate * functions->lr_lambdas().back()(functions->last_epoch());
-  messages.warn(std::string("the new groups start at ") + number(rate) + "; " + functions->name() +
+  messages.warn(std::string("the new groups start at ") + loss_text(rate) + "; " + functions->name() +
                 " applies its function to them from its next step on. Set apply_lambdas_new_pgs to apply it at once");
   return rate;
 }
@@ -197,7 +197,7 @@ void FinetuningScheduler::Impl::announce_phase(int groups, bool restored) const 
   if (!now.freeze.empty()) text += ", " + plural(now.freeze.size(), "tensor") + " frozen again";
   if (groups > 0)
     text += ", " + plural(static_cast<std::size_t>(groups), "group") + " added at lr " +
-            number(get_lr(optimizer->param_groups().back()));
+            loss_text(get_lr(optimizer->param_groups().back()));
   if (restored) text += "; restored from '" + best->path + "' (phase " + std::to_string(best->depth) + ")";
   messages.info(text);
   std::string names;

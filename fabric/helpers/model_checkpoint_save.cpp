@@ -16,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string number(double value) {
+std::string score_text(double value) {
   char text[64];
   std::snprintf(text, sizeof text, "%.5g", value);
   return text;
@@ -163,7 +163,7 @@ bool ModelCheckpoint::Impl::save(Cause cause, const Metrics& metrics, const Stat
   }
   if (config.verbose && !scores.empty() && !plan.ranked)
     log::rank_zero_info("epoch " + std::to_string(epoch) + ", step " + std::to_string(step) + ": " + *config.monitor +
-                        " = " + number(scores[0]) + " is not among the best " + std::to_string(config.save_top_k));
+                        " = " + score_text(scores[0]) + " is not among the best " + std::to_string(config.save_top_k));
   if (plan.first().empty()) return false;
 
   Pending now{.before = records, .event = {}};
@@ -193,11 +193,11 @@ CheckpointEvent ModelCheckpoint::Impl::enter(const Plan& plan, std::optional<dou
   records.saved_step = step;
   event.new_best = plan.ranked && records.best.path == plan.file;
   if (config.verbose)
-    log::rank_zero_info("epoch " + std::to_string(epoch) + ", step " + std::to_string(step) + ": saving '" +
-                        event.path.string() + "'" +
-                        (plan.ranked && config.monitor
-                             ? ", " + *config.monitor + " = " + number(*score) + ", best " + number(records.best.score)
-                             : ""));
+    log::rank_zero_info(
+        "epoch " + std::to_string(epoch) + ", step " + std::to_string(step) + ": saving '" + event.path.string() + "'" +
+        (plan.ranked && config.monitor
+             ? ", " + *config.monitor + " = " + score_text(*score) + ", best " + score_text(records.best.score)
+             : ""));
   return event;
 }
 

@@ -14,7 +14,7 @@ std::shared_ptr<Logger> make(const Tree::Map& params) {
   return std::make_shared<L>(from_tree<typename L::Config>(params));
 }
 
-NamedRegistry<MakeLogger>& registry() {
+NamedRegistry<MakeLogger>& logger_registry() {
   static NamedRegistry<MakeLogger> all("logger", {{"csv", make<CsvLogger>}, {"tensorboard", make<TensorBoardLogger>}});
   return all;
 }
@@ -22,17 +22,17 @@ NamedRegistry<MakeLogger>& registry() {
 }  // namespace
 
 void register_logger(const std::string& name, MakeLogger make, bool override_existing) {
-  registry().add(name, std::move(make), override_existing);
+  logger_registry().add(name, std::move(make), override_existing);
 }
 
 std::vector<std::string> available_loggers() {
-  auto names = registry().names();
+  auto names = logger_registry().names();
   std::sort(names.begin(), names.end());
   return names;
 }
 
 std::shared_ptr<Logger> make_logger(const Choice& choice) {
-  auto make = registry().get(choice.name);
+  auto make = logger_registry().get(choice.name);
   try {
     auto logger = make(choice.params);
     if (!logger) throw ConfigError("its function returned nothing");

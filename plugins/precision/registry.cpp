@@ -10,7 +10,7 @@
 namespace fabric {
 namespace {
 
-using Make = std::function<std::shared_ptr<Precision>(const std::string& device_type)>;
+using MakePrecision = std::function<std::shared_ptr<Precision>(const std::string& device_type)>;
 using c10::ScalarType;
 
 // A registered accelerator may have any name; what is no kind of device to LibTorch computes on the CPU.
@@ -31,8 +31,8 @@ std::shared_ptr<Precision> make_half_mixed(const std::string& device_type) {
   return std::make_shared<MixedPrecision>(ScalarType::Half, type);
 }
 
-NamedRegistry<Make>& registry() {
-  static NamedRegistry<Make> all(
+NamedRegistry<MakePrecision>& precision_registry() {
+  static NamedRegistry<MakePrecision> all(
       "precision",
       {{"64-true", [](const std::string&) { return std::make_shared<DoublePrecision>(); }},
        {"32-true", [](const std::string&) { return std::make_shared<Precision>(); }},
@@ -57,15 +57,15 @@ std::string without_alias(const std::string& name) {
 
 std::shared_ptr<Precision> make_precision(const std::string& given, const std::string& device_type) {
   std::string name = without_alias(lower_case(given));
-  auto precision = registry().get(name)(device_type);
+  auto precision = precision_registry().get(name)(device_type);
   if (!precision) throw MisuseError("the function registered for precision '" + name + "' returned null");
   return precision;
 }
 
-void register_precision(const std::string& name, Make make, bool override_existing) {
-  registry().add(name, std::move(make), override_existing);
+void register_precision(const std::string& name, MakePrecision make, bool override_existing) {
+  precision_registry().add(name, std::move(make), override_existing);
 }
 
-std::vector<std::string> available_precisions() { return registry().names(); }
+std::vector<std::string> available_precisions() { return precision_registry().names(); }
 
 }  // namespace fabric
