@@ -1,6 +1,6 @@
 #include <fabric/accelerators/accelerator.h>
 
-#include "accelerators/processor_share.h"
+#include "fabric/base/processor_share_internal.h"
 
 namespace fabric {
 

@@ -3,7 +3,7 @@
 #include <fabric/accelerators/accelerator.h>
 #include <fabric/accelerators/cpu.h>
 #include <fabric/accelerators/cuda.h>
-#include <fabric/named_registry.h>
+#include <fabric/base/named_registry_internal.h>
 
 namespace fabric {
 namespace {

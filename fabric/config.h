@@ -3,9 +3,9 @@
 #include <string>
 #include <string_view>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree.h>
 #include <fabric/export.h>
-#include <fabric/tree.h>
 
 /// Lists the fields of a settings struct, once: FABRIC_FIELDS(Config, epochs, lr, fabric). The list drives command
 /// line, YAML, JSON, --help, dump and comparison. Field types: bool, integers, float, double, std::string, paths,

@@ -9,17 +9,17 @@
 #include <utility>
 #include <vector>
 
-#include <fabric/callback.h>
+#include <fabric/base/error.h>
 #include <fabric/config.h>
-#include <fabric/dataloader.h>
-#include <fabric/error.h>
-#include <fabric/heartbeat.h>
+#include <fabric/data/dataloader.h>
+#include <fabric/data/seed.h>
+#include <fabric/facade/callback.h>
+#include <fabric/facade/wrappers.h>
+#include <fabric/launcher/heartbeat.h>
 #include <fabric/plugins/loggers/logger.h>
-#include <fabric/seed.h>
 #include <fabric/strategies/registry.h>
 #include <fabric/strategies/strategy.h>
 #include <fabric/utilities/progress.h>
-#include <fabric/wrappers.h>
 
 namespace fabric {
 
@@ -126,7 +126,7 @@ class FABRIC_API Fabric {
   /// MisuseError where the strategy sets up both together.
   template <class... Optimizers>
   auto setup_optimizers(Optimizers&&... optimizers);
-  /// A loader over a LibTorch dataset: this rank's share, on this rank's device (fabric/dataloader.h). Throws
+  /// A loader over a LibTorch dataset: this rank's share, on this rank's device (fabric/data/dataloader.h). Throws
   /// ConfigError for options that exclude each other.
   template <class Dataset>
   auto setup_dataloader(Dataset&& dataset, DataLoaderOptions options = {});
@@ -224,7 +224,7 @@ class FABRIC_API Fabric {
   /// A file that holds nothing but one module's or optimizer's state.
   void load_raw(const std::filesystem::path& path, StateEntry object, bool strict = true) const;
 
-  // --- for the launcher: nothing happens where none listens (fabric/heartbeat.h)
+  // --- for the launcher: nothing happens where none listens (fabric/launcher/heartbeat.h)
   /// This rank lives.
   void heartbeat() const noexcept { fabric::heartbeat(); }
   /// This rank lives and has come to `step`.
@@ -247,7 +247,7 @@ class FABRIC_API Fabric {
   template <class Range, class... Label>
   auto progress(Range&& range, const Label&... label) const;
 
-  /// Seeds every generator; see fabric/seed.h.
+  /// Seeds every generator; see fabric/data/seed.h.
   static std::uint64_t seed_everything(std::optional<std::int64_t> seed = std::nullopt, bool workers = true,
                                        bool verbose = true) {
     return fabric::seed_everything(seed, workers, verbose);
@@ -284,4 +284,4 @@ class FABRIC_API Fabric {
 
 }  // namespace fabric
 
-#include <fabric/fabric_impl.h>
+#include <fabric/facade/fabric_impl.h>

@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include <fabric/nearest_name.h>
+#include <fabric/base/nearest_name.h>
 
 #include "launcher/run/options.h"
 

@@ -16,14 +16,14 @@
 #include <optional>
 #include <sstream>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include <fabric/plugins/environments/cluster_environment.h>
 #include <fabric/version.h>
 
-#include "launcher/descriptor.h"
-#include "launcher/files.h"
-#include "launcher/ports.h"
-#include "launcher/run/containment.h"
+#include "fabric/base/files_internal.h"
+#include "fabric/base/ports_internal.h"
+#include "launcher/os/descriptor.h"
+#include "launcher/run/guard/containment.h"
 #include "launcher/run/machine.h"
 
 namespace fabric {

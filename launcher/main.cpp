@@ -9,16 +9,16 @@
 #include <string>
 #include <vector>
 
-#include <fabric/nearest_name.h>
+#include <fabric/base/nearest_name.h>
 #include <fabric/version.h>
 
-#include "launcher/command.h"
+#include "fabric/base/files_internal.h"
 #include "launcher/completion.h"
 #include "launcher/doctor.h"
-#include "launcher/exit_codes.h"
-#include "launcher/files.h"
+#include "launcher/os/exit_codes.h"
 #include "launcher/run/agent.h"
 #include "launcher/run/mpirun.h"
+#include "launcher/start/command.h"
 
 namespace {
 

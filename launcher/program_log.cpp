@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <string>
 
-#include <fabric/log.h>
+#include <fabric/base/log.h>
 
 namespace fabric::log {
 

@@ -1,5 +1,5 @@
-#include <fabric/launching.h>
-#include <fabric/log.h>
+#include <fabric/base/log.h>
+#include <fabric/launcher/launching.h>
 #include <fabric/strategies/strategy.h>
 
 #include <ATen/Parallel.h>
@@ -10,8 +10,8 @@
 #include <climits>
 #include <cstdlib>
 
-#include "launcher/plan.h"
-#include "strategies/gather_with_grad.h"
+#include "launcher/start/plan.h"
+#include "strategies/dp/gather_with_grad.h"
 
 namespace fabric {
 namespace {

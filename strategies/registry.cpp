@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include <fabric/nearest_name.h>
+#include <fabric/base/nearest_name.h>
 #include <fabric/strategies/single_device.h>
 
-#include "strategies/ddp_register.h"
-#include "strategies/dp_register.h"
+#include "strategies/ddp/ddp_register.h"
+#include "strategies/dp/dp_register.h"
 
 namespace fabric {
 namespace {

@@ -77,7 +77,7 @@ cmd_lint() {
   step "format"
   sources | xargs clang-format --dry-run --Werror || status=1
   step "layering"
-  cmake -DSOURCE_DIR="$root" -P tests/layering.cmake || status=1
+  python3 tests/layering.py "$root" || status=1
   if command -v clang-tidy >/dev/null; then
     find_torch
     require_build_packages
@@ -96,6 +96,8 @@ cmd_lint() {
   ((status == 0)) || die "lint found something; ./dev format mends the formatting"
   step "nothing to complain about"
 }
+
+cmd_arrows() { python3 tests/layering.py "$root" --draw; }
 
 # The part without LibTorch: a sanitizer sees nothing of what LibTorch itself does.
 launcher_tests=(fabric_test_launcher fabric_test_launch fabric_test_run fabric_test_run_parts fabric_test_run_program

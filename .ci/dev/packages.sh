@@ -41,11 +41,11 @@ require_packages() {
 # require_build_packages [MINOR…]: all that building with these LibTorch minors needs, asked for at once.
 require_build_packages() {
   local packages=(g++ cmake ninja-build ccache pkg-config libopenmpi-dev openmpi-bin libcli11-dev libspdlog-dev catch2
-    libyaml-cpp-dev zlib1g-dev) minor
+    libyaml-cpp-dev zlib1g-dev python3) minor
   for minor in "$@"; do
     [[ -e $(cached "$minor")/torch/lib/libtorch_cpu.so ]] && continue
     packages+=(unzip)
-    [[ ${TORCHFABRIC_WHEELS:-} ]] || packages+=(python3 python3-pip ca-certificates)
+    [[ ${TORCHFABRIC_WHEELS:-} ]] || packages+=(python3-pip ca-certificates)
     break
   done
   require_packages "${packages[@]}"

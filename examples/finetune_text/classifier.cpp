@@ -1,6 +1,6 @@
 #include "classifier.h"
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include <algorithm>
 #include <stdexcept>

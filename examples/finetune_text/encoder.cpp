@@ -1,7 +1,7 @@
 #include "encoder.h"
 
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
-#include <fabric/state.h>
+#include <fabric/state/state.h>
 
 #include <algorithm>
 #include <string>

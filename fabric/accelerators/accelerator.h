@@ -9,9 +9,9 @@
 
 #include <c10/core/Device.h>
 
+#include <fabric/base/scope.h>
 #include <fabric/config.h>
 #include <fabric/export.h>
-#include <fabric/scope.h>
 
 namespace fabric {
 

@@ -19,16 +19,10 @@ if(libraries)
   install(TARGETS ${libraries} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
 
-# Headers that only the library's own sources include stay at home; tests/package checks that none of them is missed.
+# Headers that only the library's own sources include end in _internal.h and stay at home.
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/fabric DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h"
-  PATTERN "cmake" EXCLUDE PATTERN "docs" EXCLUDE PATTERN "*_test_support.h" EXCLUDE
-  PATTERN "fabric/atomic_file.h" EXCLUDE
-  PATTERN "fabric/connector.h" EXCLUDE PATTERN "fabric/named_registry.h" EXCLUDE PATTERN "fabric/optimizer_archive.h" EXCLUDE
-  PATTERN "fabric/optimizer_fields.h" EXCLUDE PATTERN "fabric/plugin_library.h" EXCLUDE PATTERN "fabric/silent_logger.h" EXCLUDE
-  PATTERN "fabric/config/scalar.h" EXCLUDE PATTERN "fabric/utilities/terminal.h" EXCLUDE
-  PATTERN "fabric/utilities/curve_svg.h" EXCLUDE PATTERN "fabric/helpers/class_registry.h" EXCLUDE
-  PATTERN "fabric/helpers/model_checkpoint_impl.h" EXCLUDE PATTERN "fabric/helpers/checkpoint_files.h" EXCLUDE
-  PATTERN "fabric/helpers/checkpoint_target.h" EXCLUDE)
+  PATTERN "cmake" EXCLUDE PATTERN "docs" EXCLUDE PATTERN "fabric/torch" EXCLUDE PATTERN "*_test_support.h" EXCLUDE
+  PATTERN "*_internal.h" EXCLUDE)
 
 install(EXPORT TorchFabricTargets NAMESPACE TorchFabric:: DESTINATION ${package_dir})
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/TorchFabricConfig.cmake.in

@@ -1,7 +1,7 @@
 #include <cmath>
 #include <limits>
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include "fabric/config/config_test_support.h"
 #include "tests/support/catch.h"

@@ -1,9 +1,9 @@
 #include <algorithm>
 
-#include <fabric/nearest_name.h>
+#include <fabric/base/nearest_name.h>
 
-#include "fabric/config/resolver.h"
-#include "fabric/config/scalar.h"
+#include "fabric/config/resolver_internal.h"
+#include "fabric/config/scalar_internal.h"
 
 namespace fabric::detail {
 namespace {

@@ -4,10 +4,10 @@
 #include <limits>
 #include <unordered_set>
 
-#include <fabric/error.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
 
-#include "fabric/config/scalar.h"
+#include "fabric/config/scalar_internal.h"
 
 // Written by hand, since it must read and write NaN as Python does (nlohmann-json refuses it), keep the order of keys,
 // refuse keys given twice, and know the line of every value.

@@ -1,8 +1,8 @@
 #include <cmath>
 #include <limits>
 
-#include <fabric/error.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
 
 #include "tests/support/catch.h"
 

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <fstream>
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include "fabric/config/config_test_support.h"
 #include "tests/support/catch.h"

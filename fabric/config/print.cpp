@@ -2,8 +2,8 @@
 #include <cstdlib>
 #include <iostream>
 
-#include "fabric/config/resolver.h"
-#include "fabric/config/scalar.h"
+#include "fabric/config/resolver_internal.h"
+#include "fabric/config/scalar_internal.h"
 
 namespace fabric {
 

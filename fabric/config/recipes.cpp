@@ -1,10 +1,10 @@
 #include <map>
 #include <typeindex>
 
+#include <fabric/base/nearest_name.h>
 #include <fabric/config.h>
-#include <fabric/nearest_name.h>
 
-#include "fabric/config/resolver.h"
+#include "fabric/config/resolver_internal.h"
 
 namespace fabric::detail {
 namespace {

@@ -1,4 +1,4 @@
-#include "fabric/config/resolver.h"
+#include "fabric/config/resolver_internal.h"
 
 #include <algorithm>
 #include <cmath>

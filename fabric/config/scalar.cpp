@@ -1,4 +1,4 @@
-#include "fabric/config/scalar.h"
+#include "fabric/config/scalar_internal.h"
 
 #include <algorithm>
 #include <charconv>
@@ -6,7 +6,7 @@
 #include <initializer_list>
 #include <limits>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 namespace fabric::detail {
 namespace {

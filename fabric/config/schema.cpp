@@ -5,11 +5,11 @@
 #include <cmath>
 #include <limits>
 
+#include <fabric/base/nearest_name.h>
+#include <fabric/base/tree_io.h>
 #include <fabric/config.h>
-#include <fabric/nearest_name.h>
-#include <fabric/tree_io.h>
 
-#include "fabric/config/scalar.h"
+#include "fabric/config/scalar_internal.h"
 
 namespace fabric {
 

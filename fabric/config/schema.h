@@ -4,9 +4,9 @@
 #include <string_view>
 #include <vector>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree.h>
 #include <fabric/export.h>
-#include <fabric/tree.h>
 
 namespace fabric {
 

@@ -3,8 +3,8 @@
 #include <fstream>
 #include <sstream>
 
-#include <fabric/error.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
 
 namespace fabric {
 

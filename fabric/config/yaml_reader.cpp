@@ -7,10 +7,10 @@
 #include <yaml-cpp/mark.h>
 #include <yaml-cpp/parser.h>
 
-#include <fabric/error.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
 
-#include "fabric/config/scalar.h"
+#include "fabric/config/scalar_internal.h"
 
 namespace fabric {
 namespace {

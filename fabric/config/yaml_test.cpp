@@ -4,8 +4,8 @@
 #include <cstdio>
 #include <fstream>
 
-#include <fabric/error.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
 
 #include "tests/support/catch.h"
 #include "tests/support/random_trees.h"

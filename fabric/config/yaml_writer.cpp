@@ -2,10 +2,10 @@
 #include <cctype>
 #include <cmath>
 
-#include <fabric/error.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
 
-#include "fabric/config/scalar.h"
+#include "fabric/config/scalar_internal.h"
 
 namespace fabric {
 namespace {

@@ -13,9 +13,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <fabric/error.h>
-#include <fabric/tensors.h>
-#include <fabric/value.h>
+#include <fabric/base/error.h>
+#include <fabric/base/value.h>
+#include <fabric/state/tensors.h>
 
 namespace torch::data {
 template <typename Data, typename Target>

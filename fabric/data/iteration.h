@@ -14,7 +14,7 @@
 #include <fabric/data/loader_core.h>
 #include <fabric/data/source.h>
 #include <fabric/data/worker_pool.h>
-#include <fabric/tensors.h>
+#include <fabric/state/tensors.h>
 
 namespace fabric::detail {
 

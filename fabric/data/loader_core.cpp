@@ -9,9 +9,9 @@
 #include <c10/util/Exception.h>
 #include <c10/util/Type.h>
 
+#include <fabric/base/log.h>
+#include <fabric/data/seed.h>
 #include <fabric/data/worker_pool.h>
-#include <fabric/log.h>
-#include <fabric/seed.h>
 
 namespace fabric {
 namespace {

@@ -16,12 +16,12 @@
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 
+#include <fabric/base/error.h>
 #include <fabric/config.h>
 #include <fabric/data/sampler_options.h>
 #include <fabric/data/worker_info.h>
-#include <fabric/error.h>
-#include <fabric/state.h>
-#include <fabric/tensors.h>
+#include <fabric/state/state.h>
+#include <fabric/state/tensors.h>
 
 namespace fabric {
 

@@ -7,7 +7,7 @@
 #include <ATen/ops/randint.h>
 #include <torch/data/samplers.h>
 
-#include <fabric/dataloader.h>
+#include <fabric/data/dataloader.h>
 
 #include "fabric/data/loader_test_support.h"
 #include "tests/support/catch.h"

@@ -9,8 +9,8 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/DefaultDtype.h>
 
-#include <fabric/dataloader.h>
-#include <fabric/seed.h>
+#include <fabric/data/dataloader.h>
+#include <fabric/data/seed.h>
 
 #include "fabric/data/loader_test_support.h"
 #include "tests/support/catch.h"

@@ -3,8 +3,8 @@
 
 #include <ATen/ops/rand.h>
 
-#include <fabric/dataloader.h>
-#include <fabric/seed.h>
+#include <fabric/data/dataloader.h>
+#include <fabric/data/seed.h>
 
 #include "tests/support/catch.h"
 

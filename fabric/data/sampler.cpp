@@ -7,8 +7,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/randperm.h>
 
-#include <fabric/error.h>
-#include <fabric/seed.h>
+#include <fabric/base/error.h>
+#include <fabric/data/seed.h>
 
 namespace fabric {
 namespace {

@@ -8,8 +8,8 @@
 
 #include <c10/util/ArrayRef.h>
 
-#include <fabric/rank_info.h>
-#include <fabric/value.h>
+#include <fabric/base/rank_info.h>
+#include <fabric/base/value.h>
 
 namespace fabric {
 

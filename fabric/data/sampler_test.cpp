@@ -5,7 +5,7 @@
 
 #include <torch/data/samplers.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #include "tests/support/catch.h"
 

@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include <fabric/base/error.h>
 #include <fabric/data/dataset.h>
-#include <fabric/error.h>
 
 namespace fabric::detail {
 

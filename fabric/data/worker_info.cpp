@@ -5,7 +5,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 
-#include <fabric/seed.h>
+#include <fabric/data/seed.h>
 
 namespace fabric {
 namespace {

@@ -11,7 +11,7 @@
 #include <ATen/Parallel.h>
 #include <c10/util/thread_name.h>
 
-#include <fabric/log.h>
+#include <fabric/base/log.h>
 
 namespace fabric::detail {
 namespace {

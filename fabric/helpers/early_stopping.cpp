@@ -5,8 +5,8 @@
 #include <cstdio>
 #include <utility>
 
-#include <fabric/log.h>
-#include <fabric/nearest_name.h>
+#include <fabric/base/log.h>
+#include <fabric/base/nearest_name.h>
 
 namespace fabric {
 namespace {

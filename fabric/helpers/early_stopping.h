@@ -8,7 +8,7 @@
 #include <fabric/config.h>
 #include <fabric/helpers/metrics.h>
 #include <fabric/helpers/peers.h>
-#include <fabric/state.h>
+#include <fabric/state/state.h>
 
 namespace fabric {
 

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
+#include <fabric/base/log.h>
 #include <fabric/fabric.h>
-#include <fabric/log.h>
 
 #include "tests/support/group_of_ranks.h"
 #include "tests/support/ranks.h"

@@ -8,7 +8,7 @@
 
 #include <fabric/helpers/peers.h>
 #include <fabric/plugins/loggers/logger.h>
-#include <fabric/state.h>
+#include <fabric/state/state.h>
 
 namespace fabric {
 

@@ -7,7 +7,7 @@
 #include <typeinfo>
 
 #include <fabric/config.h>
-#include <fabric/helpers/class_registry.h>
+#include <fabric/helpers/class_registry_internal.h>
 #include <fabric/optim/fused.h>
 #include <torch/optim/adagrad.h>
 #include <torch/optim/lbfgs.h>

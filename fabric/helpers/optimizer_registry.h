@@ -7,7 +7,7 @@
 
 #include <torch/optim/optimizer.h>
 
-#include <fabric/tree.h>
+#include <fabric/base/tree.h>
 
 namespace fabric {
 

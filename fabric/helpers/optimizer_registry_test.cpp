@@ -2,9 +2,9 @@
 
 #include <torch/torch.h>
 
-#include <fabric/error.h>
-#include <fabric/helpers/optimizer_group.h>
+#include <fabric/base/error.h>
 #include <fabric/optim/fused.h>
+#include <fabric/optim/optimizer_group.h>
 
 #include "tests/support/catch.h"
 

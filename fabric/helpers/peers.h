@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
+#include <fabric/base/value.h>
 #include <fabric/plugins/collectives/process_group.h>
-#include <fabric/value.h>
 
 namespace fabric {
 

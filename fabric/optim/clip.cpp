@@ -13,7 +13,7 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 namespace fabric::optim {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <torch/torch.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include "tests/support/catch.h"
 
 using fabric::MisuseError;

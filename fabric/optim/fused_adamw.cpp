@@ -1,4 +1,4 @@
-#include "fabric/optim/fused_adam.h"
+#include "fabric/optim/fused_adam_internal.h"
 
 #include <ATen/ops/_fused_adamw.h>
 

@@ -1,4 +1,4 @@
-#include "fabric/optim/fused_lists.h"
+#include "fabric/optim/fused_lists_internal.h"
 
 namespace fabric::optim::detail {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <fabric/optim/fused.h>
 
-#include "fabric/optim/fused_lists.h"
+#include "fabric/optim/fused_lists_internal.h"
 
 namespace fabric::optim {
 namespace detail {

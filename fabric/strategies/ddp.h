@@ -53,7 +53,8 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncContr
     std::int64_t model_averaging_period = 0;
     std::int64_t model_averaging_warmup = 0;
     ProcessGroup::Config process_group;
-    /// How `launch` starts the other ranks: "auto", "popen", "copy", "spawn" or "fork" (see fabric/launching.h).
+    /// How `launch` starts the other ranks: "auto", "popen", "copy", "spawn" or "fork" (see
+    /// fabric/launcher/launching.h).
     std::string start_method = "auto";
     /// Throws ConfigError for settings that make no sense.
     void validate() const;

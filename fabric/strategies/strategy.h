@@ -11,13 +11,13 @@
 #include <c10/core/Device.h>
 
 #include <fabric/accelerators/accelerator.h>
-#include <fabric/launching.h>
+#include <fabric/base/scope.h>
+#include <fabric/launcher/launching.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 #include <fabric/plugins/collectives/process_group.h>
 #include <fabric/plugins/environments/cluster_environment.h>
 #include <fabric/plugins/precision/precision.h>
-#include <fabric/scope.h>
-#include <fabric/state.h>
+#include <fabric/state/state.h>
 
 namespace fabric {
 
@@ -29,7 +29,7 @@ class FABRIC_API ForwardCall {
   virtual ~ForwardCall() = default;
   /// Calls the method on `target` (the user's module or a replica of it) and keeps the result.
   virtual void run(torch::nn::Module& target) = 0;
-  /// False when an argument's type is opaque, so that tensors may have been missed (see fabric/tensors.h).
+  /// False when an argument's type is opaque, so that tensors may have been missed (see fabric/state/tensors.h).
   virtual bool for_each_input(const Visit& visit) = 0;
   virtual bool for_each_output(const Visit& visit) = 0;
   /// The same method with the same arguments and no result yet.

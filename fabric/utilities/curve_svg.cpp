@@ -1,10 +1,10 @@
-#include "fabric/utilities/curve_svg.h"
+#include "fabric/utilities/curve_svg_internal.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 
-#include "fabric/utilities/terminal.h"
+#include "fabric/utilities/terminal_internal.h"
 
 namespace fabric::detail {
 namespace {

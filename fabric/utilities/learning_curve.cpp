@@ -7,11 +7,11 @@
 #include <iostream>
 #include <limits>
 
-#include <fabric/atomic_file.h>
-#include <fabric/error.h>
+#include <fabric/base/atomic_file_internal.h>
+#include <fabric/base/error.h>
 
-#include "fabric/utilities/curve_svg.h"
-#include "fabric/utilities/terminal.h"
+#include "fabric/utilities/curve_svg_internal.h"
+#include "fabric/utilities/terminal_internal.h"
 
 namespace fabric {
 namespace {

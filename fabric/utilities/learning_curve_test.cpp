@@ -8,7 +8,7 @@
 #include <limits>
 #include <sstream>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #include "tests/support/catch.h"
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "fabric/utilities/terminal.h"
+#include "fabric/utilities/terminal_internal.h"
 
 namespace fabric {
 namespace {

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "fabric/utilities/terminal.h"
+#include "fabric/utilities/terminal_internal.h"
 #include "tests/support/catch.h"
 
 namespace {

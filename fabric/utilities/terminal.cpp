@@ -1,4 +1,4 @@
-#include "fabric/utilities/terminal.h"
+#include "fabric/utilities/terminal_internal.h"
 
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/base/env_reader.h>
 
 namespace fabric::terminal {
 

@@ -2,9 +2,9 @@
 
 #include <cmath>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
-#include "fabric/utilities/terminal.h"
+#include "fabric/utilities/terminal_internal.h"
 
 namespace fabric {
 

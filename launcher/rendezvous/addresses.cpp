@@ -16,11 +16,11 @@
 #include <memory>
 #include <sstream>
 
-#include <fabric/error.h>
-#include <fabric/nearest_name.h>
+#include <fabric/base/error.h>
+#include <fabric/base/nearest_name.h>
 
-#include "launcher/descriptor.h"
-#include "launcher/signal_mask.h"
+#include "launcher/os/descriptor.h"
+#include "launcher/os/signal_mask.h"
 
 namespace fabric::rendezvous {
 namespace {

@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "launcher/descriptor.h"
+#include "launcher/os/descriptor.h"
 #include "launcher/rendezvous/addresses.h"
 #include "launcher/rendezvous/message.h"
 

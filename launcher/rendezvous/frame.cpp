@@ -1,8 +1,8 @@
 #include "launcher/rendezvous/frame.h"
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
-#include "launcher/utf8.h"
+#include "launcher/os/utf8.h"
 
 namespace fabric::rendezvous {
 namespace {

@@ -5,8 +5,8 @@
 #include <string>
 #include <string_view>
 
-#include <fabric/error.h>
-#include <fabric/tree.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree.h>
 
 namespace fabric::rendezvous {
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "launcher/exit_codes.h"
-#include "launcher/signal_name.h"
+#include "launcher/os/exit_codes.h"
+#include "launcher/os/signal_name.h"
 
 namespace fabric::rendezvous {
 namespace {

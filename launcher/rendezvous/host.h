@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "launcher/rendezvous/election.h"
+#include "launcher/rendezvous/restart_policy.h"
 #include "launcher/rendezvous/settings.h"
-#include "launcher/run/restart_policy.h"
 
 namespace fabric::rendezvous {
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <set>
 
-#include "launcher/exit_codes.h"
+#include "launcher/os/exit_codes.h"
 #include "launcher/rendezvous/host.h"
 
 namespace fabric::rendezvous {

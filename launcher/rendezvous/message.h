@@ -4,7 +4,7 @@
 #include <variant>
 #include <vector>
 
-#include <fabric/tree.h>
+#include <fabric/base/tree.h>
 
 #include "launcher/rendezvous/frame.h"
 

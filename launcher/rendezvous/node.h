@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "launcher/exit_codes.h"
-#include "launcher/ports.h"
+#include "fabric/base/ports_internal.h"
+#include "launcher/os/exit_codes.h"
 #include "launcher/rendezvous/life_checks.h"
 #include "launcher/rendezvous/server.h"
 

@@ -1,7 +1,7 @@
 // How a node finds the host of the rendezvous, and what it does when the host is gone.
 #include <algorithm>
 
-#include "launcher/exit_codes.h"
+#include "launcher/os/exit_codes.h"
 #include "launcher/rendezvous/node.h"
 
 namespace fabric::rendezvous {

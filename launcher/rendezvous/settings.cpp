@@ -5,8 +5,8 @@
 #include <map>
 #include <sstream>
 
-#include <fabric/error.h>
-#include <fabric/nearest_name.h>
+#include <fabric/base/error.h>
+#include <fabric/base/nearest_name.h>
 
 namespace fabric::rendezvous {
 namespace {

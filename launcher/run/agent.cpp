@@ -2,9 +2,9 @@
 
 #include <cstdio>
 
-#include "launcher/exit_codes.h"
+#include "launcher/os/exit_codes.h"
+#include "launcher/rendezvous/restart_policy.h"
 #include "launcher/run/job.h"
-#include "launcher/run/restart_policy.h"
 #include "launcher/run/runner.h"
 #include "launcher/run/several_nodes.h"
 

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 
-#include <fabric/nearest_name.h>
+#include <fabric/base/nearest_name.h>
 #include <fabric/version.h>
 
+#include "launcher/os/signal_name.h"
 #include "launcher/rendezvous/settings.h"
 #include "launcher/run/options.h"
-#include "launcher/signal_name.h"
 
 namespace fabric::run {
 namespace {

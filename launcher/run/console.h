@@ -3,7 +3,7 @@
 #include <chrono>
 #include <string>
 
-#include "launcher/descriptor.h"
+#include "launcher/os/descriptor.h"
 
 namespace fabric::run {
 

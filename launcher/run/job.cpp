@@ -5,8 +5,8 @@
 
 #include <cstdlib>
 
-#include "launcher/hostlist.h"
 #include "launcher/run/machine.h"
+#include "plugins/environments/hostlist.h"
 
 namespace fabric::run {
 namespace {

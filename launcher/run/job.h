@@ -2,10 +2,10 @@
 
 #include <optional>
 
-#include "launcher/ports.h"
+#include "fabric/base/ports_internal.h"
 #include "launcher/rendezvous/node.h"
 #include "launcher/run/options.h"
-#include "launcher/run/worker_environment.h"
+#include "launcher/run/workers/worker_environment.h"
 
 namespace fabric::run {
 

@@ -6,9 +6,9 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
-#include "launcher/files.h"
+#include "fabric/base/files_internal.h"
 
 namespace fabric::run {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/base/env_reader.h>
 
 namespace fabric::run {
 

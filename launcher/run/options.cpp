@@ -5,7 +5,7 @@
 #include <charconv>
 #include <csignal>
 
-#include <fabric/nearest_name.h>
+#include <fabric/base/nearest_name.h>
 
 namespace fabric::run {
 namespace {

@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include <fabric/error.h>
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/base/env_reader.h>
+#include <fabric/base/error.h>
 
 namespace fabric::run {
 

@@ -1,12 +1,12 @@
 // Parts of `fabric run` that need no processes.
 #include <signal.h>
 
-#include "launcher/run/error_file.h"
-#include "launcher/run/heartbeats.h"
 #include "launcher/run/job.h"
 #include "launcher/run/machine.h"
 #include "launcher/run/options.h"
-#include "launcher/run/worker_environment.h"
+#include "launcher/run/watch/error_file.h"
+#include "launcher/run/watch/heartbeats.h"
+#include "launcher/run/workers/worker_environment.h"
 #include "tests/support/catch.h"
 
 using namespace fabric::run;

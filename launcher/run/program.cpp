@@ -8,7 +8,7 @@
 #include <cstring>
 #include <sstream>
 
-#include "launcher/files.h"
+#include "fabric/base/files_internal.h"
 
 namespace fabric::run {
 namespace {

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #include "launcher/run/options.h"
 

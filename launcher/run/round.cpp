@@ -12,12 +12,12 @@
 #include <cstring>
 #include <fstream>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
-#include "launcher/exit_codes.h"
+#include "launcher/os/exit_codes.h"
+#include "launcher/os/signal_name.h"
 #include "launcher/rendezvous/node.h"
-#include "launcher/run/process_tree.h"
-#include "launcher/signal_name.h"
+#include "launcher/run/guard/process_tree.h"
 
 namespace fabric::run {
 namespace {

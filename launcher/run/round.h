@@ -5,13 +5,13 @@
 #include <vector>
 
 #include "launcher/run/console.h"
-#include "launcher/run/containment.h"
-#include "launcher/run/failure_report.h"
-#include "launcher/run/guardian.h"
-#include "launcher/run/heartbeats.h"
+#include "launcher/run/guard/containment.h"
+#include "launcher/run/guard/guardian.h"
 #include "launcher/run/program.h"
-#include "launcher/run/stack_dump.h"
-#include "launcher/run/worker_logs.h"
+#include "launcher/run/watch/failure_report.h"
+#include "launcher/run/watch/heartbeats.h"
+#include "launcher/run/watch/stack_dump.h"
+#include "launcher/run/workers/worker_logs.h"
 
 namespace fabric::rendezvous {
 class Node;

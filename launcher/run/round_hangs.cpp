@@ -7,7 +7,7 @@
 #include <csignal>
 #include <tuple>
 
-#include "launcher/exit_codes.h"
+#include "launcher/os/exit_codes.h"
 #include "launcher/run/round.h"
 
 namespace fabric::run {

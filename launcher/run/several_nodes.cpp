@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "launcher/signal_name.h"
+#include "launcher/os/signal_name.h"
 
 namespace fabric::run {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 namespace fabric::checkpoint {
 

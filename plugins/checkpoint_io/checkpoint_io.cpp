@@ -5,12 +5,12 @@
 
 #include <c10/util/Exception.h>
 
-#include <fabric/nearest_name.h>
+#include <fabric/base/nearest_name.h>
 
 #include "plugins/checkpoint_io/mapped_file.h"
-#include "plugins/checkpoint_io/safetensors.h"
-#include "plugins/checkpoint_io/torch_reader.h"
-#include "plugins/checkpoint_io/torch_writer.h"
+#include "plugins/checkpoint_io/safetensors/safetensors.h"
+#include "plugins/checkpoint_io/torch/torch_reader.h"
+#include "plugins/checkpoint_io/torch/torch_writer.h"
 
 namespace fabric {
 namespace {

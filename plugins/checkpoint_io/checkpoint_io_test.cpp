@@ -6,7 +6,7 @@
 #include <fstream>
 #include <limits>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #include "plugins/checkpoint_io/test_files.h"
 #include "tests/support/catch.h"

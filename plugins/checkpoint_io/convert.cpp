@@ -10,8 +10,8 @@
 #include <string_view>
 #include <vector>
 
-#include <fabric/error.h>
-#include <fabric/nearest_name.h>
+#include <fabric/base/error.h>
+#include <fabric/base/nearest_name.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 namespace {

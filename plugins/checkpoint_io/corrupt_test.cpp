@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 #include "plugins/checkpoint_io/test_files.h"

@@ -12,10 +12,10 @@
 #include <random>
 #include <thread>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
-#include "fabric/atomic_file_test_support.h"
+#include "fabric/base/atomic_file_test_support.h"
 #include "plugins/checkpoint_io/test_files.h"
 #include "tests/support/catch.h"
 

@@ -8,7 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #ifndef MADV_POPULATE_READ  // Linux 5.14; older C libraries do not name it
 #define MADV_POPULATE_READ 22

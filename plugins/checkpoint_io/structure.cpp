@@ -5,9 +5,9 @@
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
-#include "fabric/config/scalar.h"
+#include "fabric/config/scalar_internal.h"
 
 namespace fabric::checkpoint {
 namespace {

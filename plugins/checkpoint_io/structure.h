@@ -4,7 +4,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include <fabric/value.h>
+#include <fabric/base/value.h>
 
 #include "plugins/checkpoint_io/tensor_bytes.h"
 

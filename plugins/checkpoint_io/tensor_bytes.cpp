@@ -8,7 +8,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 namespace fabric::checkpoint {
 namespace {

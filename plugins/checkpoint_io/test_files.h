@@ -10,7 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <fabric/value.h>
+#include <fabric/base/value.h>
 
 namespace checkpoint_test {
 

@@ -8,7 +8,7 @@
 #include <c10/core/Device.h>
 #include <c10/util/intrusive_ptr.h>
 
-#include <fabric/rank_info.h>
+#include <fabric/base/rank_info.h>
 
 namespace c10d {
 class Backend;

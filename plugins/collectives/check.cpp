@@ -6,7 +6,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "plugins/collectives/mismatch_lines.h"
-#include "plugins/collectives/mpi_backend.h"
+#include "plugins/collectives/mpi/mpi_backend.h"
 
 namespace fabric::collectives {
 namespace {

@@ -3,12 +3,12 @@
 #include <future>
 #include <thread>
 
-#include <fabric/log.h>
+#include <fabric/base/log.h>
 
-#include "plugins/collectives/gloo_backend.h"
-#include "plugins/collectives/job_store.h"
+#include "plugins/collectives/gloo/gloo_backend.h"
 #include "plugins/collectives/plain_number.h"
 #include "plugins/collectives/rank_list.h"
+#include "plugins/collectives/store/job_store.h"
 
 namespace fabric::collectives {
 namespace {

@@ -10,7 +10,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include <fabric/plugins/collectives/process_group.h>
 
 namespace fabric::collectives {

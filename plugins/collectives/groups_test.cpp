@@ -3,10 +3,10 @@
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
-#include <fabric/plugin_library.h>
+#include <fabric/base/plugin_library_internal.h>
 #include <fabric/plugins/collectives/process_group.h>
 
-#include "plugins/collectives/mpi_backend.h"
+#include "plugins/collectives/mpi/mpi_backend.h"
 #include "tests/support/group_of_ranks.h"
 
 using at::Tensor;

@@ -10,17 +10,17 @@
 
 #include <ATen/ops/zeros.h>
 
-#include <fabric/log.h>
-#include <fabric/nearest_name.h>
-#include <fabric/plugin_library.h>
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/base/env_reader.h>
+#include <fabric/base/log.h>
+#include <fabric/base/nearest_name.h>
+#include <fabric/base/plugin_library_internal.h>
 
 #include "plugins/collectives/check.h"
-#include "plugins/collectives/gloo_backend.h"
-#include "plugins/collectives/job_store.h"
-#include "plugins/collectives/mpi_backend.h"
+#include "plugins/collectives/gloo/gloo_backend.h"
+#include "plugins/collectives/mpi/mpi_backend.h"
 #include "plugins/collectives/plain_number.h"
 #include "plugins/collectives/rank_list.h"
+#include "plugins/collectives/store/job_store.h"
 
 namespace fabric::collectives {
 namespace {

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 
+#include "fabric/base/value_codec_internal.h"
 #include "plugins/collectives/check.h"
 #include "plugins/collectives/group.h"
 #include "plugins/collectives/reducible.h"

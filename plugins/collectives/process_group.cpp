@@ -2,15 +2,15 @@
 
 #include <atomic>
 
-#include <fabric/log.h>
-#include <fabric/nearest_name.h>
-#include <fabric/plugin_library.h>
+#include <fabric/base/log.h>
+#include <fabric/base/nearest_name.h>
+#include <fabric/base/plugin_library_internal.h>
 
 #include "plugins/collectives/check.h"
-#include "plugins/collectives/gloo_backend.h"
+#include "plugins/collectives/gloo/gloo_backend.h"
 #include "plugins/collectives/group.h"
-#include "plugins/collectives/job_store.h"
 #include "plugins/collectives/make_backend.h"
+#include "plugins/collectives/store/job_store.h"
 
 namespace fabric {
 

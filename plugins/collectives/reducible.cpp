@@ -109,11 +109,4 @@ void Reducible::store_in(at::Tensor& target, int size) const {
     target.copy_(result);
 }
 
-at::Tensor bytes_of(const at::Tensor& tensor) {
-  auto flat = tensor.detach();
-  if (flat.is_complex()) flat = at::view_as_real(flat.resolve_conj());
-  if (flat.is_neg()) flat = flat.resolve_neg();
-  return flat.contiguous().view({-1}).view(at::kByte);
-}
-
 }  // namespace fabric::collectives

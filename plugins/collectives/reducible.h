@@ -17,8 +17,4 @@ struct Reducible {
 /// Shares the tensor's memory where it can. Throws MisuseError for an operation that the type does not have.
 Reducible make_reducible(const Group& group, const at::Tensor& tensor, ReduceOp op, const char* operation);
 
-/// The bytes of a tensor as one dimension: operations that only move data know no types then. Shares the memory of a
-/// contiguous tensor, copies others.
-at::Tensor bytes_of(const at::Tensor& tensor);
-
 }  // namespace fabric::collectives

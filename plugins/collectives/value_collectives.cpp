@@ -9,10 +9,10 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 
+#include "fabric/base/value_codec_internal.h"
 #include "plugins/collectives/check.h"
 #include "plugins/collectives/group.h"
 #include "plugins/collectives/reducible.h"
-#include "plugins/collectives/value_codec.h"
 
 namespace fabric {
 

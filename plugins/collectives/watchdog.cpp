@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include <fabric/log.h>
+#include <fabric/base/log.h>
 
 #include "plugins/collectives/plain_number.h"
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cctype>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 namespace fabric {
 

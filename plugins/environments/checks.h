@@ -3,7 +3,7 @@
 #include <optional>
 #include <string>
 
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/base/env_reader.h>
 
 namespace fabric {
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include <fabric/plugins/environments/fabric.h>
 #include <fabric/plugins/environments/kubeflow.h>
 #include <fabric/plugins/environments/lsf.h>

@@ -1,6 +1,6 @@
 #include <fabric/plugins/environments/cluster_environment.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include <fabric/plugins/environments/fabric.h>
 
 #include "tests/support/catch.h"

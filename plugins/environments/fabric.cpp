@@ -1,8 +1,8 @@
 #include <fabric/plugins/environments/fabric.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
-#include "launcher/ports.h"
+#include "fabric/base/ports_internal.h"
 #include "plugins/environments/checks.h"
 
 namespace fabric {

@@ -6,7 +6,7 @@
 #include <fstream>
 #include <vector>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #include "plugins/environments/checks.h"
 

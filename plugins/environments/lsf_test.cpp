@@ -2,7 +2,7 @@
 
 #include <unistd.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #include <filesystem>
 #include <fstream>

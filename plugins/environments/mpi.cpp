@@ -1,6 +1,6 @@
 #include <fabric/plugins/environments/mpi.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #include "plugins/environments/checks.h"
 

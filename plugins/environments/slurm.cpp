@@ -6,11 +6,11 @@
 #include <sstream>
 #include <vector>
 
-#include <fabric/error.h>
-#include <fabric/log.h>
+#include <fabric/base/error.h>
+#include <fabric/base/log.h>
 
-#include "launcher/hostlist.h"
 #include "plugins/environments/checks.h"
+#include "plugins/environments/hostlist.h"
 
 namespace fabric {
 namespace {

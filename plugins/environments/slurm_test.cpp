@@ -1,6 +1,6 @@
 #include <fabric/plugins/environments/slurm.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 #include "tests/support/catch.h"
 

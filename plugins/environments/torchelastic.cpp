@@ -1,6 +1,6 @@
 #include <fabric/plugins/environments/torchelastic.h>
 
-#include <fabric/log.h>
+#include <fabric/base/log.h>
 
 #include "plugins/environments/checks.h"
 

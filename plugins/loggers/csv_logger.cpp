@@ -2,9 +2,9 @@
 
 #include <charconv>
 
-#include <fabric/atomic_file.h>
-#include <fabric/log.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/atomic_file_internal.h>
+#include <fabric/base/log.h>
+#include <fabric/base/tree_io.h>
 
 #include "plugins/loggers/csv_table.h"
 #include "plugins/loggers/run_folder.h"

@@ -4,11 +4,11 @@
 #include <fstream>
 #include <limits>
 
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/base/env_reader.h>
+#include <fabric/base/tree_io.h>
 #include <fabric/plugins/loggers/registry.h>
-#include <fabric/tree_io.h>
 
-#include "fabric/atomic_file_test_support.h"
+#include "fabric/base/atomic_file_test_support.h"
 #include "plugins/loggers/flat_params.h"
 #include "plugins/loggers/test_folder.h"
 #include "tests/support/catch.h"

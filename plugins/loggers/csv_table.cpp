@@ -10,8 +10,8 @@
 #include <fstream>
 #include <utility>
 
-#include <fabric/atomic_file.h>
-#include <fabric/error.h>
+#include <fabric/base/atomic_file_internal.h>
+#include <fabric/base/error.h>
 
 namespace fabric {
 namespace {

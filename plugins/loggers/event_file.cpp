@@ -10,7 +10,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
 namespace fabric {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 namespace fabric {
 namespace {

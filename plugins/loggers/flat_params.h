@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include <fabric/tree.h>
+#include <fabric/base/tree.h>
 
 namespace fabric {
 

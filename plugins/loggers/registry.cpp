@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include <fabric/named_registry.h>
+#include <fabric/base/named_registry_internal.h>
 #include <fabric/plugins/loggers/csv_logger.h>
 #include <fabric/plugins/loggers/tensorboard_logger.h>
 

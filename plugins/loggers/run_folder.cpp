@@ -4,8 +4,8 @@
 #include <cctype>
 #include <charconv>
 
-#include <fabric/error.h>
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/base/env_reader.h>
+#include <fabric/base/error.h>
 
 namespace fabric {
 namespace {

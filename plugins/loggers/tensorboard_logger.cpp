@@ -1,7 +1,7 @@
 #include <fabric/plugins/loggers/tensorboard_logger.h>
 
-#include <fabric/log.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/log.h>
+#include <fabric/base/tree_io.h>
 
 #include "plugins/loggers/run_folder.h"
 #include "plugins/loggers/tensorboard_messages.h"

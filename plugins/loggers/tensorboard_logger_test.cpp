@@ -3,9 +3,9 @@
 #include <cstring>
 #include <vector>
 
-#include <fabric/plugins/environments/env_reader.h>
+#include <fabric/base/env_reader.h>
 
-#include "fabric/atomic_file_test_support.h"
+#include "fabric/base/atomic_file_test_support.h"
 #include "plugins/loggers/event_file.h"
 #include "plugins/loggers/test_folder.h"
 #include "tests/support/catch.h"

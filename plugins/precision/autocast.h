@@ -3,7 +3,7 @@
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 
-#include <fabric/scope.h>
+#include <fabric/base/scope.h>
 
 namespace fabric {
 

@@ -2,7 +2,7 @@
 
 #include <c10/core/ScalarType.h>
 
-#include <fabric/scope.h>
+#include <fabric/base/scope.h>
 
 namespace fabric {
 

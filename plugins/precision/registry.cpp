@@ -2,8 +2,8 @@
 
 #include <c10/core/Device.h>
 
-#include <fabric/log.h>
-#include <fabric/named_registry.h>
+#include <fabric/base/log.h>
+#include <fabric/base/named_registry_internal.h>
 #include <fabric/plugins/precision/mixed_precision.h>
 #include <fabric/plugins/precision/true_precision.h>
 

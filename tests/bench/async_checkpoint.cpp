@@ -7,7 +7,7 @@
 #include <filesystem>
 
 #include <fabric/fabric.h>
-#include <fabric/helpers/model_checkpoint.h>
+#include <fabric/helpers/checkpointing/model_checkpoint.h>
 
 #include "tests/bench/bench.h"
 

@@ -8,7 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

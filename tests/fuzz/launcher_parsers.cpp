@@ -8,15 +8,15 @@
 #include <string>
 #include <vector>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 #include <fabric/plugins/environments/cluster_environment.h>
 
-#include "launcher/hostlist.h"
-#include "launcher/run/error_file.h"
-#include "launcher/run/heartbeats.h"
 #include "launcher/run/job.h"
 #include "launcher/run/machine.h"
 #include "launcher/run/options.h"
+#include "launcher/run/watch/error_file.h"
+#include "launcher/run/watch/heartbeats.h"
+#include "plugins/environments/hostlist.h"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <fstream>
 #include <sstream>
 
+#include <fabric/base/tree_io.h>
 #include <fabric/fabric.h>
-#include <fabric/tree_io.h>
 
 #include "tests/support/group_of_ranks.h"
 

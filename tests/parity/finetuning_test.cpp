@@ -1,5 +1,5 @@
 // The runs that record_finetuning.py recorded, with the same settings, schedules and losses.
-#include <fabric/helpers/lr_scheduler_registry.h>
+#include <fabric/helpers/lr/lr_scheduler_registry.h>
 
 #include "tests/support/finetuning_trace.h"
 

@@ -13,8 +13,8 @@
 #include <string>
 #include <thread>
 
-#include <fabric/error.h>
-#include <fabric/launching.h>
+#include <fabric/base/error.h>
+#include <fabric/launcher/launching.h>
 #include <fabric/plugins/environments/cluster_environment.h>
 
 namespace {

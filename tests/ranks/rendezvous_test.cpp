@@ -7,7 +7,7 @@
 
 #include <memory>
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include "tests/ranks/run_support.h"
 #include "tests/support/catch.h"

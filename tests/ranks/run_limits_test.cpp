@@ -14,7 +14,7 @@
 #include <set>
 #include <sstream>
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include "tests/ranks/run_support.h"
 #include "tests/support/catch.h"

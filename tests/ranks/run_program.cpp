@@ -15,10 +15,10 @@
 #include <string>
 #include <thread>
 
-#include <fabric/error.h>
-#include <fabric/error_file.h>
-#include <fabric/heartbeat.h>
-#include <fabric/preemption.h>
+#include <fabric/base/error.h>
+#include <fabric/launcher/error_file.h>
+#include <fabric/launcher/heartbeat.h>
+#include <fabric/launcher/preemption.h>
 
 namespace {
 

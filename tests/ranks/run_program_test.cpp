@@ -3,7 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include "tests/ranks/run_support.h"
 #include "tests/support/catch.h"

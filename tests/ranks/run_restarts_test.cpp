@@ -4,7 +4,7 @@
 
 #include <filesystem>
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include "tests/ranks/run_support.h"
 #include "tests/support/catch.h"

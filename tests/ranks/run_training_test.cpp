@@ -1,5 +1,5 @@
 // A real program on Fabric under `fabric run`: what it says when it fails or hangs, and which settings reach it.
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include "tests/ranks/run_support.h"
 #include "tests/support/catch.h"

@@ -13,7 +13,7 @@
 #include <fstream>
 #include <memory>
 
-#include <fabric/launching.h>
+#include <fabric/launcher/launching.h>
 
 namespace slurm_support {
 namespace {

@@ -5,9 +5,9 @@
 #include <chrono>
 #include <sstream>
 
-#include <fabric/error.h>
+#include <fabric/base/error.h>
 
-#include "launcher/hostlist.h"
+#include "plugins/environments/hostlist.h"
 #include "tests/ranks/slurm_support.h"
 #include "tests/support/catch.h"
 

@@ -10,7 +10,7 @@
 
 #include <fabric/config/parse.h>
 #include <fabric/fabric.h>
-#include <fabric/preemption.h>
+#include <fabric/launcher/preemption.h>
 
 namespace {
 

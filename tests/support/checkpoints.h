@@ -9,7 +9,7 @@
 
 #include <ATen/ops/full.h>
 
-#include <fabric/helpers/model_checkpoint.h>
+#include <fabric/helpers/checkpointing/model_checkpoint.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 #include "plugins/checkpoint_io/test_files.h"

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
-#include <fabric/error.h>
-#include <fabric/helpers/finetuning_messages.h>
-#include <fabric/tree_io.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
+#include <fabric/helpers/finetuning/finetuning_messages.h>
 
 #include "tests/support/catch.h"
 

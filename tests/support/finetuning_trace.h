@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
+#include <fabric/helpers/checkpointing/model_checkpoint.h>
 #include <fabric/helpers/early_stopping.h>
-#include <fabric/helpers/finetuning_scheduler.h>
-#include <fabric/helpers/lr_schedulers.h>
-#include <fabric/helpers/model_checkpoint.h>
+#include <fabric/helpers/finetuning/finetuning_scheduler.h>
+#include <fabric/helpers/lr/lr_schedulers.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 #include "tests/support/finetuning_support.h"

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <random>
 
-#include <fabric/tree.h>
+#include <fabric/base/tree.h>
 
 namespace fabric::testing {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <fabric/value.h>
+#include <fabric/base/value.h>
 
 namespace fabric {
 

@@ -10,9 +10,9 @@
 #include <c10/core/Device.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <fabric/base/rank_info.h>
+#include <fabric/base/value.h>
 #include <fabric/config.h>
-#include <fabric/rank_info.h>
-#include <fabric/value.h>
 
 namespace c10d {
 class ProcessGroup;

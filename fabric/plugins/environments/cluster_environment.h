@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include <fabric/plugins/environments/env_reader.h>
-#include <fabric/rank_info.h>
+#include <fabric/base/env_reader.h>
+#include <fabric/base/rank_info.h>
 
 namespace fabric {
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include <fabric/tree.h>
+#include <fabric/base/tree.h>
 
 namespace fabric {
 

@@ -5,8 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <fabric/base/value.h>
 #include <fabric/config.h>
-#include <fabric/value.h>
 
 namespace torch::optim {
 class Optimizer;

@@ -8,8 +8,8 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <fabric/scope.h>
-#include <fabric/value.h>
+#include <fabric/base/scope.h>
+#include <fabric/base/value.h>
 
 namespace torch::nn {
 class Module;

@@ -6,7 +6,7 @@
 #include <fstream>
 #include <set>
 
-#include <fabric/tree_io.h>
+#include <fabric/base/tree_io.h>
 
 #include "encoder.h"
 #include "reviews.h"

@@ -1,0 +1,185 @@
+#include <fabric/base/atomic_file_internal.h>
+
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "fabric/base/atomic_file_test_support.h"
+#include "tests/support/catch.h"
+
+using fabric::as_error;
+using fabric::AtomicFile;
+using fabric::CheckpointError;
+using fabric::Error;
+using fabric::write_whole_file;
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// What was synced since the last look, and what is not to be.
+std::vector<std::string> synced;
+std::string unsyncable;
+
+struct Folder {
+  fs::path path;
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "fabric_atomic_XXXXXX").string();
+    REQUIRE(mkdtemp(name.data()));
+    path = fs::canonical(name);
+    synced.clear();
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path, ignored);
+    unsyncable.clear();
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  std::set<std::string> names() const {
+    std::set<std::string> all;
+    for (const auto& entry : fs::directory_iterator(path)) all.insert(entry.path().filename());
+    return all;
+  }
+};
+
+std::string content(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+bool was_synced(const fs::path& path) { return std::find(synced.begin(), synced.end(), path.string()) != synced.end(); }
+
+using Names = std::set<std::string>;
+
+}  // namespace
+
+// In place of the C library's, for the sources under test as well.
+extern "C" int fsync(int fd) {
+  const std::string path = fs::read_symlink("/proc/self/fd/" + std::to_string(fd));
+  if (path == unsyncable) {
+    errno = EIO;
+    return -1;
+  }
+  synced.push_back(path);
+  return static_cast<int>(syscall(SYS_fsync, fd));
+}
+
+TEST_CASE("a whole file is there at once, or the old one", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "f";
+  write_whole_file(path, "old");
+  {
+    AtomicFile file(path);
+    file.write("ne");
+    file.write("w");
+    CHECK(file.position() == 3);
+    CHECK(content(path) == "old");
+  }
+  CHECK(content(path) == "old");
+  CHECK(folder.names() == Names{"f"});
+  write_whole_file(path, "new");
+  CHECK(content(path) == "new");
+  CHECK(folder.names() == Names{"f"});
+  CHECK(was_synced(folder.path));
+}
+
+TEST_CASE("errors are of the class asked for and name the file", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "f";
+  write_whole_file(path, "old");
+  CHECK_THROWS_AS(write_whole_file(path / "g", "x", as_error<CheckpointError>), CheckpointError);
+  CHECK_THROWS_WITH(write_whole_file(path / "g", "x"),
+                    Catch::Contains("f/g' cannot be written") && Catch::Contains("its folder cannot be made"));
+  CHECK_THROWS_WITH(write_whole_file(folder.path, "x"), Catch::Contains("it is a folder"));
+  CHECK_THROWS_WITH(write_whole_file("", "x"), Catch::Contains("names no file"));
+  try {
+    write_whole_file(path / "g", "x");
+    FAIL("no error");
+  } catch (const CheckpointError&) {
+    FAIL("the class of another writer");
+  } catch (const Error&) {
+  }
+  CHECK(folder.names() == Names{"f"});
+}
+
+TEST_CASE("a write, a sync or a move that fails leaves the old file and nothing else", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "f";
+  write_whole_file(path, "old");
+  {
+    FileSizeLimit limit(100);
+    CHECK_THROWS_WITH(write_whole_file(path, std::string(200, 'x')), Catch::Contains("File too large"));
+    CHECK_THROWS_WITH(write_whole_file(path, std::string(2'000'000, 'x')), Catch::Contains("File too large"));
+  }
+  unsyncable = folder.path / ".f.partial";
+  CHECK_THROWS_WITH(write_whole_file(path, "new"), Catch::Contains("cannot be synced"));
+  CHECK(content(path) == "old");
+  CHECK(folder.names() == Names{"f"});
+
+  AtomicFile late(folder.path / "taken");
+  late.write("x");
+  fs::create_directory(folder.path / "taken");
+  CHECK_THROWS_WITH(late.commit(), Catch::Contains("cannot be moved into place"));
+  CHECK(fs::is_directory(folder.path / "taken"));
+}
+
+TEST_CASE("what another user left over is in nobody's way", "[atomic]") {
+  Folder folder;
+  fs::permissions(folder.path, fs::perms::all);
+  auto left_over = folder.path / ".f.partial";
+  std::ofstream(left_over) << "theirs";
+  fs::permissions(left_over, fs::perms::owner_read);
+  const uid_t own = geteuid();
+  if (own == 0) REQUIRE(seteuid(65534) == 0);  // root may write everywhere
+  std::string failure;
+  try {
+    write_whole_file(folder.path / "f", "ours");
+  } catch (const Error& error) {
+    failure = error.what();
+  }
+  if (own == 0) REQUIRE(seteuid(own) == 0);
+  CHECK(failure.empty());
+  CHECK(content(folder.path / "f") == "ours");
+  CHECK(folder.names() == std::set<std::string>{".f.partial", "f"});
+}
+
+TEST_CASE("an error after the move says that the new file is in place", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "f";
+  write_whole_file(path, "old");
+  unsyncable = folder.path;
+  CHECK_THROWS_WITH(write_whole_file(path, "new"), Catch::Contains("is in place") && Catch::Contains("f'"));
+  CHECK(content(path) == "new");
+  CHECK(folder.names() == Names{"f"});
+}
+
+TEST_CASE("new folders are synced into those that hold them", "[atomic]") {
+  Folder folder;
+  write_whole_file(folder.path / "a/b/c/f", "x");
+  CHECK(content(folder.path / "a/b/c/f") == "x");
+  for (const char* holder : {"", "a", "a/b", "a/b/c"}) {
+    INFO(holder);
+    CHECK(was_synced(*holder ? folder.path / holder : folder.path));
+  }
+  synced.clear();
+  write_whole_file(folder.path / "a/d/f", "x");
+  CHECK(was_synced(folder.path / "a"));
+  CHECK_FALSE(was_synced(folder.path));  // had no new name
+
+  unsyncable = folder.path / "a";
+  CHECK(fabric::make_folders(folder.path / "a/e") == std::errc::io_error);
+  CHECK_FALSE(fabric::make_folders(folder.path / "a/e"));  // is there by now
+  CHECK(fabric::make_folders(folder.path / "a/d/f/g") == std::errc::not_a_directory);
+  CHECK(fabric::folder_of("f") == ".");
+}

@@ -1,0 +1,110 @@
+#include <fabric/helpers/checkpointing/checkpoint_files_internal.h>
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <fabric/base/atomic_file_internal.h>
+#include <fabric/base/error.h>
+
+namespace fabric {
+namespace {
+
+namespace fs = std::filesystem;
+
+[[noreturn]] void fail(const std::string& what, const fs::path& path, const std::string& why) {
+  throw CheckpointError("cannot " + what + " '" + path.string() + "': " + why);
+}
+
+// Of no use to anybody until it is renamed; the next call takes it over when a kill left it.
+fs::path temporary_for(const fs::path& path) {
+  return folder_of(path) / ("." + path.filename().string() + ".partial-link");
+}
+
+void make_folder(const fs::path& path) {
+  if (auto error = make_folders(folder_of(path))) fail("make the folder of", path, error.message());
+}
+
+void move_into_place(const fs::path& temporary, const fs::path& path) {
+  std::error_code error, ignored;
+  if (fs::is_directory(fs::symlink_status(path, ignored))) fs::remove_all(path, ignored);  // cannot be renamed over
+  fs::rename(temporary, path, error);
+  // Two names of one file stay as they are when one is renamed to the other.
+  fs::remove_all(temporary, ignored);
+  if (error) fail("move a new file to", path, error.message());
+  if (auto unsynced = sync_path(folder_of(path)))
+    throw CheckpointError("the new file '" + path.string() +
+                          "' is in place, but its folder cannot be synced: " + unsynced.message());
+}
+
+void copy_bytes(const fs::path& file, const fs::path& temporary, const fs::path& name) {
+  std::error_code error;
+  fs::copy(file, temporary, fs::copy_options::recursive | fs::copy_options::overwrite_existing, error);
+  if (!error && fs::is_regular_file(temporary)) error = sync_path(temporary);
+  if (error) {
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
+    fail("copy '" + file.string() + "' to", name, error.message());
+  }
+}
+
+}  // namespace
+
+bool checkpoint_exists(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
+fs::path first_free_path(const std::function<fs::path(int)>& name,
+                         const std::function<bool(const fs::path&)>& may_replace) {
+  for (int version = 0;; ++version) {
+    fs::path path = name(version);
+    if (may_replace(path) || !checkpoint_exists(path)) return path;
+  }
+}
+
+void copy_checkpoint(const fs::path& file, const fs::path& name) {
+  if (file == name) return;
+  make_folder(name);
+  fs::path temporary = temporary_for(name);
+  std::error_code error;
+  fs::remove_all(temporary, error);
+  fs::create_hard_link(file, temporary, error);
+  if (error) copy_bytes(file, temporary, name);
+  move_into_place(temporary, name);
+}
+
+void link_checkpoint(const fs::path& file, const fs::path& name) {
+  if (file == name) return;
+  make_folder(name);
+  fs::path temporary = temporary_for(name);
+  std::error_code error;
+  fs::remove_all(temporary, error);
+  fs::create_symlink(file.lexically_relative(folder_of(name)), temporary, error);
+  if (error) return copy_checkpoint(file, name);
+  move_into_place(temporary, name);
+}
+
+void remove_checkpoint(const fs::path& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) fail("remove the checkpoint", path, error.message());
+}
+
+void remove_leftovers(const fs::path& folder, const std::string& extension) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with('.') || name.find(extension + ".partial") == name.npos) continue;
+    int fd = open(entry.path().c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) continue;
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlink(entry.path().c_str());
+    close(fd);
+  }
+}
+
+void write_text_file(const fs::path& path, const std::string& text) {
+  write_whole_file(path, text, as_error<CheckpointError>);
+}
+
+}  // namespace fabric

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include <fabric/base/value.h>
+
+namespace fabric {
+
+/// Copies nested values into host memory that is kept and used again: the first copy allocates, later ones of a state
+/// of the same shapes cost what copying the bytes costs. Copies from CUDA go to page-locked memory, all at once.
+class FABRIC_API HostSnapshot {
+ public:
+  /// The copy; its tensors are overwritten by the next call. Tensors that cannot be copied element by element (sparse,
+  /// quantized, on the meta device) are passed on as they are.
+  Value take(const Value& value);
+  /// Of the memory that is kept.
+  std::size_t bytes() const;
+
+ private:
+  struct Copy {
+    at::Tensor from, to;
+  };
+  void copy(at::Tensor& tensor);
+  void copy_all() const;
+  at::Tensor& buffer_for(const at::Tensor& tensor);
+
+  std::vector<at::Tensor> buffers_;  // by the order of the tensors in the value
+  std::vector<Copy> copies_;
+  std::size_t used_ = 0;
+};
+
+}  // namespace fabric

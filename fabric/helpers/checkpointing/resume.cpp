@@ -1,0 +1,149 @@
+#include <fabric/helpers/checkpointing/resume.h>
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstring>
+#include <set>
+#include <tuple>
+
+#include <fabric/base/error.h>
+#include <fabric/base/log.h>
+#include <fabric/helpers/checkpointing/checkpoint_target_internal.h>
+#include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+
+namespace fabric {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Candidate {
+  fs::path path;
+  struct timespec written {};
+  std::pair<dev_t, ino_t> file{};
+  bool link = false;
+  std::string problem;  // known without reading it
+};
+
+bool has_checkpoint_name(const fs::path& path) {
+  static const std::set<std::string> kEndings{".safetensors", ".pt", ".pth", ".ckpt", ".bin"};
+  return kEndings.contains(path.extension().string());
+}
+
+bool is_left_by_a_kill(const fs::path& path) {
+  const std::string name = path.filename().string();
+  return name.starts_with('.') && name.find(".partial") != name.npos;
+}
+
+// "epoch=9" before "epoch=10".
+bool natural_less(const std::string& a, const std::string& b) {
+  auto digit = [](char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; };
+  std::size_t i = 0, j = 0;
+  while (i < a.size() && j < b.size()) {
+    if (digit(a[i]) && digit(b[j])) {
+      auto number = [&](const std::string& text, std::size_t& at) {
+        std::size_t begin = at;
+        while (at < text.size() && digit(text[at])) ++at;
+        std::string digits = text.substr(begin, at - begin);
+        return digits.erase(0, std::min(digits.find_first_not_of('0'), digits.size()));
+      };
+      std::string x = number(a, i), y = number(b, j);
+      if (x != y) return std::pair(x.size(), x) < std::pair(y.size(), y);
+    } else if (a[i] != b[j]) {
+      return a[i] < b[j];
+    } else {
+      ++i, ++j;
+    }
+  }
+  return a.size() - i < b.size() - j;
+}
+
+// Newest first; of two names for one file, the one that is no link.
+bool comes_first(const Candidate& a, const Candidate& b) {
+  auto time = [](const Candidate& c) { return std::tuple(c.written.tv_sec, c.written.tv_nsec); };
+  if (time(a) != time(b)) return time(a) > time(b);
+  if (a.link != b.link) return b.link;
+  return natural_less(b.path.string(), a.path.string());
+}
+
+Candidate look_at(const fs::path& path) {
+  Candidate found{.path = path};
+  struct stat info {};
+  found.link = fs::is_symlink(path);
+  if (stat(path.c_str(), &info) != 0) {
+    int error = errno;
+    found.problem = found.link && error == ENOENT
+                        ? "it is a link to '" + fs::read_symlink(path).string() + "', which is not there"
+                        : std::strerror(error);
+    lstat(path.c_str(), &info);
+  }
+  if (is_left_by_a_kill(path)) found.problem = "its writing was interrupted";
+  found.written = info.st_mtim;
+  found.file = {info.st_dev, info.st_ino};
+  return found;
+}
+
+std::vector<Candidate> candidates_in(const fs::path& folder) {
+  std::vector<Candidate> found;
+  std::error_code error;
+  if (!fs::exists(folder, error)) return found;
+  fs::recursive_directory_iterator at(folder, error), end;
+  for (; !error && at != end; at.increment(error)) {
+    const fs::path& path = at->path();
+    std::error_code ignored;
+    if (!at->is_symlink(ignored) && at->is_directory(ignored)) continue;
+    if (has_checkpoint_name(path) || is_left_by_a_kill(path)) found.push_back(look_at(path));
+  }
+  if (error) throw CheckpointError("cannot look for checkpoints in '" + folder.string() + "': " + error.message());
+  std::sort(found.begin(), found.end(), comes_first);
+  return found;
+}
+
+// Empty when all is well.
+std::string problem_with(const Candidate& candidate, CheckpointIO& io, const std::vector<std::string>& keys) {
+  if (!candidate.problem.empty()) return candidate.problem;
+  try {
+    Value checkpoint = io.load(candidate.path);
+    for (const auto& key : keys)
+      if (!checkpoint.find(key)) return "it has no '" + key + "'";
+    return {};
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+ResumePoint look_for_latest(const fs::path& folder, const std::vector<std::string>& keys) {
+  ResumePoint point;
+  auto io = make_checkpoint_io();
+  std::set<std::pair<dev_t, ino_t>> seen;
+  for (const auto& candidate : candidates_in(folder)) {
+    if (!seen.insert(candidate.file).second) continue;
+    auto problem = problem_with(candidate, *io, keys);
+    if (problem.empty()) {
+      point.path = candidate.path;
+      break;
+    }
+    point.skipped.push_back({candidate.path, problem});
+    log::warn("resuming: '" + candidate.path.string() + "' is passed over: " + problem);
+  }
+  return point;
+}
+
+}  // namespace
+
+ResumePoint resume_latest(const fs::path& folder, const Peers& peers, const std::vector<std::string>& keys) {
+  Value found = on_rank_zero(peers, [&]() -> Value {
+    ResumePoint point = look_for_latest(folder, keys);
+    Value::List skipped;
+    for (const auto& [path, reason] : point.skipped) skipped.push_back(Value::List{path.string(), reason});
+    return Value::List{point.path.string(), skipped};
+  });
+  ResumePoint point{.path = found.as_list()[0].as_string()};
+  for (const auto& item : found.as_list()[1].as_list())
+    point.skipped.push_back({item.as_list()[0].as_string(), item.as_list()[1].as_string()});
+  return point;
+}
+
+}  // namespace fabric

@@ -1,0 +1,127 @@
+#include <fabric/helpers/finetuning/strategy_adapter.h>
+
+#include <algorithm>
+#include <cctype>
+
+#include <fabric/base/error.h>
+#include <fabric/base/nearest_name.h>
+#include <fabric/helpers/finetuning/frozen_parameters.h>
+#include <fabric/state/state.h>
+
+namespace fabric {
+namespace {
+
+const std::vector<std::string> kSupported{
+    "single_device", "ddp",         "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "ddp_spawn",
+    "ddp_fork",      "ddp_notebook"};
+
+// "a:b", "a.b" and "a::b" name the same adapter.
+std::string normalized(const std::string& name) {
+  std::string out;
+  for (std::size_t i = 0; i < name.size(); ++i) {
+    char c = name[i];
+    if (c == ':' && i + 1 < name.size() && name[i + 1] == ':') ++i;
+    if (c == ':' || c == '.') c = '.';
+    out += c;
+  }
+  auto is_word = [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '.' || c == '-'; };
+  if (out.empty() || out.front() == '.' || out.back() == '.' || out.find("..") != std::string::npos ||
+      !std::all_of(out.begin(), out.end(), is_word))
+    throw ConfigError("'" + name +
+                      "' is no name of a strategy adapter; write the name it was registered under, with "
+                      "or without a scope: 'MyAdapter', 'mine:MyAdapter' or 'mine.MyAdapter'");
+  return out;
+}
+
+std::shared_ptr<StrategyAdapter> make_base(const Tree& config) {
+  if (!config.is_null() && !(config.is_map() && config.as_map().empty()))
+    throw ConfigError("strategy_adapter_cfg: the base adapter has no settings, given " +
+                      (config.is_map() ? "'" + config.as_map().begin()->first + "'" : std::string(config.kind())));
+  return std::make_shared<StrategyAdapter>();
+}
+
+}  // namespace
+
+StrategyAdapter::~StrategyAdapter() = default;
+
+FinetuningSchedule StrategyAdapter::generate_schedule() const { return implicit_schedule(parameters_for_schedule()); }
+
+bool StrategyAdapter::exec_phase(const Names& thawed) { return thaw_exactly(*target_.parameters, thawed); }
+
+void StrategyAdapter::parameters_changed() {
+  if (target_.strategy_module) target_.strategy_module->parameters_changed();
+}
+
+void StrategyAdapter::restore_model(const Value& state) {
+  if (target_.strategy)
+    target_.strategy->load_module_state_dict(*target_.module, state, true);
+  else
+    load_module_state_dict(*target_.module, state, true);
+}
+
+void StrategyAdapter::restore_optimizer(torch::optim::Optimizer& optimizer, const Value& state) {
+  if (target_.strategy)
+    target_.strategy->load_optimizer_state(optimizer, state);
+  else
+    load_optimizer_state_dict(optimizer, state);
+}
+
+StrategyAdapterRegistry::StrategyAdapterRegistry() { makers_.emplace("base", make_base); }
+
+StrategyAdapterRegistry& StrategyAdapterRegistry::instance() {
+  static StrategyAdapterRegistry registry;
+  return registry;
+}
+
+void StrategyAdapterRegistry::register_adapter(const std::string& name, Make make, bool override_existing) {
+  std::string key = normalized(name);
+  if (!make) throw ConfigError("strategy adapter '" + name + "': the function that makes it is empty");
+  if (makers_.contains(key) && !override_existing)
+    throw ConfigError("a strategy adapter named '" + name +
+                      "' is registered already; pass override_existing to replace it");
+  makers_[key] = std::move(make);
+}
+
+std::shared_ptr<StrategyAdapter> StrategyAdapterRegistry::make(const std::string& name, const Tree& config) const {
+  auto found = makers_.find(normalized(name));
+  if (found == makers_.end())
+    throw ConfigError("no strategy adapter is registered as '" + name + "'" + did_you_mean(name, available_adapters()) +
+                      ". Call StrategyAdapterRegistry::instance().register_adapter before the scheduler is made");
+  auto adapter = found->second(config);
+  if (!adapter) throw ConfigError("the function registered for strategy adapter '" + name + "' returned nothing");
+  return adapter;
+}
+
+std::vector<std::string> StrategyAdapterRegistry::available_adapters() const {
+  std::vector<std::string> names;
+  for (const auto& [name, make] : makers_) names.push_back(name);
+  return names;
+}
+
+void StrategyAdapterRegistry::remove(const std::string& name) { makers_.erase(normalized(name)); }
+
+std::shared_ptr<StrategyAdapter> resolve_strategy_adapter(const AdapterRequest& request,
+                                                          const FinetuningMessages& messages) {
+  const auto& registry = StrategyAdapterRegistry::instance();
+  if (!request.custom.empty()) {
+    auto found = request.custom.find(request.strategy);
+    if (found == request.custom.end()) {
+      std::vector<std::string> named;
+      for (const auto& [strategy, adapter] : request.custom) named.push_back(strategy);
+      throw ConfigError("custom_strategy_adapters names no adapter for the strategy in use, '" + request.strategy +
+                        "'" + did_you_mean(request.strategy, named));
+    }
+    return registry.make(found->second, request.config);
+  }
+  if (std::find(kSupported.begin(), kSupported.end(), request.strategy) == kSupported.end()) {
+    std::string what = "the fine-tuning scheduler is not tested with strategy '" + request.strategy + "'";
+    if (!request.allow_untested)
+      throw ConfigError(what + did_you_mean(request.strategy, kSupported) +
+                        ". Choose one of these, register an adapter and name it in custom_strategy_adapters, or set "
+                        "allow_untested");
+    messages.warn(what + "; it is tried with the base adapter because of allow_untested");
+  }
+  return registry.make("base", request.config);
+}
+
+}  // namespace fabric

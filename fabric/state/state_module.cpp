@@ -1,0 +1,123 @@
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include <ATen/core/grad_mode.h>
+#include <torch/nn/module.h>
+
+#include <fabric/base/error.h>
+#include <fabric/base/log.h>
+#include <fabric/state/state.h>
+
+namespace fabric {
+namespace {
+
+struct Copy {
+  at::Tensor target;
+  at::Tensor source;
+};
+struct Plan {
+  std::vector<Copy> copies;
+  std::vector<std::string> complaints;
+  std::size_t misfits = 0;  // the complaints that come first: tensors of another shape or kind
+};
+
+template <class Visit>
+void for_each_tensor_of(const torch::nn::Module& module, Visit&& visit) {
+  for (const auto& item : module.named_parameters()) visit(item.key(), item.value());
+  for (const auto& item : module.named_buffers())
+    if (item.value().defined()) visit(item.key(), item.value());
+}
+
+struct Saved {
+  std::unordered_map<std::string, at::Tensor> tensors;
+  std::vector<std::string> order;
+  std::vector<std::string> complaints;
+};
+
+void flatten(const Value& value, const std::string& path, Saved& saved) {
+  if (value.is_map()) {
+    for (const auto& [key, item] : value.as_map()) flatten(item, path.empty() ? key : path + "." + key, saved);
+  } else if (!value.is<at::Tensor>() || !value.as<at::Tensor>().defined()) {
+    saved.complaints.push_back("unexpected '" + path + "' (" + value.kind() + ")");
+  } else if (saved.tensors.emplace(path, value.as<at::Tensor>()).second) {
+    saved.order.push_back(path);
+  } else {
+    saved.complaints.push_back("'" + path + "' twice");
+  }
+}
+
+std::string shape_text(const at::Tensor& tensor) {
+  std::string out = "[";
+  for (auto size : tensor.sizes()) out += (out.size() > 1 ? ", " : "") + std::to_string(size);
+  return out + "] " + c10::toString(tensor.scalar_type());
+}
+
+bool loses_meaning(const at::Tensor& source, const at::Tensor& target) {
+  return (source.is_complex() && !target.is_complex()) ||
+         (source.is_floating_point() && !target.is_floating_point() && !target.is_complex());
+}
+
+Plan plan_load(const torch::nn::Module& module, const Value& state) {
+  if (!state.is_map()) throw CheckpointKeyError(std::string("a module's state must be a map, not ") + state.kind());
+  Saved saved;
+  flatten(state, "", saved);
+  Plan plan;
+  std::unordered_set<const void*> filled;
+  std::vector<std::pair<std::string, const void*>> absent;
+  std::unordered_set<std::string> known;
+  for_each_tensor_of(module, [&](const std::string& name, const at::Tensor& target) {
+    known.insert(name);
+    auto found = saved.tensors.find(name);
+    const void* identity = target.unsafeGetTensorImpl();
+    if (found == saved.tensors.end()) {
+      absent.emplace_back(name, identity);
+      return;
+    }
+    filled.insert(identity);
+    const at::Tensor& source = found->second;
+    if (source.sizes() != target.sizes() || loses_meaning(source, target))
+      plan.complaints.push_back("'" + name + "' is " + shape_text(source) + " in the checkpoint, " +
+                                shape_text(target) + " in the module");
+    else
+      plan.copies.push_back({target, source});
+  });
+  plan.misfits = plan.complaints.size();
+  for (const auto& [name, identity] : absent)
+    if (!filled.contains(identity)) plan.complaints.push_back("missing '" + name + "'");
+  for (const auto& name : saved.order)
+    if (!known.contains(name)) plan.complaints.push_back("unexpected '" + name + "'");
+  plan.complaints.insert(plan.complaints.end(), saved.complaints.begin(), saved.complaints.end());
+  return plan;
+}
+
+void require_fit(const Plan& plan) {
+  if (plan.complaints.empty()) return;
+  std::string text = "the saved state does not fit the module:";
+  for (const auto& complaint : plan.complaints) text += "\n  " + complaint;
+  throw CheckpointKeyError(text);
+}
+
+}  // namespace
+
+Value module_state_dict(const torch::nn::Module& module) {
+  Value::Map out;
+  for_each_tensor_of(module,
+                     [&](const std::string& name, const at::Tensor& tensor) { out.append(name, tensor.detach()); });
+  return out;
+}
+
+void check_module_state_dict(torch::nn::Module& module, const Value& state) { require_fit(plan_load(module, state)); }
+
+void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict) {
+  Plan plan = plan_load(module, state);
+  if (strict) require_fit(plan);
+  // Keys that one side lacks are what a partial load is for; this is rarely meant.
+  if (plan.misfits > 0)
+    log::rank_zero_warn("a partial load left " + std::to_string(plan.misfits) +
+                        " tensor(s) as they are: " + plan.complaints.front() + (plan.misfits > 1 ? ", …" : ""));
+  at::NoGradGuard no_grad;
+  for (auto& [target, source] : plan.copies) target.copy_(source);
+}
+
+}  // namespace fabric

@@ -1,0 +1,218 @@
+#include "launcher/run/watch/failure_report.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+
+#include <fabric/base/tree_io.h>
+
+#include "launcher/os/signal_name.h"
+#include "launcher/os/utf8.h"
+
+namespace fabric::run {
+namespace {
+
+const char* state_name(WorkerEnd::State state) {
+  switch (state) {
+    case WorkerEnd::not_started:
+      return "not started";
+    case WorkerEnd::running:
+      return "running";
+    case WorkerEnd::succeeded:
+      return "succeeded";
+    case WorkerEnd::failed:
+      return "failed";
+    case WorkerEnd::stopped:
+      return "stopped";
+  }
+  return "";
+}
+
+const char* end_name(Attempt::End end) {
+  switch (end) {
+    case Attempt::succeeded:
+      return "succeeded";
+    case Attempt::failed:
+      return "failed";
+    case Attempt::hung:
+      return "hung";
+    case Attempt::signalled:
+      return "stopped by a signal";
+    case Attempt::cannot_start:
+      return "could not start";
+    case Attempt::guardian_lost:
+      return "lost its guardian";
+    case Attempt::not_all_ended:
+      return "not all ranks ended";
+    case Attempt::stopped_elsewhere:
+      return "stopped with the other nodes";
+  }
+  return "";
+}
+
+std::string indented(const std::string& text) {
+  std::string out = "      ";
+  for (char letter : text) {
+    out += letter;
+    if (letter == '\n') out += "      ";
+  }
+  while (out.ends_with(' ') || out.ends_with('\n')) out.pop_back();
+  return out + "\n";
+}
+
+std::string who(const Job& job, const WorkerEnd& worker) {
+  return "rank " + std::to_string(worker.rank) + " (local rank " + std::to_string(worker.local_rank) + " on " +
+         job.host + ", pid " + std::to_string(worker.pid) + ")";
+}
+
+std::string hint(const WorkerEnd& worker) {
+  if (worker.out_of_memory) return "  the kernel killed it because memory ran out\n";
+  bool makes_core = worker.signal == SIGSEGV || worker.signal == SIGABRT || worker.signal == SIGBUS ||
+                    worker.signal == SIGFPE || worker.signal == SIGILL;
+  if (!makes_core) return "";
+  if (worker.dumped_core) return "  its core was dumped as /proc/sys/kernel/core_pattern says\n";
+  return "  no core was dumped; `ulimit -c unlimited` before the start allows it\n";
+}
+
+// As far as its heartbeats told.
+std::string last_place(const WorkerEnd& worker) {
+  std::string text;
+  if (worker.step >= 0) text += "step " + std::to_string(worker.step);
+  if (!worker.section.empty()) text += std::string(text.empty() ? "" : ", ") + "section '" + worker.section + "'";
+  return text.empty() ? "" : "  its last heartbeats: " + text + "\n";
+}
+
+std::string cause_text(const WorkerEnd& worker) {
+  std::string text = hint(worker);
+  if (worker.error && worker.error->problem.empty()) {
+    bool has_lines = worker.error->message.find('\n') != std::string::npos;
+    text += "  error: " + (has_lines ? "\n" + indented(worker.error->message) : worker.error->message + "\n");
+    if (!worker.error->backtrace.empty()) text += "  backtrace:\n" + indented(worker.error->backtrace);
+  } else if (worker.error) {
+    text += "  its error file " + worker.error_path + " is unreadable: " + worker.error->problem + "\n";
+  }
+  text += last_place(worker);
+  if (!worker.stacks.empty()) text += "  where its threads were:\n" + indented(worker.stacks);
+  if (worker.last_lines.empty()) return text + "  it wrote nothing to stderr\n";
+  text += "  last lines of its stderr:\n";
+  for (const auto& line : worker.last_lines) text += "      " + line + "\n";
+  return text;
+}
+
+std::string others_text(const Attempt& attempt) {
+  std::string lists[5];
+  for (const auto& worker : attempt.workers) {
+    if (worker.local_rank == attempt.first) continue;
+    auto& list = lists[worker.state];
+    list += (list.empty() ? "" : ", ") + std::to_string(worker.rank);
+    if (worker.state == WorkerEnd::failed) list += " (" + end_in_words(worker.code, worker.signal) + ")";
+    if (attempt.end == Attempt::hung && !worker.section.empty()) list += " (in section '" + worker.section + "')";
+  }
+  std::string text;
+  for (auto state : {WorkerEnd::failed, WorkerEnd::stopped, WorkerEnd::succeeded, WorkerEnd::not_started})
+    if (!lists[state].empty()) text += std::string(text.empty() ? "" : "; ") + state_name(state) + ": " + lists[state];
+  return text.empty() ? "" : "  other ranks: " + text + "\n";
+}
+
+Tree worker_tree(const WorkerEnd& worker, const Job& job) {
+  Tree tree;
+  tree["rank"] = worker.rank;
+  tree["local_rank"] = worker.local_rank;
+  tree["host"] = job.host;
+  tree["pid"] = static_cast<int>(worker.pid);
+  tree["state"] = state_name(worker.state);
+  tree["code"] = worker.code;
+  tree["signal"] = worker.signal ? Tree(signal_name(worker.signal)) : Tree();
+  tree["monotonic_seconds"] = static_cast<double>(worker.nanoseconds) * 1e-9;
+  tree["out_of_memory"] = worker.out_of_memory;
+  if (worker.step >= 0) tree["step"] = worker.step;
+  if (!worker.section.empty()) tree["section"] = worker.section;
+  if (!worker.hang.empty()) tree["hang"] = worker.hang;
+  if (!worker.stacks.empty()) tree["stacks"] = worker.stacks;
+  if (worker.error) {
+    bool good = worker.error->problem.empty();
+    tree["error"] = good ? Tree(worker.error->message) : Tree();
+    if (good && !worker.error->backtrace.empty()) tree["backtrace"] = worker.error->backtrace;
+    if (!good) tree["error_file_problem"] = worker.error->problem;
+  }
+  Tree::List lines;
+  for (const auto& line : worker.last_lines) lines.push_back(line);
+  tree["last_lines"] = std::move(lines);
+  return tree;
+}
+
+}  // namespace
+
+long long Attempt::best_step() const {
+  long long best = -1;
+  for (const auto& worker : workers) best = std::max(best, worker.step);
+  return best;
+}
+
+std::string cause_in_words(const Job& job, const Attempt& attempt, bool in_full) {
+  if (attempt.first < 0) return attempt.reason + (in_full && job.nodes > 1 ? " (on " + job.host + ")" : "");
+  const auto& worker = attempt.workers[static_cast<std::size_t>(attempt.first)];
+  auto end = attempt.end == Attempt::hung ? worker.hang : end_in_words(worker.code, worker.signal);
+  return (in_full ? who(job, worker) : "rank " + std::to_string(worker.rank)) + " " + end;
+}
+
+std::string report_text(const Job& job, const Attempt& attempt, const std::string& log_folder) {
+  std::string text = "fabric: the job failed: ";
+  char when[64];
+  std::snprintf(when, sizeof when, "after %.1f s, attempt %d", attempt.seconds, attempt.number);
+  if (attempt.first < 0) {
+    text += cause_in_words(job, attempt) + "; " + when + "\n";
+  } else {
+    const auto& worker = attempt.workers[static_cast<std::size_t>(attempt.first)];
+    text += cause_in_words(job, attempt) + "; " + when + "\n" + cause_text(worker);
+  }
+  text += others_text(attempt);
+  if (!attempt.why_no_retry.empty()) text += "  the job is not to be started again: " + attempt.why_no_retry + "\n";
+  if (!log_folder.empty()) text += "  logs: " + log_folder + "\n";
+  return text;
+}
+
+Tree report_tree(const Job& job, const std::vector<Attempt>& attempts, int code, const std::string& log_folder) {
+  Tree tree;
+  tree["run_id"] = job.id;
+  tree["host"] = job.host;
+  tree["node_rank"] = job.node;
+  tree["world_size"] = job.world_size;
+  tree["exit_code"] = code;
+  tree["outcome"] = attempts.empty() ? "not started" : end_name(attempts.back().end);
+  tree["logs"] = log_folder;
+  Tree::List list;
+  for (const auto& attempt : attempts) {
+    Tree entry;
+    entry["attempt"] = attempt.number;
+    entry["outcome"] = end_name(attempt.end);
+    entry["code"] = attempt.code;
+    entry["seconds"] = attempt.seconds;
+    if (!attempt.reason.empty()) entry["reason"] = attempt.reason;
+    if (attempt.first >= 0)
+      entry["root_cause"] = worker_tree(attempt.workers[static_cast<std::size_t>(attempt.first)], job);
+    Tree::List workers;
+    for (const auto& worker : attempt.workers) workers.push_back(worker_tree(worker, job));
+    entry["workers"] = std::move(workers);
+    list.push_back(std::move(entry));
+  }
+  tree["attempts"] = std::move(list);
+  make_utf8(tree);
+  return tree;
+}
+
+std::string write_report(const std::string& path, const Tree& report) {
+  auto text = write_json(report, true) + "\n";
+  auto fresh = path + ".new";
+  FILE* file = std::fopen(fresh.c_str(), "wbe");
+  bool good = file && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  if (file) good = std::fclose(file) == 0 && good;
+  if (good && std::rename(fresh.c_str(), path.c_str()) == 0) return "";
+  std::string problem = "cannot write the report " + path + ": " + std::strerror(errno);
+  std::remove(fresh.c_str());
+  return problem;
+}
+
+}  // namespace fabric::run

@@ -1,0 +1,88 @@
+#include "plugins/checkpoint_io/safetensors/safetensors.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include <fabric/base/atomic_file_internal.h>
+#include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
+
+#include "plugins/checkpoint_io/safetensors/safetensors_header.h"
+#include "plugins/checkpoint_io/structure.h"
+
+namespace fabric::checkpoint {
+namespace {
+
+constexpr std::int64_t kFormat = 1;
+constexpr int kLargestPower = 6;  // 64 bytes
+
+// The format allows no padding between tensors. Sorted by the largest power of two that divides their size, each begins
+// at a multiple of that power, hence of its element size.
+void sort_for_alignment(std::vector<NamedTensor>& tensors) {
+  auto power = [](const NamedTensor& entry) {
+    return std::min(std::countr_zero(entry.tensor.nbytes()), kLargestPower);
+  };
+  std::stable_sort(tensors.begin(), tensors.end(), [&](const auto& a, const auto& b) { return power(a) > power(b); });
+}
+
+std::uint64_t header_length(const MappedFile& file) {
+  std::uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof length);
+  return length;
+}
+
+Tree parse_structure(const std::string& text) {
+  Tree tree = read_json_of_file(text, "the structure");
+  const Tree* version = tree.find("version");
+  const Tree* content = tree.find("tree");
+  if (!version || !version->is_int() || !content) throw CheckpointCorrupt("the structure has no 'version' and 'tree'");
+  if (version->as_int() != kFormat)
+    throw CheckpointError("the file has version " + std::to_string(version->as_int()) +
+                          " of the layout; this library reads version " + std::to_string(kFormat));
+  return *content;
+}
+
+}  // namespace
+
+void write_safetensors(const Value& checkpoint, const std::filesystem::path& path) {
+  Structure structure = take_apart(checkpoint);
+  sort_for_alignment(structure.tensors);
+  Tree described = Tree::Map{{"version", kFormat}, {"tree", std::move(structure.tree)}};
+  std::string header = make_header(structure.tensors, write_json_for_file(described));
+  AtomicFile file(path, as_error<CheckpointError>);
+  file.write(header);
+  for (const auto& entry : structure.tensors)
+    for_each_piece(entry.tensor, [&](const void* data, std::size_t size) { file.write(data, size); });
+  file.commit();
+}
+
+bool looks_like_safetensors(const MappedFile& file) {
+  return file.size() > kLengthBytes && static_cast<char>(file.data()[kLengthBytes]) == '{';
+}
+
+Value read_safetensors(const std::shared_ptr<MappedFile>& file) {
+  if (file->size() < kLengthBytes)
+    throw CheckpointCorrupt("it has " + std::to_string(file->size()) + " bytes, too few for a header");
+  std::uint64_t length = header_length(*file);
+  if (length > kMaxHeader || length > file->size() - kLengthBytes)
+    throw CheckpointCorrupt("it claims a header of " + std::to_string(length) + " bytes, but has " +
+                            std::to_string(file->size()) + " in all: it is truncated or no safetensors file");
+  std::uint64_t start = kLengthBytes + length;
+  SafetensorsHeader header = parse_header(file->text(kLengthBytes, length), file->size() - start);
+  file->populate();
+  std::unordered_map<std::string, at::Tensor> tensors;
+  Value::Map flat;
+  for (const auto& entry : header.entries) {
+    at::Tensor tensor =
+        tensor_at(file->data() + start + entry.begin, entry.end - entry.begin, entry.shape, entry.type, file);
+    if (header.structure)
+      tensors.emplace(entry.name, std::move(tensor));
+    else
+      flat.append(entry.name, std::move(tensor));
+  }
+  if (!header.structure) return flat;
+  return put_together(parse_structure(*header.structure), tensors);
+}
+
+}  // namespace fabric::checkpoint

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <fabric/base/tree.h>
+
+#include "plugins/checkpoint_io/tensor_bytes.h"
+
+namespace fabric::checkpoint {
+
+inline constexpr std::uint64_t kLengthBytes = 8;
+inline constexpr std::uint64_t kMaxHeader = 100'000'000;  // what other readers accept
+
+struct TensorEntry {
+  std::string name;
+  c10::ScalarType type;
+  std::vector<std::int64_t> shape;
+  std::uint64_t begin = 0;  // bytes from the end of the header
+  std::uint64_t end = 0;
+};
+
+struct SafetensorsHeader {
+  std::vector<TensorEntry> entries;      // by position in the file
+  std::optional<std::string> structure;  // the metadata that this library writes
+};
+
+/// Reads JSON that nobody vouches for, of no more values than ReadLimits allow, since one may take a byte of the file
+/// and 40 of memory. Throws CheckpointCorrupt.
+Tree read_json_of_file(std::string_view text, const std::string& what);
+/// JSON that read_json_of_file takes. Throws CheckpointError for more values.
+std::string write_json_for_file(const Tree& tree);
+
+/// Checks everything against the size of the data that follows: the entries must cover it without gap or overlap.
+/// Throws CheckpointCorrupt naming the entry and what is wrong with it.
+SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size);
+
+/// Length and header for these tensors, which must be written in this order; padded so that the data begins at a
+/// multiple of 64 bytes.
+std::string make_header(const std::vector<NamedTensor>& tensors, const std::string& structure);
+
+}  // namespace fabric::checkpoint

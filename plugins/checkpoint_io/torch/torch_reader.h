@@ -1,0 +1,18 @@
+#pragma once
+
+#include <memory>
+
+#include <fabric/base/value.h>
+
+#include "plugins/checkpoint_io/mapped_file.h"
+
+namespace fabric::checkpoint {
+
+bool looks_like_torch(const MappedFile& file);
+
+/// A file that Python wrote with torch.save: plain values and tensors, in dicts, lists and tuples of any nesting. Keys
+/// that are numbers become text, tuples lists, and all tensors come to CPU. Nothing in the file is ever run: it names
+/// classes, and any that is not on a closed list throws CheckpointError naming it.
+Value read_torch(const std::shared_ptr<MappedFile>& file);
+
+}  // namespace fabric::checkpoint
