@@ -1,4 +1,4 @@
-#include <fabric/helpers/checkpointing/checkpoint_name.h>
+#include <fabric/helpers/checkpointing/checkpoint_name_internal.h>
 
 #include <charconv>
 #include <cmath>

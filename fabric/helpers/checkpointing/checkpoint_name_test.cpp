@@ -1,5 +1,5 @@
 #include <fabric/base/error.h>
-#include <fabric/helpers/checkpointing/checkpoint_name.h>
+#include <fabric/helpers/checkpointing/checkpoint_name_internal.h>
 
 #include <cmath>
 #include <limits>

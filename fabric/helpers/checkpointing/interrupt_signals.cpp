@@ -1,4 +1,4 @@
-#include <fabric/helpers/checkpointing/interrupt_signals.h>
+#include <fabric/helpers/checkpointing/interrupt_signals_internal.h>
 
 #include <signal.h>
 

@@ -3,7 +3,7 @@
 
 #include <fabric/base/error.h>
 #include <fabric/base/nearest_name.h>
-#include <fabric/helpers/checkpointing/checkpoint_name.h>
+#include <fabric/helpers/checkpointing/checkpoint_name_internal.h>
 #include <fabric/helpers/checkpointing/model_checkpoint.h>
 
 namespace fabric {

@@ -12,7 +12,7 @@
 #include <fabric/helpers/checkpointing/background_writer.h>
 #include <fabric/helpers/checkpointing/checkpoint_target_internal.h>
 #include <fabric/helpers/checkpointing/host_snapshot.h>
-#include <fabric/helpers/checkpointing/interrupt_signals.h>
+#include <fabric/helpers/checkpointing/interrupt_signals_internal.h>
 #include <fabric/helpers/checkpointing/model_checkpoint.h>
 
 namespace fabric {

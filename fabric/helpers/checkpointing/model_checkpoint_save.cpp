@@ -8,7 +8,7 @@
 #include <fabric/base/log.h>
 #include <fabric/base/nearest_name.h>
 #include <fabric/helpers/checkpointing/checkpoint_files_internal.h>
-#include <fabric/helpers/checkpointing/checkpoint_name.h>
+#include <fabric/helpers/checkpointing/checkpoint_name_internal.h>
 #include <fabric/helpers/checkpointing/model_checkpoint_internal.h>
 
 namespace fabric {

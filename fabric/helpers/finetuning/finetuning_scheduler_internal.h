@@ -15,7 +15,7 @@
 #include <fabric/helpers/finetuning/finetuning_scheduler.h>
 #include <fabric/helpers/finetuning/frozen_parameters.h>
 #include <fabric/helpers/finetuning/model_parameters.h>
-#include <fabric/helpers/finetuning/param_groups.h>
+#include <fabric/helpers/finetuning/param_groups_internal.h>
 #include <fabric/helpers/finetuning/schedule_reader.h>
 #include <fabric/helpers/finetuning/strategy_adapter.h>
 

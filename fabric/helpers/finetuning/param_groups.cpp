@@ -1,4 +1,4 @@
-#include <fabric/helpers/finetuning/param_groups.h>
+#include <fabric/helpers/finetuning/param_groups_internal.h>
 
 #include <algorithm>
 #include <unordered_map>
