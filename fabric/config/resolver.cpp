@@ -162,6 +162,16 @@ void Resolver::apply_flag(const std::string& path, const std::vector<std::string
   }
 }
 
+void Resolver::apply_layer(const Tree& layer, const std::string& origin) {
+  try {
+    Tree values = ops_.update(values_, layer);
+    mark(ops_.schema(), &values_, layer, "", [&](const std::string&) { return origin; });
+    values_ = std::move(values);
+  } catch (const FieldError& error) {
+    throw ConfigError(origin + ": " + error.reason());
+  }
+}
+
 std::string Resolver::print() const { return print_with_origins(values_, origins_); }
 
 }  // namespace fabric::detail

@@ -44,6 +44,8 @@ class Resolver {
   void apply_recipe(const std::string& name);
   void apply_file(const std::string& path);
   void apply_flag(const std::string& path, const std::vector<std::string>& texts);
+  /// A map of settings that came from elsewhere. Errors begin with `origin`.
+  void apply_layer(const Tree& layer, const std::string& origin);
 
   const Tree& values() const { return values_; }
   const Origins& origins() const { return origins_; }

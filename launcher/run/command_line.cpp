@@ -3,28 +3,54 @@
 #include <CLI/Formatter.hpp>
 
 #include <algorithm>
+#include <map>
+#include <tuple>
 
 #include <fabric/base/nearest_name.h>
 #include <fabric/version.h>
 
+#include "fabric/config/resolver_internal.h"
+#include "fabric/config/scalar_internal.h"
 #include "launcher/os/signal_name.h"
 #include "launcher/rendezvous/settings.h"
 #include "launcher/run/options.h"
+#include "launcher/run/settings.h"
 
 namespace fabric::run {
 namespace {
 
-/// Values as they were typed; checked and converted after all of them are known.
-struct Typed {
-  std::string nnodes = "1", nproc = "1", node_rank = "0", master_port, max_restarts = "0", grace, stop_on, forward;
-  std::string monitor_interval = "0.1", numa_binding, start_method, event_log_handler;
-  std::string heartbeat_timeout = "600", heartbeat_warmup = "1800", progress_timeout = "0";
-  std::string require_all = "0";
-  std::vector<std::string> variables;
-  bool standalone = false, run_path = false, help = false, version = false;
-  Options options;
+/// How a field of Settings is spelled besides its own name, and under which heading --help shows it.
+struct Spelling {
+  const char* field;
+  const char* others;   // more names, each with a comma behind it
+  const char* heading;  // of this field and those that follow it; null: as before
+};
+constexpr Spelling kSpellings[] = {
+    {"nproc_per_node", "-n,", "The job"},
+    {"max_restarts", "", "Ends and restarts"},
+    {"grace", "--shutdown-timeout,", nullptr},
+    {"stop_on", "--signals-to-handle,", nullptr},
+    {"log_dir", "", "Output"},
+    {"redirects", "-r,", nullptr},
+    {"tee", "-t,", nullptr},
+    {"bind_to", "", "The workers"},
+    {"module", "-m,", nullptr},
+    {"rdzv_backend", "", "Accepted for torchrun's sake"},
 };
 
+std::string dashed(std::string field) {
+  std::replace(field.begin(), field.end(), '_', '-');
+  return field;
+}
+
+// torchrun's rule: PET_ and the long name.
+std::string variable_of(std::string field) {
+  std::transform(field.begin(), field.end(), field.begin(), [](unsigned char letter) { return toupper(letter); });
+  return "PET_" + field;
+}
+
+/// The flags of `fabric run`, made from the fields of Settings. Everything from the first word that is no flag on
+/// belongs to the program.
 class CommandLine {
  public:
   CommandLine()
@@ -32,121 +58,89 @@ class CommandLine {
     app_.set_help_flag();
     app_.prefix_command();
     app_.get_formatter()->column_width(44);
-    add_job();
-    add_ending();
-    add_output();
-    add_program();
-    add_torchrun();
+    std::string heading;
+    for (const auto& field : detail::schema_of<Settings>().fields) add_field(field, heading);
+    for (auto [names, target, text] : {std::tuple{"-h,--help", &help_, "this text"},
+                                       {"--version", &version_, "the version"},
+                                       {"--print-config", &print_, "these settings, and where each comes from"}})
+      app_.add_flag(names, *target, text)->group("Options");
+    app_.add_option("--config", files_, "settings from a YAML or JSON file; the last of several wins")
+        ->expected(1)
+        ->take_all()
+        ->type_name("FILE")
+        ->group("Options");
+    app_.footer(
+        "Each setting may also stand in a file for --config (max_restarts: 3) and in a variable (PET_MAX_RESTARTS=3).\n"
+        "A flag counts more than a variable, a variable more than a file.");
   }
 
   CLI::App& app() { return app_; }
-  Typed& typed() { return typed_; }
+  bool asks_for_help() const { return help_; }
+  bool asks_for_version() const { return version_; }
+  bool asks_for_settings() const { return print_; }
+
+  /// Files, then variables, then flags.
+  void resolve(detail::Resolver& resolver, const EnvReader& env) const {
+    for (const auto& file : files_) resolver.apply_file(file);
+    for (const auto& field : detail::schema_of<Settings>().fields) {
+      auto variable = variable_of(field.name);
+      auto value = field.name == "env" ? std::nullopt : env.get(variable);
+      if (value && !value->empty()) apply(resolver, field, {*value}, variable);
+    }
+    for (const auto& field : detail::schema_of<Settings>().fields) {
+      const auto* option = options_.at(field.name);
+      if (option->count() > 0) apply(resolver, field, option->results(), "--" + dashed(field.name));
+    }
+  }
 
  private:
-  // torchrun's rule: PET_ and the long name; both --a-b and --a_b are the same flag.
-  std::string spellings(const std::string& names, std::string& variable) {
-    auto long_at = names.find("--") + 2;
-    auto name = names.substr(long_at, std::min(names.find(',', long_at), names.size()) - long_at);
-    std::string all = names, underscored;
-    for (std::size_t at = names.find("--"); at != names.npos; at = names.find("--", at + 2)) {
-      auto end = std::min(names.find(',', at), names.size());
-      auto other = names.substr(at, end - at);
-      std::replace(other.begin() + 2, other.end(), '-', '_');
-      if (names.find(other) == names.npos && all.find("," + other + ",") == all.npos) underscored += "," + other;
+  void add_field(const Schema::Field& field, std::string& heading) {
+    auto dashes = "--" + dashed(field.name), names = dashes;
+    if (dashes != "--" + field.name) names += ",--" + field.name;
+    for (const auto& spelling : kSpellings) {
+      if (field.name != spelling.field) continue;
+      if (spelling.heading) heading = spelling.heading;
+      names = spelling.others + names;
+      // Both --a-b and --a_b are the same flag.
+      std::string more = spelling.others;
+      if (more.starts_with("--")) names += ",--" + underscored(more.substr(2, more.size() - 3));
     }
-    variable = "PET_";
-    for (char letter : name) variable += letter == '-' ? '_' : static_cast<char>(toupper(letter));
-    return all + underscored;
+    auto* option =
+        field.schema().kind == Schema::Kind::boolean ? app_.add_flag(names) : app_.add_option(names)->expected(1);
+    option->description(field.help)->group(heading);
+    field.name == "env" ? option->take_all() : option->take_last();
+    options_[field.name] = option;
   }
 
-  CLI::Option* value(const std::string& names, std::string& target, const std::string& text) {
-    std::string variable;
-    auto all = spellings(names, variable);
-    auto* option = app_.add_option(all, target, text)->envname(variable)->take_last();
-    return option->group(group_);
+  static std::string underscored(std::string name) {
+    std::replace(name.begin(), name.end(), '-', '_');
+    return name;
   }
 
-  void flag(const std::string& names, bool& target, const std::string& text) {
-    std::string variable;
-    auto all = spellings(names, variable);
-    app_.add_flag(all, target, text)->envname(variable)->take_last()->group(group_);
-  }
-
-  void add_job() {
-    group_ = "The job";
-    value("-n,--nproc-per-node", typed_.nproc, "workers on this node: a number, auto, cpu or gpu");
-    value("--nnodes", typed_.nnodes, "nodes of the job, or MIN:MAX of them");
-    value("--node-rank", typed_.node_rank, "index of this node (default: the rendezvous gives one)");
-    value("--rdzv-endpoint", typed_.options.rdzv_endpoint, "HOST[:PORT] where several nodes meet (port 29400)");
-    value("--master-addr", typed_.options.master_addr, "address of rank 0 (default: one that all nodes reach)");
-    value("--master-port", typed_.master_port, "port of rank 0's store (default: a free one)");
-    value("--rdzv-id", typed_.options.run_id, "name of the job, the same on all of its nodes");
-    value("--rdzv-conf", typed_.options.rdzv_conf, "NAME=VALUE,… for several nodes, as join_timeout=600");
-    value("--local-addr", typed_.options.local_addr, "address of this node for the others (default: all are tried)");
-    value("--iface", typed_.options.iface, "network interface of this node for the others");
-    flag("--standalone", typed_.standalone, "one node and a free port, whatever else is given");
-    value("--role", typed_.options.role, "a word for the workers, handed out as ROLE_NAME");
-    flag("--mpi", typed_.options.mpi, "let mpirun start the workers");
-  }
-
-  void add_ending() {
-    group_ = "Ends and restarts";
-    value("--max-restarts", typed_.max_restarts, "how often all workers are started again after a failure");
-    value("--grace,--shutdown-timeout", typed_.grace,
-          "seconds between asking workers to stop and killing them (default 30)");
-    value("--stop-on,--signals-to-handle", typed_.stop_on, "signals that stop the job (default TERM,INT,HUP,QUIT)");
-    value("--forward", typed_.forward, "signals that are passed on while the job goes on (default USR1,USR2)");
-    value("--require-all", typed_.require_all, "seconds for the others to end after rank 0 has (default: no limit)");
-    flag("--pid-namespace", typed_.options.pid_namespace, "run the workers in a PID namespace: nothing can survive");
-    value("--heartbeat-timeout", typed_.heartbeat_timeout, "seconds without a heartbeat that make a hang; 0: never");
-    value("--heartbeat-warmup", typed_.heartbeat_warmup, "seconds allowed between the first two heartbeats");
-    value("--progress-timeout", typed_.progress_timeout, "seconds without a new step that make a hang; 0: never");
-  }
-
-  void add_output() {
-    group_ = "Output";
-    value("--log-dir", typed_.options.log_dir, "folder for per-rank files and error files; /dev/null: none");
-    value("-r,--redirects", typed_.options.redirects, "to files only: 0, 1 stdout, 2 stderr, 3 both, or RANK:N,…");
-    value("-t,--tee", typed_.options.tee, "to files as well as to the console: as --redirects");
-    value("--local-ranks-filter", typed_.options.local_ranks_filter, "local ranks whose output reaches the console");
-    value("--log-line-prefix-template", typed_.options.prefix_template,
-          "prefix of lines; knows ${role_name} ${local_rank} ${rank} ${hostname}");
-    value("--report", typed_.options.report, "file for a report of how the job ended, as JSON");
-  }
-
-  void add_program() {
-    group_ = "The workers";
-    value("--bind-to", typed_.options.bind_to, "processors of each worker: core, socket, numa or none");
-    app_.add_option("--env", typed_.variables, "NAME=VALUE for the workers; may come several times")
-        ->expected(1)
-        ->take_all()
-        ->group(group_);
-    value("--workdir", typed_.options.workdir, "folder in which they start");
-    value("--accelerator", typed_.options.accelerator, "as FABRIC_ACCELERATOR, which Fabric reads");
-    value("--strategy", typed_.options.strategy, "as FABRIC_STRATEGY");
-    value("--devices", typed_.options.devices, "as FABRIC_DEVICES; also the number of workers unless that is given");
-    value("--precision", typed_.options.precision, "as FABRIC_PRECISION");
-    flag("-m,--module", typed_.options.is_module, "the program is a Python module");
-    flag("--no-python", typed_.options.no_python, "the program is no Python script, even if it is named .py");
-    flag("--virtual-local-rank", typed_.options.virtual_local_rank, "LOCAL_RANK=0 and one visible GPU for each worker");
-    app_.add_flag("-h,--help", typed_.help, "this text")->group(group_);
-    app_.add_flag("--version", typed_.version, "the version")->group(group_);
-  }
-
-  void add_torchrun() {
-    group_ = "Accepted for torchrun's sake";
-    value("--rdzv-backend", typed_.options.rdzv_backend,
-          "static: node 0 hosts; c10d: the node that the endpoint names");
-    value("--monitor-interval", typed_.monitor_interval, "has no effect: ends are seen at once");
-    value("--start-method", typed_.start_method, "has no effect");
-    value("--event-log-handler", typed_.event_log_handler, "null only");
-    value("--numa-binding", typed_.numa_binding, "node is --bind-to numa, socket is --bind-to socket");
-    flag("--run-path", typed_.run_path, "has no effect");
+  static void apply(detail::Resolver& resolver, const Schema::Field& field, const std::vector<std::string>& texts,
+                    const std::string& origin) {
+    Tree value = texts.back();
+    if (field.schema().kind == Schema::Kind::boolean) {
+      bool on = true;
+      if (!detail::is_bool_word(texts.back(), on))
+        throw ConfigError(origin + " " + texts.back() + ": give true or false");
+      value = on;
+    } else if (field.name == "env") {
+      // A file's variables stay, those of the command line come on top.
+      value = resolver.values().at(field.name);
+      for (const auto& variable : texts) {
+        auto equal = variable.find('=');
+        if (equal == 0 || equal == std::string::npos) throw ConfigError("--env " + variable + ": write NAME=VALUE");
+        value[variable.substr(0, equal)] = variable.substr(equal + 1);
+      }
+    }
+    resolver.apply_layer(Tree::Map{{field.name, std::move(value)}}, origin);
   }
 
   CLI::App app_;
-  Typed typed_;
-  std::string group_;
+  std::map<std::string, CLI::Option*> options_;
+  std::vector<std::string> files_;
+  bool help_ = false, version_ = false, print_ = false;
 };
 
 int integer(const std::string& text, const std::string& flag, int low, int high) {
@@ -168,16 +162,47 @@ double seconds(const std::string& text, const std::string& flag) {
 
 constexpr int kRendezvousPort = 29400;
 
-void choose_nodes(Typed& typed) {
-  auto& options = typed.options;
-  auto colon = typed.nnodes.find(':');
-  options.min_nodes = integer(typed.nnodes.substr(0, colon), "--nnodes", 1, 65536);
+// What is handed on as it was typed.
+Options plain_options(const Settings& given) {
+  Options options;
+  options.rdzv_endpoint = given.rdzv_endpoint.text;
+  options.master_addr = given.master_addr.text;
+  options.run_id = given.rdzv_id.text;
+  options.rdzv_conf = given.rdzv_conf.text;
+  options.rdzv_backend = given.rdzv_backend.text;
+  options.local_addr = given.local_addr.text;
+  options.iface = given.iface.text;
+  options.role = given.role.text;
+  options.mpi = given.mpi;
+  options.pid_namespace = given.pid_namespace;
+  options.log_dir = given.log_dir.text;
+  options.redirects = given.redirects.text;
+  options.tee = given.tee.text;
+  options.local_ranks_filter = given.local_ranks_filter.text;
+  options.prefix_template = given.log_line_prefix_template.text;
+  options.report = given.report.text;
+  options.bind_to = given.bind_to.text;
+  options.workdir = given.workdir.text;
+  options.accelerator = given.accelerator.text;
+  options.strategy = given.strategy.text;
+  options.devices = given.devices.text;
+  options.precision = given.precision.text;
+  options.is_module = given.module;
+  options.no_python = given.no_python;
+  options.virtual_local_rank = given.virtual_local_rank;
+  return options;
+}
+
+void choose_nodes(const Settings& given, Options& options) {
+  const auto& nodes = given.nnodes.text;
+  auto colon = nodes.find(':');
+  options.min_nodes = integer(nodes.substr(0, colon), "--nnodes", 1, 65536);
   options.max_nodes = colon == std::string::npos
                           ? options.min_nodes
-                          : integer(typed.nnodes.substr(colon + 1), "--nnodes", options.min_nodes, 65536);
-  options.node_rank = integer(typed.node_rank, "--node-rank", 0, 65535);
-  if (!typed.master_port.empty()) options.master_port = integer(typed.master_port, "--master-port", 0, 65535);
-  if (typed.standalone) {
+                          : integer(nodes.substr(colon + 1), "--nnodes", options.min_nodes, 65536);
+  options.node_rank = integer(given.node_rank.text, "--node-rank", 0, 65535);
+  if (!given.master_port.text.empty()) options.master_port = integer(given.master_port.text, "--master-port", 0, 65535);
+  if (given.standalone) {
     options.min_nodes = options.max_nodes = 1;
     options.node_rank = options.master_port = 0;
     options.master_addr.clear();
@@ -200,13 +225,12 @@ void choose_nodes(Typed& typed) {
       throw ConfigError("--rdzv-endpoint " + endpoint + ": all nodes must know the port; give one from 1 to 65535");
   }
   if (options.node_rank >= options.max_nodes)
-    throw ConfigError("--node-rank " + typed.node_rank + ": there are " + typed.nnodes + " nodes, so the highest is " +
+    throw ConfigError("--node-rank " + given.node_rank.text + ": there are " + nodes + " nodes, so the highest is " +
                       std::to_string(options.max_nodes - 1));
 }
 
-void choose_workers(Typed& typed, bool nproc_given) {
-  auto& options = typed.options;
-  options.nproc = typed.nproc;
+void choose_workers(const Settings& given, bool nproc_given, Options& options) {
+  options.nproc = given.nproc_per_node.text;
   for (auto& letter : options.nproc) letter = static_cast<char>(tolower(letter));
   if (!nproc_given && !options.devices.empty()) {
     // `--devices 2` alone means two workers, and `--devices 0,3` the two of them.
@@ -216,42 +240,37 @@ void choose_workers(Typed& typed, bool nproc_given) {
   }
   if (options.nproc != "auto" && options.nproc != "cpu" && options.nproc != "gpu")
     integer(options.nproc, "--nproc-per-node", 1, 4096);
-  if (!typed.numa_binding.empty()) {
-    if (typed.numa_binding != "node" && typed.numa_binding != "socket")
-      throw ConfigError("--numa-binding " + typed.numa_binding + ": node and socket can be had; see also --bind-to");
-    options.bind_to = typed.numa_binding == "node" ? "numa" : "socket";
+  if (!given.numa_binding.text.empty()) {
+    if (given.numa_binding.text != "node" && given.numa_binding.text != "socket")
+      throw ConfigError("--numa-binding " + given.numa_binding.text +
+                        ": node and socket can be had; see also --bind-to");
+    options.bind_to = given.numa_binding.text == "node" ? "numa" : "socket";
   }
   const std::vector<std::string> places{"core", "socket", "numa", "none"};
   if (std::find(places.begin(), places.end(), options.bind_to) == places.end())
     throw ConfigError("--bind-to " + options.bind_to + did_you_mean(options.bind_to, places));
-  for (const auto& variable : typed.variables) {
-    auto equal = variable.find('=');
-    if (equal == 0 || equal == std::string::npos) throw ConfigError("--env " + variable + ": write NAME=VALUE");
-    options.variables.emplace_back(variable.substr(0, equal), variable.substr(equal + 1));
-  }
+  for (const auto& [name, value] : given.env) options.variables.emplace_back(name, value.text);
 }
 
-void choose_ending(Typed& typed, const EnvReader& env) {
-  auto& options = typed.options;
-  options.max_restarts = integer(typed.max_restarts, "--max-restarts", 0, 1000000);
-  std::string grace_flag = "--grace";
-  if (typed.grace.empty()) {
-    typed.grace = env.get_or("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30");
-    grace_flag = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT";
-  }
-  options.grace_seconds = seconds(typed.grace, grace_flag);
-  options.stop_on = parse_signals(typed.stop_on.empty() ? "TERM,INT,HUP,QUIT" : typed.stop_on, "--stop-on");
-  for (int number : parse_signals(typed.forward.empty() ? "USR1,USR2" : typed.forward, "--forward")) {
+void choose_ending(const Settings& given, const EnvReader& env, Options& options) {
+  options.max_restarts = integer(given.max_restarts.text, "--max-restarts", 0, 1000000);
+  if (given.grace.text.empty())
+    options.grace_seconds =
+        seconds(env.get_or("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT");
+  else
+    options.grace_seconds = seconds(given.grace.text, "--grace");
+  options.stop_on = parse_signals(given.stop_on.text.empty() ? "TERM,INT,HUP,QUIT" : given.stop_on.text, "--stop-on");
+  for (int number : parse_signals(given.forward.text.empty() ? "USR1,USR2" : given.forward.text, "--forward")) {
     bool stops = std::find(options.stop_on.begin(), options.stop_on.end(), number) != options.stop_on.end();
-    if (stops && !typed.forward.empty() && !typed.stop_on.empty())
+    if (stops && !given.forward.text.empty() && !given.stop_on.text.empty())
       throw ConfigError(signal_name(number) + " is in --forward and in --stop-on; keep it in one of them");
-    if (stops && !typed.forward.empty()) std::erase(options.stop_on, number);
-    if (!stops || !typed.forward.empty()) options.forward.push_back(number);
+    if (stops && !given.forward.text.empty()) std::erase(options.stop_on, number);
+    if (!stops || !given.forward.text.empty()) options.forward.push_back(number);
   }
-  options.require_all_seconds = seconds(typed.require_all, "--require-all");
-  options.heartbeat_timeout = seconds(typed.heartbeat_timeout, "--heartbeat-timeout");
-  options.heartbeat_warmup = seconds(typed.heartbeat_warmup, "--heartbeat-warmup");
-  options.progress_timeout = seconds(typed.progress_timeout, "--progress-timeout");
+  options.require_all_seconds = seconds(given.require_all.text, "--require-all");
+  options.heartbeat_timeout = seconds(given.heartbeat_timeout.text, "--heartbeat-timeout");
+  options.heartbeat_warmup = seconds(given.heartbeat_warmup.text, "--heartbeat-warmup");
+  options.progress_timeout = seconds(given.progress_timeout.text, "--progress-timeout");
 }
 
 void check_output(const Options& options) {
@@ -260,12 +279,12 @@ void check_output(const Options& options) {
   parse_ranks(options.local_ranks_filter, "--local-ranks-filter");
 }
 
-void check_torchrun(const Typed& typed) {
-  const auto& backend = typed.options.rdzv_backend;
+void check_torchrun(const Settings& given) {
+  const auto& backend = given.rdzv_backend.text;
   if (!backend.empty() && backend != "static" && backend != "c10d")
     throw ConfigError("--rdzv-backend " + backend + ": static and c10d are known; etcd is not offered");
-  if (!typed.event_log_handler.empty() && typed.event_log_handler != "null")
-    throw ConfigError("--event-log-handler " + typed.event_log_handler + ": only null; use --report FILE instead");
+  if (!given.event_log_handler.text.empty() && given.event_log_handler.text != "null")
+    throw ConfigError("--event-log-handler " + given.event_log_handler.text + ": only null; use --report FILE instead");
 }
 
 [[noreturn]] void fail_unknown(const std::string& word) {
@@ -283,6 +302,19 @@ void check_torchrun(const Typed& typed) {
 
 }  // namespace
 
+Word Word::from_tree(const Tree& tree) {
+  if (tree.is_string()) return Word(tree.as_string());
+  if (tree.is_null()) return {};
+  if (tree.is_list() || tree.is_map()) throw ConfigError("expected a word or a number, not a list or a map");
+  if (tree.is_bool()) return Word(tree.as_bool() ? "true" : "false");
+  return Word(tree.is_int() ? std::to_string(tree.as_int()) : detail::float_text(tree.as_double()));
+}
+
+Tree Word::to_tree() const {
+  auto number = detail::resolve_plain(text);
+  return number.is_number() && from_tree(number).text == text ? number : Tree(text);
+}
+
 std::vector<std::string> flag_names() {
   CommandLine line;
   std::vector<std::string> names;
@@ -294,30 +326,35 @@ std::vector<std::string> flag_names() {
 
 Parsed parse_options(const std::vector<std::string>& words, const EnvReader& env) {
   CommandLine line;
-  auto& typed = line.typed();
   std::vector<std::string> reversed(words.rbegin(), words.rend());
   try {
     line.app().parse(reversed);
   } catch (const CLI::ParseError& error) {
     throw ConfigError(std::string(error.what()) + ". `fabric run --help` lists all flags");
   }
-  if (typed.help) return {{}, Information{line.app().help()}};
-  if (typed.version) return {{}, Information{std::string("fabric ") + FABRIC_VERSION + "\n"}};
+  if (line.asks_for_help()) return {{}, Information{line.app().help()}};
+  if (line.asks_for_version()) return {{}, Information{std::string("fabric ") + FABRIC_VERSION + "\n"}};
   auto rest = line.app().remaining();
   if (!rest.empty() && rest[0] == "--")
     rest.erase(rest.begin());
   else if (!rest.empty() && rest[0].size() > 1 && rest[0][0] == '-')
     fail_unknown(rest[0]);
+  detail::Resolver resolver(detail::ops_of<Settings>());
+  line.resolve(resolver, env);
+  if (line.asks_for_settings()) return {{}, Information{resolver.print()}};
   if (rest.empty()) throw ConfigError("no program was given: fabric run [flags] PROGRAM [its arguments]");
-  choose_nodes(typed);
-  typed.options.nodes_given = typed.standalone || line.app().get_option("--nnodes")->count() > 0;
-  typed.options.node_rank_given = line.app().get_option("--node-rank")->count() > 0 && !typed.standalone;
-  choose_workers(typed, line.app().get_option("--nproc-per-node")->count() > 0);
-  choose_ending(typed, env);
-  check_output(typed.options);
-  check_torchrun(typed);
-  typed.options.command = rest;
-  return {typed.options, std::nullopt};
+  auto given = from_tree<Settings>(resolver.values());
+  auto was_given = [&](const char* field) { return resolver.origins().contains(field); };
+  auto options = plain_options(given);
+  choose_nodes(given, options);
+  options.nodes_given = given.standalone || was_given("nnodes");
+  options.node_rank_given = was_given("node_rank") && !given.standalone;
+  choose_workers(given, was_given("nproc_per_node"), options);
+  choose_ending(given, env, options);
+  check_output(options);
+  check_torchrun(given);
+  options.command = rest;
+  return {options, std::nullopt};
 }
 
 }  // namespace fabric::run

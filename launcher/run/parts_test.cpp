@@ -1,6 +1,10 @@
 // Parts of `fabric run` that need no processes.
 #include <signal.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
 #include "launcher/run/job.h"
 #include "launcher/run/machine.h"
 #include "launcher/run/options.h"
@@ -75,6 +79,56 @@ TEST_CASE("settings that cannot be are errors", "[options]") {
     INFO(words[0] << " " << words[1]);
     CHECK_THROWS_AS(parse(words), ConfigError);
   }
+}
+
+TEST_CASE("a file, then variables, then flags", "[options]") {
+  char folder[] = "/tmp/fabric_settings_XXXXXX";
+  REQUIRE(mkdtemp(folder));
+  const std::string file = std::string(folder) + "/run.yaml";
+  std::ofstream(file) << "nproc_per_node: 3\nnnodes: 1:2\nmax_restarts: 7\nmpi: true\ngrace: 1.5\n"
+                         "devices: 0,1\nenv: {A: 1, B: two}\n";
+  MapEnv env({{"PET_MAX_RESTARTS", "5"}, {"PET_ROLE", "trainer"}, {"PET_MPI", "0"}, {"PET_TEE", ""}});
+  auto options = parse_options({"--config", file, "--role", "mine", "--env", "B=2", "--env=C=", "true"}, env).options;
+  CHECK(options.nproc == "3");
+  CHECK(options.max_nodes == 2);
+  CHECK(options.nodes_given);
+  CHECK(options.max_restarts == 5);
+  CHECK_FALSE(options.mpi);
+  CHECK(options.role == "mine");
+  CHECK(options.grace_seconds == 1.5);
+  CHECK(options.tee == "0");
+  using Variables = std::vector<std::pair<std::string, std::string>>;
+  CHECK(options.variables == Variables{{"A", "1"}, {"B", "2"}, {"C", ""}});
+
+  auto printed = parse_options({"--config", file, "-n", "2", "--print-config"}, env).information->text;
+  auto line_of = [&](const std::string& key) {
+    auto begin = printed.find("\n" + key + ":");
+    return begin == printed.npos ? "" : printed.substr(begin + 1, printed.find('\n', begin + 1) - begin - 1);
+  };
+  CHECK(printed.starts_with("nproc_per_node: 2 "));
+  CHECK(printed.find("# --nproc-per-node\n") != printed.npos);
+  CHECK_THAT(line_of("nnodes"), Catch::EndsWith("# " + file + ":2"));
+  CHECK_THAT(line_of("max_restarts"), Catch::StartsWith("max_restarts: 5 ") && Catch::EndsWith("# PET_MAX_RESTARTS"));
+  CHECK_THAT(line_of("role"), Catch::EndsWith("# PET_ROLE"));
+  CHECK_THAT(line_of("tee"), Catch::EndsWith("# default"));
+  // What is printed can be given again.
+  std::ofstream(file) << printed;
+  CHECK(parse_options({"--config", file, "--print-config"}, MapEnv()).information->text.substr(0, 18) ==
+        printed.substr(0, 18));
+
+  auto error_of = [&](const std::string& text) -> std::string {
+    std::ofstream(file) << text;
+    try {
+      parse_options({"--config", file, "true"}, MapEnv());
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  CHECK_THAT(error_of("max_restart: 1\n"), Catch::Contains(":1") && Catch::Contains("max_restarts"));
+  CHECK_THAT(error_of("role: [a]\n"), Catch::Contains(":1") && Catch::Contains("role"));
+  CHECK_THROWS_AS(parse_options({"true"}, MapEnv({{"PET_MPI", "maybe"}})), ConfigError);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("choices of streams", "[options]") {
