@@ -14,7 +14,7 @@ Node::Node(const NodeSetup& setup, Say say)
       say_(std::move(say)),
       epoll_(above_stdio(epoll_create1(EPOLL_CLOEXEC), "the rendezvous")),
       timer_(above_stdio(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "the rendezvous")),
-      checks_(epoll_.get(), setup.token, setup.own.id),
+      probes_(epoll_.get(), setup.token, setup.own.id),
       timing_(setup.settings.timing) {
   watch(epoll_.get(), timer_.get());
   server_ = std::make_unique<Server>(epoll_.get(), setup_.token, setup_.own.id, say_);
@@ -35,7 +35,7 @@ void Node::open_listener(Time now) {
     setup_.own.port = port;
     server_->listen(std::move(listener));
     host_ = setup_.own;
-    server_->begin_hosting(std::make_unique<Host>(setup_.settings, setup_.own, now));
+    server_->begin_hosting(std::make_unique<Leader>(setup_.settings, setup_.own, now));
     return connect_to_self(now);
   }
   if (setup_.hosts.value_or(false)) {
@@ -91,9 +91,9 @@ void Node::handle(int fd, Time now) {
       say_(std::string("the host of the rendezvous sends nonsense: ") + error.what());
       lose_host(Loss::closed, now);
     }
-  } else if (!server_->handle(fd, now) && !checks_.handle(fd)) {
-    for (auto* dial : {dial_.get(), probe_.get(), home_.get()})
-      if (dial && dial->handle(fd)) return;
+  } else if (!server_->handle(fd, now) && !probes_.handle(fd)) {
+    for (auto* attempt : {connect_attempt_.get(), probe_.get(), home_.get()})
+      if (attempt && attempt->handle(fd)) return;
   }
 }
 
@@ -143,12 +143,12 @@ void Node::take_welcome(const Welcome& welcome, Time now) {
   is_member_ = was_member_ = true;
   heard_ = now;
   host_ = goal_node_;
-  if (goal_ == Goal::endpoint && !server_->host()) host_ = NodeInfo{.id = welcome.host_id};
+  if (goal_ == Goal::endpoint && !server_->leader()) host_ = NodeInfo{.id = welcome.host_id};
   know_host(welcome.roster, welcome.host_id);
   timing_.heartbeat = std::clamp(welcome.heartbeat, 0.01, 1e6);
   timing_.misses = std::clamp(welcome.misses, 1, 1000000);
   if (!welcome.roster.nodes.empty() && !roster_) roster_ = welcome.roster;
-  if (is_first && !server_->host())
+  if (is_first && !server_->leader())
     say_("joined the job as one of " + std::to_string(welcome.here) + " nodes" +
          (welcome.started ? ", which runs already" : ""));
   if (ended_) upstream_->send(*ended_);
@@ -164,8 +164,8 @@ void Node::know_host(const Roster& roster, const std::string& id) {
   for (const auto* list : {&roster.nodes, &roster.spares})
     for (const auto& node : *list)
       if (node.id == id) host_ = node;
-  if (server_->host()) host_ = setup_.own;
-  server_->set_other_host(server_->host() || host_.addresses.empty() ? std::nullopt : std::optional(host_));
+  if (server_->leader()) host_ = setup_.own;
+  server_->set_other_host(server_->leader() || host_.addresses.empty() ? std::nullopt : std::optional(host_));
 }
 
 void Node::begin_probing(const Prepare& prepare, Time now) {
@@ -173,7 +173,7 @@ void Node::begin_probing(const Prepare& prepare, Time now) {
   stop_.reset();
   std::vector<Target> targets;
   if (prepare.first.id != setup_.own.id) targets = targets_of(prepare.first);
-  probe_ = std::make_unique<Dial>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
+  probe_ = std::make_unique<ConnectAttempt>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
 }
 
 void Node::end_probing() {
@@ -213,9 +213,9 @@ void Node::reserve_port(Prepared& prepared) {
 }
 
 void Node::keep_time(Time now) {
-  if (auto* host = server_->host()) {
-    for (const auto& node : host->take_doubts()) checks_.begin(node, in_clock(timing_.connect), now);
-    for (const auto& [id, fate] : checks_.tick(now)) host->settle(id, fate, now);
+  if (auto* leader = server_->leader()) {
+    for (const auto& node : leader->take_suspects()) probes_.begin(node, in_clock(timing_.connect), now);
+    for (const auto& [id, fate] : probes_.tick(now)) leader->settle(id, fate, now);
   }
   if (probe_) {
     probe_->tick(now);
@@ -226,17 +226,17 @@ void Node::keep_time(Time now) {
     last_beat_ = now;
     upstream_->send(Beat{});
   }
-  if (!server_->host() && now >= heard_ + timing_.silence_limit()) lose_host(Loss::silent, now);
+  if (!server_->leader() && now >= heard_ + timing_.silence_limit()) lose_host(Loss::silent, now);
 }
 
 void Node::arm_timer(Time now) {
   Time first = std::min(server_->deadline(), join_until_ > now ? join_until_ : Time::max());
-  if (dial_) first = std::min(first, dial_->deadline());
+  if (connect_attempt_) first = std::min(first, connect_attempt_->deadline());
   if (probe_) first = std::min(first, probe_->deadline());
   if (home_) first = std::min(first, home_->deadline());
-  first = std::min(first, checks_.deadline());
-  if (!upstream_ && !dial_) first = std::min(first, next_try_);
-  if (server_->host() && !home_ && home_at_ > now) first = std::min(first, home_at_);
+  first = std::min(first, probes_.deadline());
+  if (!upstream_ && !connect_attempt_) first = std::min(first, next_try_);
+  if (server_->leader() && !home_ && home_at_ > now) first = std::min(first, home_at_);
   if (upstream_ && is_member_) first = std::min(first, last_beat_ + timing_.beat_period());
   if (finish_) first = std::min(server_->deadline(), now + std::chrono::milliseconds(50));
   auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(first - now).count();
@@ -263,14 +263,14 @@ void Node::first_ended(double seconds_for_others) {
 void Node::leave(int signal) {
   if (leaves_ || finish_) return;
   leaves_ = true;
-  if (auto* host = server_->host()) {
-    if (host->can_do_without_me()) {
-      host->tell_all(Leave{signal});
+  if (auto* leader = server_->leader()) {
+    if (leader->can_do_without_me()) {
+      leader->tell_all(Leave{signal});
       server_->tick(Clock::now());
       server_->resign(false);
       upstream_.reset();
     } else {
-      host->end_with_me(signal);
+      leader->end_with_me(signal);
     }
   } else if (upstream_ && is_member_) {
     upstream_->send(Leave{signal});
@@ -284,7 +284,7 @@ void Node::linger(std::chrono::milliseconds limit) {
     advance();
     bool sent = !upstream_ || upstream_->is_closed() || upstream_->is_flushed();
     auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
-    if ((sent && (!server_->host() || server_->is_deserted())) || left <= 0) return;
+    if ((sent && (!server_->leader() || server_->is_deserted())) || left <= 0) return;
     pollfd entry{fd(), POLLIN, 0};
     poll(&entry, 1, static_cast<int>(std::min<long long>(left, 50)));
   }

@@ -7,7 +7,7 @@
 
 #include "fabric/base/ports_internal.h"
 #include "launcher/os/exit_codes.h"
-#include "launcher/rendezvous/life_checks.h"
+#include "launcher/rendezvous/liveness_probes.h"
 #include "launcher/rendezvous/server.h"
 
 namespace fabric::rendezvous {
@@ -69,7 +69,7 @@ class Node {
   void search(Time now);
   void begin_dialing(Time now);
   std::vector<Target> endpoint_targets(Time now);
-  void take_dial(Time now);
+  void take_connect_attempt(Time now);
   void say_hello(std::unique_ptr<Connection> connection, Time now);
   enum class Loss { closed, silent };
   void lose_host(Loss loss, Time now);
@@ -85,8 +85,8 @@ class Node {
   Descriptor epoll_, timer_;
   std::unique_ptr<Server> server_;
   std::unique_ptr<Connection> upstream_;
-  std::unique_ptr<Dial> dial_, probe_, home_;
-  LifeChecks checks_;
+  std::unique_ptr<ConnectAttempt> connect_attempt_, probe_, home_;
+  LivenessProbes probes_;
   bool is_member_ = false;  // the host has welcomed us, on this connection
   bool was_member_ = false;
   Goal goal_ = Goal::endpoint;

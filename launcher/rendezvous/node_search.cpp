@@ -36,7 +36,7 @@ void Node::say_hello(std::unique_ptr<Connection> connection, Time now) {
 }
 
 void Node::search(Time now) {
-  if (auto moved = server_->take_moved(); moved && server_->host() && !server_->host()->has_started()) {
+  if (auto moved = server_->take_moved(); moved && server_->leader() && !server_->leader()->has_started()) {
     say_("the job lives on under another host, " + describe(*moved) + "; joining it");
     server_->resign(true);
     server_->set_other_host(moved);
@@ -58,9 +58,9 @@ void Node::search(Time now) {
     }
     return;
   }
-  if (dial_) {
-    dial_->tick(now);
-    take_dial(now);
+  if (connect_attempt_) {
+    connect_attempt_->tick(now);
+    take_connect_attempt(now);
     return;
   }
   if (goal_ == Goal::endpoint && now >= join_until_) return fail(why_not_found());
@@ -69,8 +69,9 @@ void Node::search(Time now) {
 
 void Node::begin_dialing(Time now) {
   auto targets = goal_ == Goal::endpoint ? endpoint_targets(now) : targets_of(goal_node_);
-  dial_ = std::make_unique<Dial>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
-  take_dial(now);
+  connect_attempt_ =
+      std::make_unique<ConnectAttempt>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
+  take_connect_attempt(now);
 }
 
 std::vector<Target> Node::endpoint_targets(Time now) {
@@ -86,19 +87,19 @@ std::vector<Target> Node::endpoint_targets(Time now) {
   return targets;
 }
 
-void Node::take_dial(Time now) {
-  while (auto reached = dial_->take_reached()) {
+void Node::take_connect_attempt(Time now) {
+  while (auto reached = connect_attempt_->take_reached()) {
     if (reached->here.id == setup_.own.id) continue;
-    dial_.reset();
+    connect_attempt_.reset();
     pause_ = kRetry / 4;
     return say_hello(std::move(reached->connection), now);
   }
-  if (!dial_->is_over()) return;
-  bool refused = dial_->any_refused(), hung_up = dial_->any_hung_up();
-  const auto& failures = dial_->failures();
+  if (!connect_attempt_->is_over()) return;
+  bool refused = connect_attempt_->any_refused(), hung_up = connect_attempt_->any_hung_up();
+  const auto& failures = connect_attempt_->failures();
   bool strangers = std::any_of(failures.begin(), failures.end(), [](const auto& one) { return one.stranger; });
-  if (!failures.empty()) problem_ = dial_->failures_in_words();
-  dial_.reset();
+  if (!failures.empty()) problem_ = connect_attempt_->failures_in_words();
+  connect_attempt_.reset();
   if (goal_ == Goal::endpoint) {
     next_try_ = now + pause_;
     pause_ = std::min(pause_ * 2, kLongestPause);
@@ -129,7 +130,7 @@ void Node::lose_host(Loss loss, Time now) {
   upstream_.reset();
   is_member_ = false;
   next_try_ = now;
-  if (server_->host()) return connect_to_self(now);
+  if (server_->leader()) return connect_to_self(now);
   if (!roster_ || host_.id.empty()) {
     goal_ = Goal::endpoint;
   } else if (loss == Loss::silent) {
@@ -158,7 +159,7 @@ void Node::elect(Time now) {
 }
 
 void Node::take_over(Time now) {
-  server_->begin_hosting(std::make_unique<Host>(setup_.settings, setup_.own, *roster_, gone_, now));
+  server_->begin_hosting(std::make_unique<Leader>(setup_.settings, setup_.own, *roster_, gone_, now));
   // Nodes that come late ask at the endpoint.
   bool taken = false;
   if (is_endpoint_here())
@@ -173,7 +174,7 @@ void Node::take_over(Time now) {
 
 // A node that was started again at the endpoint would begin a second job; it is told that the first lives on.
 void Node::go_home(Time now) {
-  if (!server_->host() || !roster_ || endpoint_addresses_.empty()) return;
+  if (!server_->leader() || !roster_ || endpoint_addresses_.empty()) return;
   if (home_) {
     home_->tick(now);
     while (auto reached = home_->take_reached())
@@ -186,7 +187,7 @@ void Node::go_home(Time now) {
     std::vector<Target> targets;
     for (const auto& address : endpoint_addresses_)
       for (int port : setup_.ports) targets.push_back({address, port});
-    home_ = std::make_unique<Dial>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
+    home_ = std::make_unique<ConnectAttempt>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
   }
 }
 

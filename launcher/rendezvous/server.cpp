@@ -36,7 +36,7 @@ void Server::adopt(Descriptor end) {
 }
 
 void Server::resign(bool keeps_listening) {
-  host_.reset();
+  leader_.reset();
   guests_.clear();
   if (!keeps_listening) listeners_.clear();
 }
@@ -91,7 +91,7 @@ void Server::take(Guest& guest, Time now) {
 void Server::answer(Guest& guest, const Message& message, Time now) {
   if (const auto* who = std::get_if<Who>(&message)) {
     if (!check_token(guest, who->token)) return;
-    auto host_id = host_ ? own_id_ : other_host_ ? other_host_->id : "";
+    auto host_id = leader_ ? own_id_ : other_host_ ? other_host_->id : "";
     guest.connection->send(Here{own_id_, host_id});
   } else if (const auto* hello = std::get_if<Hello>(&message)) {
     if (check_token(guest, hello->token)) greet(guest, *hello, now);
@@ -99,8 +99,8 @@ void Server::answer(Guest& guest, const Message& message, Time now) {
     if (check_token(guest, moved->token)) moved_ = moved->host;
   } else if (guest.id.empty()) {
     drop(guest, "it sends what only a node may send");
-  } else if (host_) {
-    host_->receive(guest.id, message, now);
+  } else if (leader_) {
+    leader_->receive(guest.id, message, now);
   }
 }
 
@@ -117,7 +117,7 @@ bool Server::check_token(Guest& guest, const std::string& token) {
 }
 
 void Server::greet(Guest& guest, const Hello& hello, Time now) {
-  if (!host_) {
+  if (!leader_) {
     if (other_host_)
       guest.connection->send(Moved{token_, *other_host_});
     else
@@ -127,7 +127,7 @@ void Server::greet(Guest& guest, const Hello& hello, Time now) {
   guest.id = hello.node.id;
   for (auto& [fd, other] : guests_)
     if (&other != &guest && other.id == guest.id) other.id.clear(), other.leaves = true;
-  if (auto refused = host_->join(hello, now)) {
+  if (auto refused = leader_->join(hello, now)) {
     guest.id.clear();
     guest.connection->send(*refused);
     say_("a node was refused: " + describe(hello.node) + " from " + guest.connection->peer() + ": " + refused->why);
@@ -144,14 +144,14 @@ void Server::drop(Guest& guest, const std::string& why) {
 
 void Server::tick(Time now) {
   sweep(now);
-  if (!host_) return;
-  host_->tick(now);
-  for (const auto& text : host_->take_notes()) say_(text);
+  if (!leader_) return;
+  leader_->tick(now);
+  for (const auto& text : leader_->take_notes()) say_(text);
   deliver();
 }
 
 void Server::deliver() {
-  auto all = host_->take_outgoing();
+  auto all = leader_->take_outgoing();
   std::map<std::string, Connection*> connections;
   if (!all.empty())
     for (auto& [fd, guest] : guests_)
@@ -163,7 +163,7 @@ void Server::deliver() {
     const auto* refused = std::get_if<Refused>(&outgoing.message);
     if (refused && refused->final) found->second->close_sending();
   }
-  if (host_->is_over())
+  if (leader_->is_over())
     for (auto& [fd, guest] : guests_) guest.connection->close_sending();
 }
 
@@ -173,13 +173,13 @@ void Server::sweep(Time now) {
     bool is_late = !guest.is_known && !guest.is_local && now >= guest.since + kStrangerTime;
     if (is_late && !guest.leaves) drop(guest, "it said nothing for too long");
     bool gone = guest.connection->is_closed() || is_late || (guest.leaves && guest.connection->is_flushed());
-    if (gone && host_ && !guest.id.empty()) host_->cut(guest.id, now);
+    if (gone && leader_ && !guest.id.empty()) leader_->cut(guest.id, now);
     it = gone ? guests_.erase(it) : std::next(it);
   }
 }
 
 Time Server::deadline() const {
-  Time first = host_ ? host_->deadline() : Time::max();
+  Time first = leader_ ? leader_->deadline() : Time::max();
   for (const auto& [fd, guest] : guests_)
     if (!guest.is_known && !guest.is_local) first = std::min(first, guest.since + Time::duration(kStrangerTime));
   return first;

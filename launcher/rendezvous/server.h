@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "launcher/rendezvous/connection.h"
-#include "launcher/rendezvous/host.h"
+#include "launcher/rendezvous/leader.h"
 
 namespace fabric::rendezvous {
 
@@ -22,8 +22,8 @@ class Server {
   /// One end of a connection within this process.
   void adopt(Descriptor end);
 
-  void begin_hosting(std::unique_ptr<Host> host) { host_ = std::move(host); }
-  Host* host() { return host_.get(); }
+  void begin_hosting(std::unique_ptr<Leader> host) { leader_ = std::move(host); }
+  Leader* leader() { return leader_.get(); }
   /// Who hosts, if not this node; told to those who ask here.
   void set_other_host(const std::optional<NodeInfo>& host) { other_host_ = host; }
   /// Gives hosting up: connections close, and nobody is let in any more unless `keeps_listening`.
@@ -59,7 +59,7 @@ class Server {
   Say say_;
   std::vector<Descriptor> listeners_;
   std::map<int, Guest> guests_;  // by descriptor
-  std::unique_ptr<Host> host_;
+  std::unique_ptr<Leader> leader_;
   std::optional<NodeInfo> other_host_, moved_;
   int complaints_ = 0;
 };

@@ -15,7 +15,7 @@ int run_on_this_node(Runner& runner, const Job& job) {
   RestartPolicy policy(job.max_restarts);
   for (;;) {
     const auto& last = runner.run(job, static_cast<int>(runner.attempts().size()));
-    if (last.end == Attempt::succeeded) return runner.finish(0);
+    if (last.end == AttemptResult::succeeded) return runner.finish(0);
     auto decision = policy.decide({last.code, last.can_retry(), last.forbids_retry, last.best_step()});
     if (!decision.again) return runner.fail(decision.code, decision.reason);
     runner.say_failure();

@@ -127,7 +127,8 @@ TEST_CASE("a file, then variables, then flags", "[options]") {
   };
   CHECK_THAT(error_of("max_restart: 1\n"), Catch::Contains(":1") && Catch::Contains("max_restarts"));
   CHECK_THAT(error_of("role: [a]\n"), Catch::Contains(":1") && Catch::Contains("role"));
-  CHECK_THROWS_AS(parse_options({"true"}, MapEnv({{"PET_MPI", "maybe"}})), ConfigError);
+  CHECK_THROWS_AS(parse_options({"true"}, MapEnv(std::map<std::string, std::string>{{"PET_MPI", "maybe"}})),
+                  ConfigError);
   std::filesystem::remove_all(folder);
 }
 

@@ -59,14 +59,14 @@ Runner::Runner(const Options& options, const Job& job, const EnvReader& env)
   take_signals();
 }
 
-const Attempt& Runner::run(const Job& job, int number, rendezvous::Node* node) {
+const AttemptResult& Runner::run(const Job& job, int number, rendezvous::Node* node) {
   job_ = job;
   variables_ = common_variables(job_, options_, outer_, processors_);
-  Round round(context(node), number);
+  Attempt round(context(node), number);
   return attempts_.emplace_back(round.run());
 }
 
-RoundContext Runner::context(rendezvous::Node* node) {
+AttemptContext Runner::context(rendezvous::Node* node) {
   GuardianOptions guardian{.cgroup = cgroup_.folder(),
                            .pid_namespace = options_.pid_namespace,
                            .mask = mask_,
@@ -98,11 +98,11 @@ void Runner::say_failure() {
 
 int Runner::fail(int code, const std::string& reason) {
   const auto& last = attempts_.back();
-  if (last.end == Attempt::signalled)
+  if (last.end == AttemptResult::signalled)
     console_.say(last.reason + "; the workers were stopped");
   else
     console_.error().buffer() += report_text(job_, last, kept_logs());
-  if (last.end != Attempt::signalled && attempts_.size() > 1) say_attempts();
+  if (last.end != AttemptResult::signalled && attempts_.size() > 1) say_attempts();
   if (!reason.empty()) console_.say(reason);
   if (last.first >= 0) {
     const auto& first = last.workers[static_cast<std::size_t>(last.first)];

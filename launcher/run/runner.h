@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/run/round.h"
+#include "launcher/run/attempt.h"
 
 namespace fabric::run {
 
@@ -17,8 +17,8 @@ class Runner {
   Runner(const Options& options, const Job& job, const EnvReader& env);
 
   /// Runs all workers of this node once. With `node`, stops them when the other nodes are to stop.
-  const Attempt& run(const Job& job, int number, rendezvous::Node* node = nullptr);
-  const std::vector<Attempt>& attempts() const { return attempts_; }
+  const AttemptResult& run(const Job& job, int number, rendezvous::Node* node = nullptr);
+  const std::vector<AttemptResult>& attempts() const { return attempts_; }
   Console& console() { return console_; }
   /// Delivers the signals of --stop-on and --forward.
   int signals() const { return signals_.get(); }
@@ -35,7 +35,7 @@ class Runner {
   void take_signals();
   void say_attempts();
   std::string kept_logs() const;
-  RoundContext context(rendezvous::Node* node);
+  AttemptContext context(rendezvous::Node* node);
 
   Options options_;
   Program program_;
@@ -48,7 +48,7 @@ class Runner {
   Cgroup cgroup_;
   Descriptor signals_;
   sigset_t mask_;
-  std::vector<Attempt> attempts_;
+  std::vector<AttemptResult> attempts_;
   int processors_;
   int heartbeat_number_;
 };

@@ -80,8 +80,8 @@ class SeveralNodes {
     }
   }
 
-  rendezvous::Ended summary(const Attempt& attempt) const {
-    rendezvous::Ended ended{.round = attempt.number, .succeeded = attempt.end == Attempt::succeeded};
+  rendezvous::Ended summary(const AttemptResult& attempt) const {
+    rendezvous::Ended ended{.round = attempt.number, .succeeded = attempt.end == AttemptResult::succeeded};
     ended.failed = attempt.is_failure();
     ended.can_retry = attempt.can_retry();
     ended.forbids_retry = attempt.forbids_retry && ended.failed;

@@ -41,7 +41,7 @@ std::string from_hex(const std::string& text) {
   return out;
 }
 
-class Taker {
+class Flattener {
  public:
   Tree take(const Value& value, const std::string& path, int depth) {
     if (depth > kDeepest)
@@ -117,9 +117,9 @@ class Taker {
   std::unordered_set<std::string> names_;
 };
 
-class Maker {
+class Unflattener {
  public:
-  explicit Maker(const std::unordered_map<std::string, at::Tensor>& tensors) : tensors_(tensors) {}
+  explicit Unflattener(const std::unordered_map<std::string, at::Tensor>& tensors) : tensors_(tensors) {}
 
   Value make(const Tree& tree) {
     if (tree.is_list()) {
@@ -195,16 +195,16 @@ class Maker {
 
 }  // namespace
 
-Structure take_apart(const Value& value) {
-  Taker taker;
-  Tree tree = taker.take(value, "", 0);
-  return {std::move(tree), std::move(taker.tensors)};
+Structure flatten(const Value& value) {
+  Flattener flattener;
+  Tree tree = flattener.take(value, "", 0);
+  return {std::move(tree), std::move(flattener.tensors)};
 }
 
 Value put_together(const Tree& tree, const std::unordered_map<std::string, at::Tensor>& tensors) {
-  Maker maker(tensors);
-  Value value = maker.make(tree);
-  maker.require_all_used();
+  Unflattener unflattener(tensors);
+  Value value = unflattener.make(tree);
+  unflattener.require_all_used();
   return value;
 }
 

@@ -20,7 +20,7 @@ struct Structure {
 };
 
 /// Tensors are named by the dotted path to them; where two paths give one name, the later gets a suffix.
-Structure take_apart(const Value& value);
+Structure flatten(const Value& value);
 
 /// The reverse. Throws CheckpointCorrupt when the tree names a tensor that is not there, or does not name one that is.
 Value put_together(const Tree& tree, const std::unordered_map<std::string, at::Tensor>& tensors);

@@ -9,7 +9,7 @@
 #include <fabric/plugins/loggers/registry.h>
 
 #include "fabric/base/atomic_file_test_support.h"
-#include "plugins/loggers/flat_params.h"
+#include "plugins/loggers/flat_hparams.h"
 #include "plugins/loggers/test_folder.h"
 #include "tests/support/catch.h"
 
@@ -197,8 +197,8 @@ TEST_CASE("Settings are flattened to paths", "[csv]") {
                           {"empty", Tree::Map{}}};
   std::vector<std::pair<std::string, Tree>> expected = {
       {"a/b/0/c", 1}, {"a/b/1", "x"}, {"a/none", Tree()}, {"sizes", "[64,32]"}, {"empty", "{}"}};
-  CHECK(fabric::flat_params(params) == expected);
-  CHECK(fabric::flat_params({}).empty());
+  CHECK(fabric::flat_hparams(params) == expected);
+  CHECK(fabric::flat_hparams({}).empty());
 }
 
 TEST_CASE("Loggers are made by name", "[csv]") {

@@ -2,7 +2,7 @@
 
 #include <chrono>
 
-#include "plugins/loggers/flat_params.h"
+#include "plugins/loggers/flat_hparams.h"
 
 namespace fabric::tensorboard {
 namespace {
@@ -47,7 +47,7 @@ Message text(const std::string& tag, const std::string& content) {
 Message experiment(const Tree& params, const Metrics& metrics) {
   Message content;
   content.float64(3, now());
-  for (const auto& [name, value] : flat_params(params))
+  for (const auto& [name, value] : flat_hparams(params))
     content.message(4, Message().bytes(1, name).varint(4, type_of(value)));
   for (const auto& [name, value] : metrics) content.message(5, Message().message(1, Message().bytes(2, name)));
   return hparams_value("_hparams_/experiment", 2, content);
@@ -55,7 +55,7 @@ Message experiment(const Tree& params, const Metrics& metrics) {
 
 Message session_start(const Tree& params) {
   Message content;
-  for (const auto& [name, value] : flat_params(params))
+  for (const auto& [name, value] : flat_hparams(params))
     content.message(1, Message().bytes(1, name).message(2, proto_value(value)));
   content.float64(5, now());
   return hparams_value("_hparams_/session_start_info", 3, content);

@@ -20,7 +20,7 @@ const std::vector<at::Tensor> kNoOutputs;
 
 // One node behind all outputs: a backward pass that starts from one of them reaches the parameters of all, those
 // without a gradient included, so that the reducer hears of each.
-struct Funnel : torch::autograd::Function<Funnel> {
+struct SinkFunction : torch::autograd::Function<SinkFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, at::TensorList outputs) {
     context->set_materialize_grads(false);
     torch::autograd::variable_list same;
@@ -228,10 +228,10 @@ void Engine::expect_backward(ForwardCall& call) {
         "FABRIC_TENSORS(Type, member, …) to the type, naming the members that hold tensors");
   reducer_->prepare_for_backward(outputs);
   if (outputs.empty()) return;
-  auto funnelled = Funnel::apply(at::TensorList(outputs));
+  auto sunk = SinkFunction::apply(at::TensorList(outputs));
   std::size_t next = 0;
   call.for_each_output([&](at::Tensor& tensor) {
-    if (tensor.requires_grad()) tensor = funnelled[next++];
+    if (tensor.requires_grad()) tensor = sunk[next++];
   });
 }
 

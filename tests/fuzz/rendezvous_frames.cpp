@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string>
 
-#include "launcher/rendezvous/host.h"
+#include "launcher/rendezvous/leader.h"
 #include "launcher/rendezvous/message.h"
 
 using namespace fabric::rendezvous;
@@ -17,14 +17,14 @@ static void give_to_host(const Message& message) {
   own.id = own.host = "a";
   own.addresses = {"10.0.0.1"};
   Time now(std::chrono::seconds(1000));
-  Host host(settings, own, now);
-  host.join(Hello{"", own, 1, 3}, now);
-  host.tick(now);
-  host.receive("a", Prepared{.reached = own.addresses, .port = 5}, now);
-  host.tick(now);
-  if (const auto* hello = std::get_if<Hello>(&message)) host.join(*hello, now);
-  host.receive("a", message, now);
-  for (int i = 0; i < 5; ++i) host.tick(now += std::chrono::seconds(20)), host.take_outgoing();
+  Leader leader(settings, own, now);
+  leader.join(Hello{"", own, 1, 3}, now);
+  leader.tick(now);
+  leader.receive("a", Prepared{.reached = own.addresses, .port = 5}, now);
+  leader.tick(now);
+  if (const auto* hello = std::get_if<Hello>(&message)) leader.join(*hello, now);
+  leader.receive("a", message, now);
+  for (int i = 0; i < 5; ++i) leader.tick(now += std::chrono::seconds(20)), leader.take_outgoing();
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

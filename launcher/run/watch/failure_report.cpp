@@ -30,23 +30,23 @@ const char* state_name(WorkerEnd::State state) {
   return "";
 }
 
-const char* end_name(Attempt::End end) {
+const char* end_name(AttemptResult::End end) {
   switch (end) {
-    case Attempt::succeeded:
+    case AttemptResult::succeeded:
       return "succeeded";
-    case Attempt::failed:
+    case AttemptResult::failed:
       return "failed";
-    case Attempt::hung:
+    case AttemptResult::hung:
       return "hung";
-    case Attempt::signalled:
+    case AttemptResult::signalled:
       return "stopped by a signal";
-    case Attempt::cannot_start:
+    case AttemptResult::cannot_start:
       return "could not start";
-    case Attempt::guardian_lost:
+    case AttemptResult::guardian_lost:
       return "lost its guardian";
-    case Attempt::not_all_ended:
+    case AttemptResult::not_all_ended:
       return "not all ranks ended";
-    case Attempt::stopped_elsewhere:
+    case AttemptResult::stopped_elsewhere:
       return "stopped with the other nodes";
   }
   return "";
@@ -101,14 +101,14 @@ std::string cause_text(const WorkerEnd& worker) {
   return text;
 }
 
-std::string others_text(const Attempt& attempt) {
+std::string others_text(const AttemptResult& attempt) {
   std::string lists[5];
   for (const auto& worker : attempt.workers) {
     if (worker.local_rank == attempt.first) continue;
     auto& list = lists[worker.state];
     list += (list.empty() ? "" : ", ") + std::to_string(worker.rank);
     if (worker.state == WorkerEnd::failed) list += " (" + end_in_words(worker.code, worker.signal) + ")";
-    if (attempt.end == Attempt::hung && !worker.section.empty()) list += " (in section '" + worker.section + "')";
+    if (attempt.end == AttemptResult::hung && !worker.section.empty()) list += " (in section '" + worker.section + "')";
   }
   std::string text;
   for (auto state : {WorkerEnd::failed, WorkerEnd::stopped, WorkerEnd::succeeded, WorkerEnd::not_started})
@@ -145,20 +145,20 @@ Tree worker_tree(const WorkerEnd& worker, const Job& job) {
 
 }  // namespace
 
-long long Attempt::best_step() const {
+long long AttemptResult::best_step() const {
   long long best = -1;
   for (const auto& worker : workers) best = std::max(best, worker.step);
   return best;
 }
 
-std::string cause_in_words(const Job& job, const Attempt& attempt, bool in_full) {
+std::string cause_in_words(const Job& job, const AttemptResult& attempt, bool in_full) {
   if (attempt.first < 0) return attempt.reason + (in_full && job.nodes > 1 ? " (on " + job.host + ")" : "");
   const auto& worker = attempt.workers[static_cast<std::size_t>(attempt.first)];
-  auto end = attempt.end == Attempt::hung ? worker.hang : end_in_words(worker.code, worker.signal);
+  auto end = attempt.end == AttemptResult::hung ? worker.hang : end_in_words(worker.code, worker.signal);
   return (in_full ? who(job, worker) : "rank " + std::to_string(worker.rank)) + " " + end;
 }
 
-std::string report_text(const Job& job, const Attempt& attempt, const std::string& log_folder) {
+std::string report_text(const Job& job, const AttemptResult& attempt, const std::string& log_folder) {
   std::string text = "fabric: the job failed: ";
   char when[64];
   std::snprintf(when, sizeof when, "after %.1f s, attempt %d", attempt.seconds, attempt.number);
@@ -174,7 +174,7 @@ std::string report_text(const Job& job, const Attempt& attempt, const std::strin
   return text;
 }
 
-Tree report_tree(const Job& job, const std::vector<Attempt>& attempts, int code, const std::string& log_folder) {
+Tree report_tree(const Job& job, const std::vector<AttemptResult>& attempts, int code, const std::string& log_folder) {
   Tree tree;
   tree["run_id"] = job.id;
   tree["host"] = job.host;

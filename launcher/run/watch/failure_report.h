@@ -34,7 +34,7 @@ struct WorkerEnd {
 };
 
 /// How one attempt ended.
-struct Attempt {
+struct AttemptResult {
   enum End { succeeded, failed, hung, signalled, cannot_start, guardian_lost, not_all_ended, stopped_elsewhere };
   End end = succeeded;
   int number = 0;
@@ -54,13 +54,13 @@ struct Attempt {
 };
 
 /// The first failure, in words, for the end of stderr.
-std::string report_text(const Job& job, const Attempt& attempt, const std::string& log_folder);
+std::string report_text(const Job& job, const AttemptResult& attempt, const std::string& log_folder);
 /// All attempts.
-Tree report_tree(const Job& job, const std::vector<Attempt>& attempts, int code, const std::string& log_folder);
+Tree report_tree(const Job& job, const std::vector<AttemptResult>& attempts, int code, const std::string& log_folder);
 /// Writes it as JSON, by way of a new file and a rename. Returns what went wrong, or nothing.
 std::string write_report(const std::string& path, const Tree& report);
 
 /// One line: who failed on this node, and how; `in_full` with pid and host.
-std::string cause_in_words(const Job& job, const Attempt& attempt, bool in_full = true);
+std::string cause_in_words(const Job& job, const AttemptResult& attempt, bool in_full = true);
 
 }  // namespace fabric::run

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 
+#include "launcher/run/attempt.h"
 #include "launcher/run/machine.h"
-#include "launcher/run/round.h"
 
 namespace fabric::run {
 
-std::vector<WorkerStart> Round::prepare(std::vector<Descriptor>& kept) {
+std::vector<WorkerStart> Attempt::prepare(std::vector<Descriptor>& kept) {
   std::vector<WorkerStart> starts;
   const auto& options = context_.options;
   auto shown = parse_ranks(options.local_ranks_filter, "--local-ranks-filter");

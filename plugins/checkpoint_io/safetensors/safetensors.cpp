@@ -46,7 +46,7 @@ Tree parse_structure(const std::string& text) {
 }  // namespace
 
 void write_safetensors(const Value& checkpoint, const std::filesystem::path& path) {
-  Structure structure = take_apart(checkpoint);
+  Structure structure = flatten(checkpoint);
   sort_for_alignment(structure.tensors);
   Tree described = Tree::Map{{"version", kFormat}, {"tree", std::move(structure.tree)}};
   std::string header = make_header(structure.tensors, write_json_for_file(described));

@@ -1,9 +1,9 @@
 // How rounds of a job begin and end: who takes part, what is charged, who is refused.
-#include "launcher/rendezvous/host_test_support.h"
+#include "launcher/rendezvous/leader_test_support.h"
 
 using namespace fabric::rendezvous;
 
-TEST_CASE("a fixed number of nodes starts when all are there, by wanted rank", "[host]") {
+TEST_CASE("a fixed number of nodes starts when all are there, by wanted rank", "[leader]") {
   Play play(some(3, 3));
   play.join("a1", 2);
   play.join("a3", 0);
@@ -18,7 +18,7 @@ TEST_CASE("a fixed number of nodes starts when all are there, by wanted rank", "
   CHECK(has(play.join("a5"), "runs already with all of its 3 nodes"));
 }
 
-TEST_CASE("one deadline for joining; who did not come is named", "[host]") {
+TEST_CASE("one deadline for joining; who did not come is named", "[leader]") {
   auto settings = some(2, 2);
   settings.expected = {"gpu-08", "gpu-09"};
   Play play(settings);
@@ -32,7 +32,7 @@ TEST_CASE("one deadline for joining; who did not come is named", "[host]") {
   CHECK(has(play.join("a2", 1), "the job is over"));
 }
 
-TEST_CASE("an elastic job waits the last call out, and no longer than for MAX", "[host]") {
+TEST_CASE("an elastic job waits the last call out, and no longer than for MAX", "[leader]") {
   Play play(some(1, 3));
   play.join("a1");
   play.go(4);
@@ -52,7 +52,7 @@ TEST_CASE("an elastic job waits the last call out, and no longer than for MAX", 
   CHECK(few.players() == 2);
 }
 
-TEST_CASE("nodes that come late share one restart, which is not charged", "[host]") {
+TEST_CASE("nodes that come late share one restart, which is not charged", "[leader]") {
   auto play = running(some(1, 3), 1);
   play.join("a3");
   play.go(0.5);
@@ -69,7 +69,7 @@ TEST_CASE("nodes that come late share one restart, which is not charged", "[host
   CHECK(play.starts["a1"].roster.charged == 0);
 }
 
-TEST_CASE("spares beyond MAX wait and take the place of one that is gone", "[host]") {
+TEST_CASE("spares beyond MAX wait and take the place of one that is gone", "[leader]") {
   auto play = running(some(1, 2), 2);
   play.join("a3");
   play.go(5);
@@ -84,7 +84,7 @@ TEST_CASE("spares beyond MAX wait and take the place of one that is gone", "[hos
   CHECK(play.starts["a3"].roster.charged == 0);
 }
 
-TEST_CASE("too many at the first round: the others are spares", "[host]") {
+TEST_CASE("too many at the first round: the others are spares", "[leader]") {
   Play play(some(2, 2));
   play.join("a1"), play.join("a2");
   CHECK(play.players() == 2);
@@ -94,7 +94,7 @@ TEST_CASE("too many at the first round: the others are spares", "[host]") {
   CHECK(elastic.spares.size() == 2);
 }
 
-TEST_CASE("a failure stops all nodes and is charged once; counters are equal", "[host]") {
+TEST_CASE("a failure stops all nodes and is charged once; counters are equal", "[leader]") {
   auto play = running(some(2, 2, 2), 2);
   play.end("a2", 7);
   REQUIRE(play.stops.contains("a1"));
@@ -116,7 +116,7 @@ TEST_CASE("a failure stops all nodes and is charged once; counters are equal", "
   }
 }
 
-TEST_CASE("do not retry and no progress hold for all nodes", "[host]") {
+TEST_CASE("do not retry and no progress hold for all nodes", "[leader]") {
   auto never = running(some(2, 2, 9), 2);
   never.end("a2", 93);
   never.all_stop();
@@ -133,7 +133,7 @@ TEST_CASE("do not retry and no progress hold for all nodes", "[host]") {
   CHECK(has(play.ends["a2"].reason, "step 5"));
 }
 
-TEST_CASE("success takes all nodes; one that has ended waits for the others", "[host]") {
+TEST_CASE("success takes all nodes; one that has ended waits for the others", "[leader]") {
   auto play = running(some(1, 3, 1), 2);
   play.end("a1", 0);
   play.go(30);

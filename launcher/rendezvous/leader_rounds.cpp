@@ -3,7 +3,7 @@
 #include <set>
 
 #include "launcher/os/exit_codes.h"
-#include "launcher/rendezvous/host.h"
+#include "launcher/rendezvous/leader.h"
 
 namespace fabric::rendezvous {
 namespace {
@@ -19,7 +19,7 @@ std::string join_words(const std::vector<std::string>& words) {
 
 }  // namespace
 
-void Host::gather(Time now) {
+void Leader::gather(Time now) {
   int here = present();
   // Whoever was cut off either comes back or is counted out in a moment.
   if (here != static_cast<int>(members_.size())) return;
@@ -39,7 +39,7 @@ void Host::gather(Time now) {
   if (now >= phase_until_) fail_for_want_of_nodes();
 }
 
-void Host::gather_first(int here, Time now) {
+void Leader::gather_first(int here, Time now) {
   if (here >= settings_.max_nodes) return prepare(now);
   bool enough = here >= settings_.min_nodes;
   if (enough && !last_call_until_) {
@@ -52,7 +52,7 @@ void Host::gather_first(int here, Time now) {
   if (!enough && now >= join_until_) finish({run::kRendezvous, missing(), {}, {}, {}});
 }
 
-void Host::prepare(Time now) {
+void Leader::prepare(Time now) {
   std::vector<Member*> all;
   for (auto& [id, member] : members_) all.push_back(&member);
   auto is_incumbent = [&](const Member* member) {
@@ -75,7 +75,7 @@ void Host::prepare(Time now) {
     if (member->plays) send(member->info.id, Prepare{round_, first_player()});
 }
 
-void Host::check_prepared(Time now) {
+void Leader::check_prepared(Time now) {
   std::vector<std::string> late;
   int port = 0;
   for (const auto& [id, member] : members_) {
@@ -98,14 +98,14 @@ void Host::check_prepared(Time now) {
   for (const auto& id : late) remove(id, false, "did not answer when the round was prepared", run::kRendezvous, now);
 }
 
-const NodeInfo& Host::first_player() const {
+const NodeInfo& Leader::first_player() const {
   const NodeInfo* first = nullptr;
   for (const auto& [id, member] : members_)
     if (member.plays && (!first || comes_before(member.info, *first))) first = &member.info;
   return *first;
 }
 
-std::optional<std::string> Host::common_address() const {
+std::optional<std::string> Leader::common_address() const {
   for (const auto& address : first_player().addresses) {
     bool all = std::all_of(members_.begin(), members_.end(), [&](const auto& entry) {
       if (!entry.second.plays) return true;
@@ -117,7 +117,7 @@ std::optional<std::string> Host::common_address() const {
   return std::nullopt;
 }
 
-std::string Host::unreachable() const {
+std::string Leader::unreachable() const {
   std::string text =
       "no address of node " + describe(first_player()) + ", where rank 0 would be, can be reached by all nodes";
   for (const auto& [id, member] : members_)
@@ -126,7 +126,7 @@ std::string Host::unreachable() const {
   return text + ". --iface or --local-addr on that node chooses another";
 }
 
-void Host::start(const std::string& address, int port) {
+void Leader::start(const std::string& address, int port) {
   Roster roster{.round = round_, .run_id = settings_.run_id, .host_id = own_id_};
   roster.charged = policy_.charged();
   roster.stale = policy_.stale();
@@ -146,7 +146,7 @@ void Host::start(const std::string& address, int port) {
   for (const auto& node : roster.spares) send(node.id, Spare{roster});
 }
 
-void Host::take_end(Member& member, const Ended& ended, Time now) {
+void Leader::take_end(Member& member, const Ended& ended, Time now) {
   bool recovers = expect_until_.has_value();
   if (!member.plays || (ended.round != round_ && !recovers)) return;
   if (phase_ != Phase::running && phase_ != Phase::stopping) return;
@@ -166,7 +166,7 @@ void Host::take_end(Member& member, const Ended& ended, Time now) {
   }
 }
 
-void Host::stop(Cause cause, Time now) {
+void Leader::stop(Cause cause, Time now) {
   cause_ = std::move(cause);
   phase_ = Phase::stopping;
   rejoin_at_.reset();
@@ -176,7 +176,7 @@ void Host::stop(Cause cause, Time now) {
     if (member.plays && !member.ended) send(id, Stop{round_, cause_.code, cause_.text});
 }
 
-void Host::check_all_ended(Time now) {
+void Leader::check_all_ended(Time now) {
   if (!require_all_at_ || now < *require_all_at_) return;
   std::string running;
   for (const auto& [id, member] : members_)
@@ -192,7 +192,7 @@ void Host::check_all_ended(Time now) {
   stop(cause, now);
 }
 
-void Host::check_stopped(Time now) {
+void Leader::check_stopped(Time now) {
   if (expect_until_) {
     for (const auto& node : base_.nodes) {
       if (gone_.contains(node.id) || members_.contains(node.id)) continue;
@@ -213,7 +213,7 @@ void Host::check_stopped(Time now) {
   decide(now);
 }
 
-void Host::decide(Time now) {
+void Leader::decide(Time now) {
   bool lost = !lost_text_.empty();
   if (cause_.kind == Cause::failure && (!lost || cause_.end.forbids_retry)) {
     long long step = -1;
@@ -236,30 +236,30 @@ void Host::decide(Time now) {
   gather(now);
 }
 
-void Host::fail_for_want_of_nodes() {
+void Leader::fail_for_want_of_nodes() {
   auto left = "; " + std::to_string(present()) + " of its nodes are left, and " + nodes_wanted() + " must be there";
   if (cause_.kind == Cause::failure)
     return finish({cause_.end.code, lost_text_ + left, cause_.end.cause, cause_.end.report, cause_.node_id});
   finish({lost_code_ ? lost_code_ : int{run::kRendezvous}, lost_text_ + left, {}, {}, {}});
 }
 
-void Host::finish(Finish end) {
+void Leader::finish(Finish end) {
   phase_ = Phase::over;
   for (const auto& [id, member] : members_) send(id, end);
 }
 
-bool Host::all_succeeded() const {
+bool Leader::all_succeeded() const {
   return lost_text_.empty() && std::all_of(members_.begin(), members_.end(), [](const auto& entry) {
            return !entry.second.plays || (entry.second.ended && entry.second.ended->succeeded);
          });
 }
 
-std::string Host::nodes_wanted() const {
+std::string Leader::nodes_wanted() const {
   auto least = std::to_string(settings_.min_nodes), most = std::to_string(settings_.max_nodes);
   return least == most ? least : least + " to " + most;
 }
 
-std::string Host::names() const {
+std::string Leader::names() const {
   std::vector<NodeInfo> all;
   for (const auto& [id, member] : members_) all.push_back(member.info);
   std::sort(all.begin(), all.end(), comes_before);
@@ -268,7 +268,7 @@ std::string Host::names() const {
   return text;
 }
 
-std::string Host::missing() const {
+std::string Leader::missing() const {
   std::set<int> come;
   for (const auto& [id, member] : members_) come.insert(member.info.wanted_rank);
   std::string absent;

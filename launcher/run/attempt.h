@@ -20,7 +20,7 @@ class Node;
 namespace fabric::run {
 
 /// What all attempts share. The signal descriptor delivers what is in --stop-on and --forward.
-struct RoundContext {
+struct AttemptContext {
   const Options& options;
   const Job& job;
   const Program& program;
@@ -36,12 +36,12 @@ struct RoundContext {
 
 /// One attempt: starts all workers of this node, passes on what they write, watches them, and ends them together. One
 /// epoll loop; nothing else waits.
-class Round {
+class Attempt {
  public:
-  Round(const RoundContext& context, int number);
-  ~Round();
+  Attempt(const AttemptContext& context, int number);
+  ~Attempt();
   /// Returns when no process of the attempt is left, and all that they wrote has been read.
-  Attempt run();
+  AttemptResult run();
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -86,14 +86,14 @@ class Round {
   void end_as_hung();
 
   /// Asks all workers to end, and kills them after the grace time. The first call counts.
-  void stop(Attempt::End end, int signal);
+  void stop(AttemptResult::End end, int signal);
   void kill_now();
   bool is_held_back() const;
   bool is_over() const;
   void conclude();
 
-  RoundContext context_;
-  Attempt attempt_;
+  AttemptContext context_;
+  AttemptResult attempt_;
   std::vector<Worker> workers_;
   std::optional<Guardian> guardian_;
   Descriptor epoll_;

@@ -1,4 +1,4 @@
-#include "launcher/run/round.h"
+#include "launcher/run/attempt.h"
 
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
@@ -50,7 +50,7 @@ pid_t outer_pid(pid_t guardian, pid_t inner) {
   return inner;
 }
 
-std::string start_problem(const Event& event, const RoundContext& context) {
+std::string start_problem(const Event& event, const AttemptContext& context) {
   std::string rank = "cannot start local rank " + std::to_string(event.worker) + ": ";
   std::string error = std::strerror(event.status);
   if (event.stage == Event::exec)
@@ -67,21 +67,21 @@ int descriptors_needed(int local_size, int nodes) {
   return 3 + 6 * local_size + 24 + (nodes > 1 ? 2 * std::min(nodes, 1000) + 64 : 0);
 }
 
-Round::Round(const RoundContext& context, int number) : context_(context), start_(Clock::now()) {
+Attempt::Attempt(const AttemptContext& context, int number) : context_(context), start_(Clock::now()) {
   attempt_.number = number;
   epoll_ = above_stdio(epoll_create1(EPOLL_CLOEXEC), "epoll");
   oom_ = count_oom_kills();
 }
 
-Round::~Round() = default;
+Attempt::~Attempt() = default;
 
-void Round::watch(int fd, Source source, std::size_t index) {
+void Attempt::watch(int fd, Source source, std::size_t index) {
   epoll_event event{.events = source == Source::console ? EPOLLOUT : EPOLLIN,
                     .data = {.u64 = (static_cast<std::uint64_t>(source) << 32) | index}};
   epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
 }
 
-Attempt Round::run() {
+AttemptResult Attempt::run() {
   {
     std::vector<Descriptor> kept;
     auto starts = prepare(kept);
@@ -103,14 +103,14 @@ Attempt Round::run() {
   return std::move(attempt_);
 }
 
-void Round::wait() {
+void Attempt::wait() {
   epoll_event events[64];
   int count = epoll_wait(epoll_.get(), events, 64, milliseconds_to_wait());
   for (int i = 0; i < count; ++i)
     take(static_cast<Source>(events[i].data.u64 >> 32), static_cast<std::uint32_t>(events[i].data.u64));
 }
 
-int Round::milliseconds_to_wait() const {
+int Attempt::milliseconds_to_wait() const {
   std::optional<Clock::time_point> first;
   auto consider = [&](std::optional<Clock::time_point> time) {
     if (time && (!first || *time < *first)) first = time;
@@ -122,7 +122,7 @@ int Round::milliseconds_to_wait() const {
   return static_cast<int>(std::clamp<long long>(left, 0, INT_MAX));
 }
 
-void Round::take(Source source, std::size_t index) {
+void Attempt::take(Source source, std::size_t index) {
   switch (source) {
     case Source::output:
     case Source::error: {
@@ -164,7 +164,7 @@ void Round::take(Source source, std::size_t index) {
   }
 }
 
-void Round::take_event(const Event& event) {
+void Attempt::take_event(const Event& event) {
   switch (event.kind) {
     case Event::started:
       return note_start(event);
@@ -178,25 +178,25 @@ void Round::take_event(const Event& event) {
         attempt_.signal = event.status;
         attempt_.code = 128 + event.status;
         attempt_.reason = "its guardian got " + signal_name(event.status);
-        stop(Attempt::signalled, event.status);
+        stop(AttemptResult::signalled, event.status);
       }
       return;
     case Event::start_failed:
       attempt_.reason = start_problem(event, context_);
       attempt_.code = event.stage == Event::exec ? kCannotExecute : kLauncherFailed;
-      attempt_.end = Attempt::cannot_start;
+      attempt_.end = AttemptResult::cannot_start;
       stopping_ = true;
       return;
   }
 }
 
-void Round::note_start(const Event& event) {
+void Attempt::note_start(const Event& event) {
   auto& worker = attempt_.workers[static_cast<std::size_t>(event.worker)];
   worker.state = WorkerEnd::running;
   worker.pid = context_.guardian.pid_namespace ? outer_pid(guardian_->pid(), event.pid) : event.pid;
 }
 
-void Round::note_exit(const Event& event) {
+void Attempt::note_exit(const Event& event) {
   auto& worker = attempt_.workers[static_cast<std::size_t>(event.worker)];
   worker.nanoseconds = event.nanoseconds;
   worker.signal = WIFSIGNALED(event.status) ? WTERMSIG(event.status) : 0;
@@ -213,7 +213,7 @@ void Round::note_exit(const Event& event) {
   if (worker.state == WorkerEnd::failed && !stopping_) {
     attempt_.first = event.worker;
     attempt_.code = worker.code;
-    stop(Attempt::failed, SIGTERM);
+    stop(AttemptResult::failed, SIGTERM);
   }
   if (worker.state == WorkerEnd::succeeded && worker.rank == 0 && context_.options.require_all_seconds > 0) {
     if (context_.node)
@@ -223,18 +223,19 @@ void Round::note_exit(const Event& event) {
   }
 }
 
-void Round::take_signals() {
+void Attempt::take_signals() {
   signalfd_siginfo info;
   while (read(context_.signals, &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
     int number = static_cast<int>(info.ssi_signo);
     if (contains(context_.options.forward, number)) {
       guardian_->signal_workers(number, false);
-    } else if (!stopping_ || attempt_.end == Attempt::stopped_elsewhere) {
+    } else if (!stopping_ || attempt_.end == AttemptResult::stopped_elsewhere) {
       attempt_.signal = number;
       attempt_.code = 128 + number;
       attempt_.reason = "the launcher got " + signal_name(number);
-      stop(Attempt::signalled, number);
-      attempt_.end = Attempt::signalled;  // also where the other nodes had stopped this one, and would have gone on
+      stop(AttemptResult::signalled, number);
+      attempt_.end =
+          AttemptResult::signalled;  // also where the other nodes had stopped this one, and would have gone on
       if (context_.node) context_.node->leave(number);
     } else {
       // Whoever asks again wants no grace, but a scheduler may well send the same signal twice.
@@ -244,17 +245,17 @@ void Round::take_signals() {
   }
 }
 
-void Round::heed_other_nodes() {
+void Attempt::heed_other_nodes() {
   auto& node = *context_.node;
   node.advance();
   if (stopping_ || (!node.stop() && !node.finish())) return;
   attempt_.reason = node.stop() ? node.stop()->reason : node.finish()->reason;
   attempt_.code = node.stop() ? node.stop()->code : node.finish()->code;
   context_.console.say("stopping the workers of this node: " + attempt_.reason);
-  stop(Attempt::stopped_elsewhere, SIGTERM);
+  stop(AttemptResult::stopped_elsewhere, SIGTERM);
 }
 
-void Round::stop(Attempt::End end, int signal) {
+void Attempt::stop(AttemptResult::End end, int signal) {
   if (stopping_) return;
   stopping_ = true;
   dump_.reset();
@@ -265,14 +266,14 @@ void Round::stop(Attempt::End end, int signal) {
   guardian_->signal_workers(signal, true);
 }
 
-void Round::kill_now() {
+void Attempt::kill_now() {
   if (killed_) return;
   killed_ = true;
   guardian_->kill_all();
   give_up_at_ = Clock::now() + kKillLimit;
 }
 
-void Round::check_deadlines() {
+void Attempt::check_deadlines() {
   auto now = Clock::now();
   if (require_all_at_ && now >= *require_all_at_ && !stopping_) {
     std::string running;
@@ -283,7 +284,7 @@ void Round::check_deadlines() {
                       std::to_string(static_cast<int>(context_.options.require_all_seconds)) +
                       " s these ranks still ran: " + running;
     attempt_.code = kRequireAll;
-    stop(Attempt::not_all_ended, SIGTERM);
+    stop(AttemptResult::not_all_ended, SIGTERM);
   }
   if (!stopping_) check_hangs(now);
   // Nothing more comes because we do not read it: a slow reader is waited for, unless we were told to end.
@@ -297,7 +298,7 @@ void Round::check_deadlines() {
   }
 }
 
-void Round::lose_guardian(int status) {
+void Attempt::lose_guardian(int status) {
   int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
   kill_descendants(kKillLimit);
   for (auto& worker : attempt_.workers)
@@ -307,15 +308,15 @@ void Round::lose_guardian(int status) {
       worker.signal = SIGKILL;
     }
   // Its end was our doing when we had to give up on it.
-  if (killed_ || attempt_.end == Attempt::cannot_start) return;
-  attempt_.end = Attempt::guardian_lost;
+  if (killed_ || attempt_.end == AttemptResult::cannot_start) return;
+  attempt_.end = AttemptResult::guardian_lost;
   attempt_.first = -1;
   attempt_.code = signal ? 128 + signal : WEXITSTATUS(status) ? WEXITSTATUS(status) : 128 + SIGKILL;
   attempt_.reason = "the guardian of the workers (pid " + std::to_string(guardian_->pid()) + ") " +
                     (signal ? "was killed by " + signal_name(signal) : "ended") + ", so all of them were killed";
 }
 
-void Round::hold_back_or_go_on() {
+void Attempt::hold_back_or_go_on() {
   for (std::size_t i = 0; i < workers_.size(); ++i)
     for (int stream = 0; stream < 2; ++stream) {
       auto& from = stream == 0 ? *workers_[i].output : *workers_[i].error;
@@ -330,7 +331,7 @@ void Round::hold_back_or_go_on() {
     }
 }
 
-void Round::watch_console() {
+void Attempt::watch_console() {
   Sink* sinks[] = {&context_.console.out(), &context_.console.error()};
   for (int i = 0; i < 2; ++i) {
     bool should = !sinks[i]->is_empty() && sinks[i]->can_poll() && (i == 0 || sinks[1] != sinks[0]);
@@ -345,12 +346,12 @@ void Round::watch_console() {
   }
 }
 
-bool Round::is_held_back() const {
+bool Attempt::is_held_back() const {
   return std::any_of(workers_.begin(), workers_.end(),
                      [](const Worker& worker) { return worker.output->must_wait() || worker.error->must_wait(); });
 }
 
-bool Round::is_over() const {
+bool Attempt::is_over() const {
   if (!drain_until_) return false;
   bool open = std::any_of(workers_.begin(), workers_.end(),
                           [](const Worker& worker) { return worker.output->is_open() || worker.error->is_open(); });
@@ -358,7 +359,7 @@ bool Round::is_over() const {
   return Clock::now() >= *drain_until_;
 }
 
-void Round::conclude() {
+void Attempt::conclude() {
   attempt_.seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   for (std::size_t i = 0; i < workers_.size(); ++i) {
     auto& end = attempt_.workers[i];

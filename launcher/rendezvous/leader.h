@@ -16,18 +16,18 @@ namespace fabric::rendezvous {
 ///
 /// A round: gathering (enough nodes) → preparing (all reach the node of rank 0) → running → stopping (all workers are
 /// gone) → the next round, or the end.
-class Host {
+class Leader {
  public:
-  Host(const Settings& settings, const NodeInfo& own, Time now);
+  Leader(const Settings& settings, const NodeInfo& own, Time now);
   /// Takes over after the nodes of `gone`; the nodes of the roster are expected to come back.
-  Host(const Settings& settings, const NodeInfo& own, const Roster& roster, const Gone& gone, Time now);
+  Leader(const Settings& settings, const NodeInfo& own, const Roster& roster, const Gone& gone, Time now);
 
   /// A node came, or came back. Returns why it is refused, or nothing.
   std::optional<Refused> join(const Hello& hello, Time now);
   void receive(const std::string& id, const Message& message, Time now);
-  /// Its connection is closed: whether its launcher ended is to be found out for `take_doubts`, and told to `settle`.
+  /// Its connection is closed: whether its launcher ended is to be found out for `take_suspects`, and told to `settle`.
   void cut(const std::string& id, Time now);
-  std::vector<NodeInfo> take_doubts();
+  std::vector<NodeInfo> take_suspects();
   enum class Fate {
     ended,    // nobody listens there any more
     unknown,  // no answer
@@ -119,7 +119,7 @@ class Host {
   std::optional<Time> last_call_until_, rejoin_at_, expect_until_, require_all_at_;
   Time expect_spares_until_;  // of a new host
   std::vector<Outgoing> outgoing_;
-  std::vector<std::string> notes_, doubts_;
+  std::vector<std::string> notes_, suspects_;
 };
 
 }  // namespace fabric::rendezvous

@@ -6,36 +6,36 @@
 #include <utility>
 #include <vector>
 
-#include "launcher/rendezvous/dial.h"
-#include "launcher/rendezvous/host.h"
+#include "launcher/rendezvous/connect_attempt.h"
+#include "launcher/rendezvous/leader.h"
 
 namespace fabric::rendezvous {
 
 /// Asks nodes whose connections closed whether they live: a launcher that ended is another matter than a broken
 /// connection, and than one that went over to another host.
-class LifeChecks {
+class LivenessProbes {
  public:
-  LifeChecks(int epoll, std::string token, std::string own_id)
+  LivenessProbes(int epoll, std::string token, std::string own_id)
       : epoll_(epoll), token_(std::move(token)), own_id_(std::move(own_id)) {}
   void begin(const NodeInfo& node, std::chrono::nanoseconds limit, Time now);
   /// True when the descriptor is one of its own.
   bool handle(int fd);
   /// What came out, by id of the node.
-  std::vector<std::pair<std::string, Host::Fate>> tick(Time now);
+  std::vector<std::pair<std::string, Leader::Fate>> tick(Time now);
   Time deadline() const;
 
  private:
   struct Check {
     NodeInfo node;
-    std::unique_ptr<Dial> dial;
+    std::unique_ptr<ConnectAttempt> attempt;
     std::chrono::nanoseconds limit;
     int tries = 0;
     Time again;
   };
-  Host::Fate fate_of(Check& check);
+  Leader::Fate fate_of(Check& check);
   int epoll_;
   std::string token_, own_id_;
-  std::map<std::string, Check> checks_;
+  std::map<std::string, Check> probes_;
 };
 
 }  // namespace fabric::rendezvous

@@ -1,4 +1,4 @@
-#include "plugins/loggers/flat_params.h"
+#include "plugins/loggers/flat_hparams.h"
 
 #include <algorithm>
 
@@ -26,7 +26,7 @@ void flatten(const Tree& tree, const std::string& path, std::vector<std::pair<st
 
 }  // namespace
 
-std::vector<std::pair<std::string, Tree>> flat_params(const Tree& params) {
+std::vector<std::pair<std::string, Tree>> flat_hparams(const Tree& params) {
   std::vector<std::pair<std::string, Tree>> out;
   if (params.is_null() || (params.is_map() && params.as_map().empty())) return out;
   flatten(params, params.is_map() ? "" : "value", out);

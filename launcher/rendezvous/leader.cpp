@@ -1,4 +1,4 @@
-#include "launcher/rendezvous/host.h"
+#include "launcher/rendezvous/leader.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -22,13 +22,13 @@ void lower(T& first, const std::optional<T>& other) {
 
 }  // namespace
 
-Host::Host(const Settings& settings, const NodeInfo& own, Time now)
+Leader::Leader(const Settings& settings, const NodeInfo& own, Time now)
     : settings_(settings), own_id_(own.id), policy_(settings.max_restarts), last_beat_(now) {
   join_until_ = now + in_clock(settings.timing.join);
 }
 
-Host::Host(const Settings& settings, const NodeInfo& own, const Roster& roster, const Gone& gone, Time now)
-    : Host(settings, own, now) {
+Leader::Leader(const Settings& settings, const NodeInfo& own, const Roster& roster, const Gone& gone, Time now)
+    : Leader(settings, own, now) {
   base_ = roster;
   settings_.run_id = roster.run_id;
   gone_ = gone;
@@ -47,7 +47,7 @@ Host::Host(const Settings& settings, const NodeInfo& own, const Roster& roster, 
   note("this node hosts the rendezvous from now on: " + lost_text_);
 }
 
-std::optional<Refused> Host::join(const Hello& hello, Time now) {
+std::optional<Refused> Leader::join(const Hello& hello, Time now) {
   const auto& node = hello.node;
   if (phase_ == Phase::over) return Refused{"the job is over", true};
   if (dismissed_.contains(node.id))
@@ -93,7 +93,7 @@ std::optional<Refused> Host::join(const Hello& hello, Time now) {
   return std::nullopt;
 }
 
-void Host::newcomer(Member& member, Time now) {
+void Leader::newcomer(Member& member, Time now) {
   if (phase_ == Phase::gathering && !has_started() && settings_.max_nodes > 1 && present() < settings_.max_nodes)
     note(std::to_string(present()) + " of " + nodes_wanted() + " nodes are here: " + names());
   if (phase_ != Phase::running) return;
@@ -112,12 +112,12 @@ void Host::newcomer(Member& member, Time now) {
   }
 }
 
-void Host::tell_spares() {
+void Leader::tell_spares() {
   for (const auto& node : base_.nodes)
     if (members_.contains(node.id)) send(node.id, Spares{base_.spares});
 }
 
-void Host::receive(const std::string& id, const Message& message, Time now) {
+void Leader::receive(const std::string& id, const Message& message, Time now) {
   auto found = members_.find(id);
   if (found == members_.end()) return;
   auto& member = found->second;
@@ -131,32 +131,32 @@ void Host::receive(const std::string& id, const Message& message, Time now) {
     remove(id, true, "was stopped by " + signal_name(leave->signal), 128 + std::clamp(leave->signal, 1, 64), now);
 }
 
-bool Host::can_do_without_me() const {
+bool Leader::can_do_without_me() const {
   return has_started() && phase_ != Phase::over && present() - 1 >= settings_.min_nodes;
 }
 
-void Host::end_with_me(int signal) {
+void Leader::end_with_me(int signal) {
   auto found = members_.find(own_id_);
   if (phase_ == Phase::over || found == members_.end()) return;
   finish({128 + signal, "node " + describe(found->second.info) + " was stopped by " + signal_name(signal), {}, {}, {}});
 }
 
-void Host::cut(const std::string& id, Time now) {
+void Leader::cut(const std::string& id, Time now) {
   auto found = members_.find(id);
   if (found == members_.end()) return;
   found->second.cut_at = now;
-  doubts_.push_back(id);
+  suspects_.push_back(id);
 }
 
-std::vector<NodeInfo> Host::take_doubts() {
+std::vector<NodeInfo> Leader::take_suspects() {
   std::vector<NodeInfo> nodes;
-  for (const auto& id : std::exchange(doubts_, {}))
+  for (const auto& id : std::exchange(suspects_, {}))
     if (auto found = members_.find(id); found != members_.end() && found->second.cut_at)
       nodes.push_back(found->second.info);
   return nodes;
 }
 
-void Host::settle(const std::string& id, Fate fate, Time now) {
+void Leader::settle(const std::string& id, Fate fate, Time now) {
   auto found = members_.find(id);
   if (phase_ == Phase::over || found == members_.end() || !found->second.cut_at) return;
   if (fate == Fate::ended) remove(id, true, "is gone: its launcher ended", run::kRendezvous, now);
@@ -165,7 +165,7 @@ void Host::settle(const std::string& id, Fate fate, Time now) {
     finish({run::kRendezvous, "the job goes on under another host, which took over while this one was not heard of"});
 }
 
-void Host::tick(Time now) {
+void Leader::tick(Time now) {
   if (phase_ == Phase::over) return;
   send_beats(now);
   drop_silent(now);
@@ -183,18 +183,18 @@ void Host::tick(Time now) {
   if (phase_ == Phase::preparing) check_prepared(now);
 }
 
-void Host::send_beats(Time now) {
+void Leader::send_beats(Time now) {
   if (now < last_beat_ + settings_.timing.beat_period()) return;
   last_beat_ = now;
   tell_all(Beat{});
 }
 
-void Host::tell_all(const Message& message) {
+void Leader::tell_all(const Message& message) {
   for (const auto& [id, member] : members_)
     if (!member.cut_at) send(id, message);
 }
 
-void Host::drop_silent(Time now) {
+void Leader::drop_silent(Time now) {
   struct Loss {
     std::string id, why;
   };
@@ -207,7 +207,7 @@ void Host::drop_silent(Time now) {
   for (const auto& loss : lost) remove(loss.id, false, loss.why, run::kRendezvous, now);
 }
 
-void Host::remove(const std::string& id, bool certain, const std::string& why, int code, Time now) {
+void Leader::remove(const std::string& id, bool certain, const std::string& why, int code, Time now) {
   auto found = members_.find(id);
   if (found == members_.end()) return;
   auto member = found->second;
@@ -232,12 +232,12 @@ void Host::remove(const std::string& id, bool certain, const std::string& why, i
   }
 }
 
-int Host::present() const {
+int Leader::present() const {
   return static_cast<int>(
       std::count_if(members_.begin(), members_.end(), [](const auto& entry) { return !entry.second.cut_at; }));
 }
 
-Time Host::deadline() const {
+Time Leader::deadline() const {
   if (phase_ == Phase::over) return Time::max();
   Time first = last_beat_ + settings_.timing.beat_period();
   lower(first, rejoin_at_);
@@ -246,8 +246,8 @@ Time Host::deadline() const {
   return first;  // the other limits are far longer than the time between two beats
 }
 
-std::vector<Host::Outgoing> Host::take_outgoing() { return std::exchange(outgoing_, {}); }
+std::vector<Leader::Outgoing> Leader::take_outgoing() { return std::exchange(outgoing_, {}); }
 
-std::vector<std::string> Host::take_notes() { return std::exchange(notes_, {}); }
+std::vector<std::string> Leader::take_notes() { return std::exchange(notes_, {}); }
 
 }  // namespace fabric::rendezvous

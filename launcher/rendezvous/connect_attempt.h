@@ -17,9 +17,9 @@ struct Target {
 std::vector<Target> targets_of(const NodeInfo& node);
 
 /// Connects to several addresses at once and asks each who is there.
-class Dial {
+class ConnectAttempt {
  public:
-  Dial(int epoll, const std::vector<Target>& targets, const std::string& token, Time deadline);
+  ConnectAttempt(int epoll, const std::vector<Target>& targets, const std::string& token, Time deadline);
   /// True when the descriptor is one of its own.
   bool handle(int fd);
   void tick(Time now);

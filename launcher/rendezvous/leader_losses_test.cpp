@@ -1,9 +1,9 @@
 // What a host does about nodes that are gone, and how a new host goes on.
-#include "launcher/rendezvous/host_test_support.h"
+#include "launcher/rendezvous/leader_test_support.h"
 
 using namespace fabric::rendezvous;
 
-TEST_CASE("a silent node counts as gone after three intervals", "[host]") {
+TEST_CASE("a silent node counts as gone after three intervals", "[leader]") {
   auto play = running(some(1, 2), 2);
   play.silence("a2");
   play.go(2.7);
@@ -16,37 +16,37 @@ TEST_CASE("a silent node counts as gone after three intervals", "[host]") {
   CHECK(has(play.join("a2", -1, true, 0), "declared gone"));
 }
 
-TEST_CASE("a broken connection that comes back at once is nothing", "[host]") {
+TEST_CASE("a broken connection that comes back at once is nothing", "[leader]") {
   auto play = running(some(1, 2), 2);
   play.break_connection("a2");
   play.go(0.2);
-  REQUIRE(play.host().take_doubts().size() == 1);
-  play.host().settle("a2", Host::Fate::lives, Time(in_clock(1000)));
+  REQUIRE(play.leader().take_suspects().size() == 1);
+  play.leader().settle("a2", Leader::Fate::lives, Time(in_clock(1000)));
   play.go(0.2);
   CHECK(play.join("a2", -1, true, 0).empty());
   play.go(5);
   CHECK(play.stops.empty());
   // One that lives and stays away is silent in the end.
   play.break_connection("a2");
-  play.host().settle("a2", Host::Fate::lives, Time(in_clock(1000)));
+  play.leader().settle("a2", Leader::Fate::lives, Time(in_clock(1000)));
   play.go(2.5);
   CHECK(play.stops.empty());
   play.go(1);
   CHECK(play.stops.contains("a1"));
 }
 
-TEST_CASE("a host whose nodes went over to another while it slept gives up", "[host]") {
+TEST_CASE("a host whose nodes went over to another while it slept gives up", "[leader]") {
   auto play = running(some(1, 3), 3);
   play.break_connection("a2");
   play.break_connection("a3");
-  play.host().settle("a2", Host::Fate::moved, Time(in_clock(1000)));
+  play.leader().settle("a2", Leader::Fate::moved, Time(in_clock(1000)));
   play.go(0.1);
   REQUIRE(play.ends.contains("a1"));
   CHECK(play.ends["a1"].code == 95);
   CHECK(has(play.ends["a1"].reason, "another host"));
 }
 
-TEST_CASE("too few nodes left: the job ends within seconds and says who is gone", "[host]") {
+TEST_CASE("too few nodes left: the job ends within seconds and says who is gone", "[leader]") {
   auto play = running(some(2, 2, 3), 2);
   play.cut("a2");
   play.go(0.5);
@@ -71,7 +71,7 @@ TEST_CASE("too few nodes left: the job ends within seconds and says who is gone"
   CHECK(waits.round("a3") == 1);
 }
 
-TEST_CASE("a failure beside the loss of a node does not count", "[host]") {
+TEST_CASE("a failure beside the loss of a node does not count", "[leader]") {
   auto play = running(some(1, 2), 2);  // no restart is allowed
   play.end("a1", 1);                   // its peer is gone, which shows a moment later
   play.cut("a2");
@@ -81,7 +81,7 @@ TEST_CASE("a failure beside the loss of a node does not count", "[host]") {
   CHECK(play.starts["a1"].roster.charged == 0);
 }
 
-TEST_CASE("after silence only the greater part goes on", "[host]") {
+TEST_CASE("after silence only the greater part goes on", "[leader]") {
   auto play = running(some(1, 4), 4);
   for (const char* name : {"a2", "a3", "a4"}) play.silence(name);
   play.go(4);
@@ -102,7 +102,7 @@ TEST_CASE("after silence only the greater part goes on", "[host]") {
   CHECK(dead.players() == 1);
 }
 
-TEST_CASE("rank 0's address is one that all nodes reach; else the tried ones are named", "[host]") {
+TEST_CASE("rank 0's address is one that all nodes reach; else the tried ones are named", "[leader]") {
   Play play(some(2, 2));
   play.unreachable["a2"] = {"10.0.0.1"};
   play.join("a1"), play.join("a2");
@@ -116,12 +116,12 @@ TEST_CASE("rank 0's address is one that all nodes reach; else the tried ones are
   CHECK(has(taken.ends["a1"].reason, "taken by process 1 (x)"));
 }
 
-TEST_CASE("nodes with other limits are refused", "[host]") {
+TEST_CASE("nodes with other limits are refused", "[leader]") {
   Play play(some(2, 3));
-  CHECK(has(play.host().join(Hello{"", named("a2"), 1, 3}, Time(in_clock(1000)))->why, "--nnodes 2:3"));
+  CHECK(has(play.leader().join(Hello{"", named("a2"), 1, 3}, Time(in_clock(1000)))->why, "--nnodes 2:3"));
 }
 
-TEST_CASE("a new host goes on where the old one was", "[host]") {
+TEST_CASE("a new host goes on where the old one was", "[leader]") {
   auto before = running(some(1, 3, 5), 3);
   before.end("a2", 1);
   before.all_stop();
@@ -146,7 +146,7 @@ TEST_CASE("a new host goes on where the old one was", "[host]") {
   CHECK(alone.ends["a3"].code == 95);
 }
 
-TEST_CASE("a new host waits a moment for the spares, who take the place of the old one", "[host]") {
+TEST_CASE("a new host waits a moment for the spares, who take the place of the old one", "[leader]") {
   for (bool comes : {true, false}) {
     auto before = running(some(1, 2), 2);
     before.join("a3"), before.join("a4");

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/rendezvous/host.h"
+#include "launcher/rendezvous/leader.h"
 #include "tests/support/catch.h"
 
 // Nodes of a rendezvous that are played, and a clock that is turned by hand.
@@ -39,22 +39,22 @@ inline NodeInfo named(const std::string& name, int local_size = 1, int wanted = 
 /// Nodes a1, a2, …: they send beats, reach everything, and keep what they were told. a1 hosts.
 class Play {
  public:
-  explicit Play(const Settings& settings) : settings_(settings), host_(settings, named("a1"), at(0)) {}
+  explicit Play(const Settings& settings) : settings_(settings), leader_(settings, named("a1"), at(0)) {}
   Play(const Settings& settings, const std::string& own, const Roster& roster, const Gone& gone)
-      : settings_(settings), host_(settings, named(own), roster, gone, at(0)) {}
+      : settings_(settings), leader_(settings, named(own), roster, gone, at(0)) {}
 
   std::string join(const std::string& name, int wanted = -1, bool resumes = false, int round = -1) {
     Hello hello{"", named(name, 1, wanted), settings_.min_nodes, settings_.max_nodes};
     hello.resumes = resumes;
     hello.round = round;
-    auto refused = host_.join(hello, at(now_));
+    auto refused = leader_.join(hello, at(now_));
     if (!refused) alive_.insert(name);
     if (refused) return refused->why;
     go(0);
     return "";
   }
   void say(const std::string& name, const Message& message) {
-    host_.receive(name, message, at(now_));
+    leader_.receive(name, message, at(now_));
     go(0);
   }
   void end(const std::string& name, int code, bool stopped = false) {
@@ -73,11 +73,11 @@ class Play {
   }
   void cut(const std::string& name) {
     break_connection(name);
-    host_.settle(name, Host::Fate::ended, at(now_));
+    leader_.settle(name, Leader::Fate::ended, at(now_));
   }
   void break_connection(const std::string& name) {
     alive_.erase(name);
-    host_.cut(name, at(now_));
+    leader_.cut(name, at(now_));
   }
   void silence(const std::string& name) { alive_.erase(name); }
   /// Time passes, in which those that live send beats.
@@ -85,8 +85,8 @@ class Play {
     double until = now_ + seconds;
     do {
       now_ = std::min(until, now_ + 0.1);
-      for (const auto& name : std::set<std::string>(alive_)) host_.receive(name, Beat{}, at(now_));
-      host_.tick(at(now_));
+      for (const auto& name : std::set<std::string>(alive_)) leader_.receive(name, Beat{}, at(now_));
+      leader_.tick(at(now_));
       deliver();
     } while (now_ < until);
   }
@@ -107,12 +107,12 @@ class Play {
   std::map<std::string, std::vector<std::string>> unreachable;  // what a node cannot reach
   std::string port_problem;
   long long step = -1;
-  Host& host() { return host_; }
+  Leader& leader() { return leader_; }
 
  private:
   static Time at(double seconds) { return Time(in_clock(1000 + seconds)); }
   void deliver() {
-    for (auto all = host_.take_outgoing(); !all.empty(); all = host_.take_outgoing()) {
+    for (auto all = leader_.take_outgoing(); !all.empty(); all = leader_.take_outgoing()) {
       for (const auto& [to, message] : all) {
         if (auto* prepare = std::get_if<Prepare>(&message); prepare && alive_.contains(to)) {
           Prepared prepared{.round = prepare->round};
@@ -122,7 +122,7 @@ class Play {
             else
               prepared.reached.push_back(address);
           if (to == prepare->first.id) prepared.port = 4321, prepared.problem = port_problem;
-          host_.receive(to, prepared, at(now_));
+          leader_.receive(to, prepared, at(now_));
         }
         if (auto* start = std::get_if<Start>(&message)) starts[to] = *start, stops.erase(to), spares.erase(to);
         if (auto* stop = std::get_if<Stop>(&message)) stops[to] = stop->reason;
@@ -130,14 +130,14 @@ class Play {
         if (std::holds_alternative<Spare>(message)) spares.insert(to);
         if (auto* told = std::get_if<Spares>(&message)) known_spares[to] = told->spares;
       }
-      host_.tick(at(now_));
+      leader_.tick(at(now_));
     }
   }
 
   Settings settings_;
   double now_ = 0;
   std::set<std::string> alive_;
-  Host host_;
+  Leader leader_;
 };
 
 /// A job in its first round.

@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "launcher/os/exit_codes.h"
-#include "launcher/run/round.h"
+#include "launcher/run/attempt.h"
 
 namespace fabric::run {
 namespace {
@@ -18,7 +18,7 @@ constexpr std::chrono::milliseconds kHangDelay{100};
 
 }  // namespace
 
-void Round::read_heartbeat(std::size_t index) {
+void Attempt::read_heartbeat(std::size_t index) {
   char buffer[4096];
   auto& worker = workers_[index];
   ssize_t size = recv(worker.heartbeat_socket.get(), buffer, sizeof buffer, MSG_DONTWAIT);
@@ -28,7 +28,7 @@ void Round::read_heartbeat(std::size_t index) {
   worker.heartbeat_socket.reset();
 }
 
-std::optional<Round::Clock::time_point> Round::next_look_for_hangs() const {
+std::optional<Attempt::Clock::time_point> Attempt::next_look_for_hangs() const {
   if (dump_) return dump_->deadline();
   if (name_hang_at_) return name_hang_at_;
   std::optional<Clock::time_point> first;
@@ -39,7 +39,7 @@ std::optional<Round::Clock::time_point> Round::next_look_for_hangs() const {
   return first;
 }
 
-void Round::check_hangs(Clock::time_point now) {
+void Attempt::check_hangs(Clock::time_point now) {
   if (dump_) {
     if (now >= dump_->deadline()) end_as_hung();
     return;
@@ -56,7 +56,7 @@ void Round::check_hangs(Clock::time_point now) {
   if (now >= *name_hang_at_) begin_dump(std::move(hung));
 }
 
-void Round::begin_dump(std::vector<std::size_t> hung) {
+void Attempt::begin_dump(std::vector<std::size_t> hung) {
   // One that hangs makes the others wait for it. It is the one that has come least far and does not wait in a barrier.
   auto order = [&](std::size_t i) {
     const auto& beats = workers_[i].heartbeats;
@@ -74,14 +74,14 @@ void Round::begin_dump(std::vector<std::size_t> hung) {
   watch(dump_->fd(), Source::stacks);
 }
 
-void Round::end_as_hung() {
+void Attempt::end_as_hung() {
   if (dump_) {
     auto stacks = dump_->take();
     for (std::size_t k = 0; k < stacks.size(); ++k) attempt_.workers[hung_[k]].stacks = std::move(stacks[k]);
   }
   attempt_.first = static_cast<int>(hung_.front());
   attempt_.code = kHang;
-  stop(Attempt::hung, SIGTERM);
+  stop(AttemptResult::hung, SIGTERM);
 }
 
 }  // namespace fabric::run

@@ -1,4 +1,4 @@
-#include "launcher/rendezvous/dial.h"
+#include "launcher/rendezvous/connect_attempt.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -12,7 +12,7 @@ std::vector<Target> targets_of(const NodeInfo& node) {
   return targets;
 }
 
-Dial::Dial(int epoll, const std::vector<Target>& targets, const std::string& token, Time deadline)
+ConnectAttempt::ConnectAttempt(int epoll, const std::vector<Target>& targets, const std::string& token, Time deadline)
     : deadline_(deadline) {
   for (const auto& target : targets) {
     auto socket = connect_to(target.address, target.port);
@@ -26,7 +26,7 @@ Dial::Dial(int epoll, const std::vector<Target>& targets, const std::string& tok
   }
 }
 
-bool Dial::handle(int fd) {
+bool ConnectAttempt::handle(int fd) {
   for (std::size_t i = 0; i < tries_.size(); ++i)
     if (tries_[i].connection->fd() == fd) {
       tries_[i].connection->pump();
@@ -36,7 +36,7 @@ bool Dial::handle(int fd) {
   return false;
 }
 
-void Dial::settle(std::size_t index) {
+void ConnectAttempt::settle(std::size_t index) {
   auto& connection = *tries_[index].connection;
   auto target = tries_[index].target;
   try {
@@ -61,28 +61,28 @@ void Dial::settle(std::size_t index) {
   tries_.erase(tries_.begin() + static_cast<std::ptrdiff_t>(index));
 }
 
-void Dial::tick(Time now) {
+void ConnectAttempt::tick(Time now) {
   if (now < deadline_) return;
   for (const auto& one : tries_) fail({.target = one.target, .why = "no answer in time"});
   tries_.clear();
 }
 
-std::optional<Dial::Reached> Dial::take_reached() {
+std::optional<ConnectAttempt::Reached> ConnectAttempt::take_reached() {
   if (reached_.empty()) return std::nullopt;
   auto first = std::move(reached_.front());
   reached_.erase(reached_.begin());
   return first;
 }
 
-bool Dial::any_refused() const {
+bool ConnectAttempt::any_refused() const {
   return std::any_of(failures_.begin(), failures_.end(), [](const Failure& failure) { return failure.refused; });
 }
 
-bool Dial::any_hung_up() const {
+bool ConnectAttempt::any_hung_up() const {
   return std::any_of(failures_.begin(), failures_.end(), [](const Failure& failure) { return failure.hung_up; });
 }
 
-std::string Dial::failures_in_words() const {
+std::string ConnectAttempt::failures_in_words() const {
   std::string text;
   for (const auto& failure : failures_)
     text += (text.empty() ? "" : ", ") + with_port(failure.target.address, failure.target.port) + ": " + failure.why;
