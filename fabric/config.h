@@ -32,6 +32,38 @@
 #define FABRIC_HELP_(pair) FABRIC_HELP_PAIR_ pair
 #define FABRIC_HELP_PAIR_(field, text) fabric_visit(#field, text, &FabricSelf::field);
 
+/// Optional, beside FABRIC_FIELDS: settings that were renamed, with the version that did so. Files and flags may use
+/// the old name for two more minor versions; a warning says the new one. FABRIC_RENAMED(Config, (learning_rate, lr,
+/// "0.3"))
+#define FABRIC_RENAMED(Self, ...)                      \
+  template <class Visitor>                             \
+  static void fabric_renamed(Visitor&& fabric_visit) { \
+    using FabricSelf = Self;                           \
+    FABRIC_FOR_EACH_(FABRIC_RENAMED_, __VA_ARGS__)     \
+  }
+#define FABRIC_RENAMED_(entry) FABRIC_RENAMED_ENTRY_ entry
+#define FABRIC_RENAMED_ENTRY_(old_name, field, since) fabric_visit(#old_name, #field, since, &FabricSelf::field);
+
+/// Optional, beside FABRIC_FIELDS: settings that will go, the version that said so, and what to use. --help shows it,
+/// and who changes one is warned. FABRIC_DEPRECATED_FIELDS(Config, (shuffle, "0.3", "use sampler"))
+#define FABRIC_DEPRECATED_FIELDS(Self, ...)                 \
+  template <class Visitor>                                  \
+  static void fabric_deprecated(Visitor&& fabric_visit) {   \
+    using FabricSelf = Self;                                \
+    FABRIC_FOR_EACH_(FABRIC_DEPRECATED_FIELD_, __VA_ARGS__) \
+  }
+#define FABRIC_DEPRECATED_FIELD_(entry) FABRIC_DEPRECATED_FIELD_ENTRY_ entry
+#define FABRIC_DEPRECATED_FIELD_ENTRY_(field, since, advice) fabric_visit(#field, since, advice, &FabricSelf::field);
+
+/// Optional, beside FABRIC_FIELDS: settings that may change in any release; all others are stable. --help marks them,
+/// and who changes one is told. FABRIC_EXPERIMENTAL_FIELDS(Config, overlap, lanes)
+#define FABRIC_EXPERIMENTAL_FIELDS(Self, ...)               \
+  template <class Visitor>                                  \
+  static void fabric_experimental(Visitor&& fabric_visit) { \
+    using FabricSelf = Self;                                \
+    FABRIC_FOR_EACH_(FABRIC_FIELD_, __VA_ARGS__)            \
+  }
+
 /// Names an enum's values, in the namespace where the enum is: FABRIC_ENUM(Color, red, green). A trailing underscore,
 /// for names that are keywords of C++, is not written: `auto_` is `auto` in files and on the command line.
 #define FABRIC_ENUM(Enum, ...)                      \

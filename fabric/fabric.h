@@ -23,11 +23,13 @@
 
 namespace fabric {
 
+/// What Fabric::setup does with a module beside wrapping it.
 struct SetupOptions {
   /// Moves the module to this rank's device; off: the module stays where it is.
   bool move_to_device = true;
 };
 
+/// How Fabric::clip_gradients bounds the gradients.
 struct ClipOptions {
   /// Exactly one of the two: the largest absolute value of an element, or the largest norm of all gradients together.
   std::optional<double> clip_val = {};

@@ -66,36 +66,82 @@ read_back() {
   done
 }
 
+# What a run of the matrix found, for ./dev release: one file for each part, replaced by the next run.
+keep_result() {  # PART passed|failed TEXT
+  mkdir -p build/matrix
+  printf '%s\t%s\t%s\t%s\n' "$2" "$(revision)" "$(date -u +%F)" "$3" >"build/matrix/$1.txt"
+}
+
+# The commit; with a `+` where the tree differs from it.
+revision() {
+  local changed
+  changed=$(git status --porcelain --untracked-files=no)
+  echo "$(git rev-parse HEAD)${changed:++}"
+}
+
+# check_minor MINOR, in a subshell.
+check_minor() {
+  local minor=$1
+  fill_cache "$minor"
+  configure "build/torch-2.$minor" "$(cached "$minor")/torch" -DFABRIC_BENCH=OFF
+  compile "build/torch-2.$minor"
+  # Once: a consumer that builds all of the library by itself.
+  ((minor != default_minor)) || export FABRIC_WHOLE_BUILDS=1
+  run_tests "build/torch-2.$minor" -LE gpu
+}
+
+# A pre-release of the minor after the newest: reported, not required. Sets `next_result`.
+check_next() {
+  local minor=$((default_minor + 1)) version
+  require_packages python3 python3-pip ca-certificates
+  version=$(python3 -m pip index versions --pre --disable-pip-version-check torch 2>/dev/null |
+    grep -oE "2\.$minor\.[0-9]+(rc|a|b|\.dev)?[0-9]+" | head -n 1) || true
+  if [[ -z $version ]]; then
+    next_result="there is no pre-release of LibTorch 2.$minor: nothing was tried"
+    return
+  fi
+  step "LibTorch $version, a pre-release"
+  torch_version[$minor]=$version
+  if (check_minor "$minor"); then
+    next_result="passed with the pre-release LibTorch $version"
+  else
+    next_result="NOT PASSED with the pre-release LibTorch $version, which is not required"
+  fi
+  keep_result next "${next_result%% *}" "$next_result"
+}
+
 cmd_matrix() {
-  local parts=() minors=() word part minor failed=()
+  local parts=() minors=() word part minor failed=() next='' next_result=''
   for word in "$@"; do
     case $word in
       launchers | python) parts+=("$word") ;;
+      next) next=yes ;;
       *) minors+=("${word#2.}") ;;
     esac
   done
   if (($# == 0)); then
     parts=(launchers python)
     minors=(11 12 13 14 15)
+    next=yes
   fi
   for minor in "${minors[@]}"; do
     [[ ${torch_version[$minor]:-} ]] || die "unknown LibTorch minor '$minor'; supported: 11 12 13 14 15"
   done
   for part in "${parts[@]}"; do
-    ("check_$part") || failed+=("$part")
+    if ("check_$part"); then keep_result "$part" passed "$part"; else failed+=("$part"); keep_result "$part" failed "$part"; fi
   done
   ((${#minors[@]} == 0)) || require_build_packages "${minors[@]}"
   for minor in "${minors[@]}"; do
     step "LibTorch ${torch_version[$minor]}"
-    (
-      fill_cache "$minor"
-      configure "build/torch-2.$minor" "$(cached "$minor")/torch" -DFABRIC_BENCH=OFF
-      compile "build/torch-2.$minor"
-      # Once: a consumer that builds all of the library by itself.
-      ((minor != default_minor)) || export FABRIC_WHOLE_BUILDS=1
-      run_tests "build/torch-2.$minor" -LE gpu
-    ) || failed+=("2.$minor")
+    if (check_minor "$minor"); then
+      keep_result "2.$minor" passed "LibTorch ${torch_version[$minor]}, $(c++ --version | head -n 1)"
+    else
+      failed+=("2.$minor")
+      keep_result "2.$minor" failed "LibTorch ${torch_version[$minor]}"
+    fi
   done
+  [[ -z $next ]] || check_next
+  [[ -z $next_result ]] || step "$next_result"
   ((${#failed[@]} == 0)) || die "failed with: ${failed[*]}"
   ((${#minors[@]} == 0)) || step "passed with LibTorch ${minors[*]/#/2.}"
 }

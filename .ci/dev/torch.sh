@@ -42,8 +42,11 @@ unpack() {
 wheels_for() {
   local minor=$1 folder=$2 version=${torch_version[$1]} source=${TORCHFABRIC_WHEELS:-} pattern found
   if [[ -z $source ]]; then
-    download "$folder" "torch==$version" "nvidia-cuda-runtime==${cuda_version[$minor]}.*" \
-      "nvidia-cuda-cupti==${cuda_version[$minor]}.*"
+    download "$folder" "torch==$version"
+    # Of a pre-release only its wheel knows the version.
+    [[ ${cuda_version[$minor]:-} ]] ||
+      cuda_version[$minor]=$(unzip -p "$folder"/torch-*.whl torch/version.py | sed -nE "s/^cuda.*= '([0-9.]+)'.*/\\1/p")
+    download "$folder" "nvidia-cuda-runtime==${cuda_version[$minor]}.*" "nvidia-cuda-cupti==${cuda_version[$minor]}.*"
     return
   fi
   [[ -d $source ]] || die "TORCHFABRIC_WHEELS=$source is not a folder"

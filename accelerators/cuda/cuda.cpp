@@ -1,5 +1,6 @@
 #include <fabric/accelerators/cuda.h>
 
+#include <fabric/base/lifecycle.h>
 #include <fabric/base/plugin_library_internal.h>
 
 #include "accelerators/cuda/cuda_presence.h"
@@ -51,6 +52,7 @@ std::vector<c10::Device> CudaAccelerator::get_parallel_devices(const std::vector
 }
 
 void CudaAccelerator::setup_device(c10::Device device) {
+  FABRIC_WARN_EXPERIMENTAL("CudaAccelerator");
   int index = index_of(device);
   runtime().set_device(index);
   if (seed_) runtime().manual_seed(*seed_);

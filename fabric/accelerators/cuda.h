@@ -11,6 +11,7 @@ class CudaRuntime;
 /// Nvidia's GPUs. Asking whether and how many there are does not initialise CUDA, so that a process may ask and then
 /// fork; libtorchfabric_cuda is loaded by the first call that works with a device. Those calls throw UnavailableError
 /// when there is no GPU, no driver or no such library.
+/// @experimental
 class FABRIC_API CudaAccelerator : public Accelerator {
  public:
   /// How many GPUs this process may use and, when none, why.

@@ -13,16 +13,13 @@ foreach(plugin fabric_cuda fabric_mpi)
   endif()
 endforeach()
 # Plug-ins are loaded, not linked, so only the library itself is exported.
-install(TARGETS fabric EXPORT TorchFabricTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+# Its headers are those that the rooms list with fabric_public_headers().
+install(TARGETS fabric EXPORT TorchFabricTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 list(REMOVE_ITEM libraries fabric)
 if(libraries)
   install(TARGETS ${libraries} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endif()
-
-# Headers that only the library's own sources include end in _internal.h and stay at home.
-install(DIRECTORY ${PROJECT_SOURCE_DIR}/fabric DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h"
-  PATTERN "cmake" EXCLUDE PATTERN "docs" EXCLUDE PATTERN "fabric/torch" EXCLUDE PATTERN "*_test_support.h" EXCLUDE
-  PATTERN "*_internal.h" EXCLUDE)
 
 install(EXPORT TorchFabricTargets NAMESPACE TorchFabric:: DESTINATION ${package_dir})
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/TorchFabricConfig.cmake.in

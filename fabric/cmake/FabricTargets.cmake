@@ -7,9 +7,11 @@ target_compile_options(fabric_settings INTERFACE -Wall -Wextra -Wno-missing-fiel
   $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict;-Wno-stringop-overflow;-Wno-maybe-uninitialized>
   $<$<BOOL:${FABRIC_WERROR}>:-Werror>)
 target_include_directories(fabric_settings INTERFACE ${PROJECT_SOURCE_DIR})
-set(FABRIC_SANITIZE "" CACHE STRING "Sanitizer for everything that is built: address or thread (./dev sanitize)")
+set(FABRIC_SANITIZE "" CACHE STRING "Sanitizer for everything that is built: address, thread or undefined (./dev sanitize)")
 if(FABRIC_SANITIZE)
-  target_compile_options(fabric_settings INTERFACE -fsanitize=${FABRIC_SANITIZE} -fno-omit-frame-pointer)
+  target_compile_options(fabric_settings INTERFACE -fsanitize=${FABRIC_SANITIZE} -fno-omit-frame-pointer
+    # Else undefined behaviour is told of and the test passes.
+    $<$<STREQUAL:${FABRIC_SANITIZE},undefined>:-fno-sanitize-recover=undefined>)
   target_link_options(fabric_settings INTERFACE -fsanitize=${FABRIC_SANITIZE})
 endif()
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
@@ -31,6 +33,14 @@ endif()
 function(fabric_use_torch_headers name)
   target_compile_options(${name} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
   target_precompile_headers(${name} REUSE_FROM fabric_torch_headers)
+endfunction()
+
+# fabric_public_headers(<path>...): headers of the library that are installed, as paths below fabric/. Each room lists its
+# own; tests/headers.py compares the lists with the files that are there and compiles each header alone.
+function(fabric_public_headers)
+  set(headers ${ARGN})
+  list(TRANSFORM headers PREPEND ${PROJECT_SOURCE_DIR}/fabric/)
+  target_sources(fabric PUBLIC FILE_SET HEADERS BASE_DIRS ${PROJECT_SOURCE_DIR} FILES ${headers})
 endfunction()
 
 # fabric_add_tests(<name> SOURCES ... [LIBRARIES ...]): one Catch2 program, registered as one CTest test.

@@ -24,6 +24,18 @@ concept HasHelp = requires {
   T::fabric_help([](const char*, const char*, auto) {});
 };
 template <class T>
+concept HasRenamed = requires {
+  T::fabric_renamed([](const char*, const char*, const char*, auto) {});
+};
+template <class T>
+concept HasDeprecated = requires {
+  T::fabric_deprecated([](const char*, const char*, const char*, auto) {});
+};
+template <class T>
+concept HasExperimental = requires {
+  T::fabric_experimental([](const char*, auto) {});
+};
+template <class T>
 concept HasValidate = requires(const T& config) {
   config.validate();
 };

@@ -88,6 +88,17 @@ struct Codec<T> {
         for (auto& field : schema.fields)
           if (field.name == name) field.help = text;
       });
+    if constexpr (HasRenamed<T>)
+      T::fabric_renamed([&](const char* from, const char* to, const char* since, auto) {
+        schema.renamed.push_back({from, to, since});
+      });
+    if constexpr (HasDeprecated<T>)
+      T::fabric_deprecated([&](const char* name, const char* since, const char* advice, auto) {
+        schema.find(name)->deprecated_since = since;
+        schema.find(name)->advice = advice;
+      });
+    if constexpr (HasExperimental<T>)
+      T::fabric_experimental([&](const char* name, auto) { schema.find(name)->experimental = true; });
     return schema;
   }
   static Tree to(const T& value) {
@@ -99,6 +110,21 @@ struct Codec<T> {
   }
   static void update(T& out, const Tree& tree, const std::string& path) {
     if (tree.is_null()) return;
+    if constexpr (HasRenamed<T>)
+      update_current(out, with_current_names(schema_of<T>(), tree, path), path);
+    else
+      update_current(out, tree, path);
+  }
+  static void update_current(T& out, const Tree& tree, const std::string& path) {
+    if constexpr (HasDeprecated<T> || HasExperimental<T>) {
+      const Tree before = to(out);
+      update_fields(out, tree, path);
+      warn_of_marks(schema_of<T>(), before, to(out), path);
+    } else {
+      update_fields(out, tree, path);
+    }
+  }
+  static void update_fields(T& out, const Tree& tree, const std::string& path) {
     check_keys(tree, path, schema_of<T>().field_names());
     T::fabric_fields([&](const char* name, auto member) {
       if (const Tree* given = tree.find(name))

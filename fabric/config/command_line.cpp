@@ -49,7 +49,7 @@ class Words {
  private:
   void flag(const std::string& word) {
     const std::size_t equals = word.find('=');
-    const std::string name = word.substr(0, equals);
+    const std::string name = current(word.substr(0, equals));
     std::optional<std::string> value;
     if (equals != word.npos) value = word.substr(equals + 1);
     if (name == "config" || name == "recipe") return take(name, value);
@@ -75,6 +75,13 @@ class Words {
       }
     }
     fail_unknown("--" + name, name);
+  }
+
+  // `no-` stays before a name that is replaced.
+  std::string current(const std::string& name) const {
+    if (find_flag(schema_, name)) return name;
+    if (std::string today = current_flag(schema_, name); today != name) return today;
+    return name.starts_with("no-") ? "no-" + current_flag(schema_, name.substr(3)) : name;
   }
 
   void take(const std::string& name, std::optional<std::string> value) {

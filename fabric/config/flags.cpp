@@ -171,7 +171,7 @@ void list_below(const Schema& schema, const std::string& path, const std::string
     if (known != out.end())
       known->with += ", " + with;
     else
-      out.push_back({here, field.help, with, &inner});
+      out.push_back({here, field.full_help(), with, &inner});
     for (std::size_t i = 0; i < inner.alternatives.size(); ++i)
       list_below(inner.alternatives[i](), here, inner.names[i], out);
   }

@@ -24,6 +24,7 @@ struct FABRIC_API ConfigChange {
   std::string to_string() const;
 };
 
+/// How a command line is read.
 struct ParseOptions {
   /// What the program does; the first lines of --help.
   std::string description;

@@ -123,13 +123,14 @@ void Resolver::mark(const Schema& schema, const Tree* before, const Tree& layer,
 
 void Resolver::apply_file(const std::string& path) {
   TreeLines lines;
-  const Tree layer = read_tree_file(path, {}, &lines);
+  Tree layer = read_tree_file(path, {}, &lines);
   if (layer.is_null()) return;
   auto place = [&](const std::string& of) {
     const int line = line_of(lines, of);
     return line > 0 ? path + ":" + std::to_string(line) : path;
   };
   try {
+    layer = with_current_names_below(ops_.schema(), layer, "", lines);
     Tree values = ops_.update(values_, layer);
     mark(ops_.schema(), &values_, layer, "", place);
     values_ = std::move(values);

@@ -19,6 +19,10 @@ struct FlagTarget {
   /// In a map or among the settings of a registry's choice, where any key goes; `schema` may be missing then.
   bool dynamic = false;
 };
+/// The path with former names replaced by those of today; the same path where none is in it. `above` leads to `schema`.
+std::string current_flag(const Schema& schema, const std::string& path, const std::string& above = "");
+/// `layer` of a file with former names replaced, at every depth. `lines` gets the lines of the new paths.
+Tree with_current_names_below(const Schema& schema, const Tree& layer, const std::string& path, TreeLines& lines);
 /// What `path` of a flag leads to; nothing when there is no such setting in any alternative.
 std::optional<FlagTarget> find_flag(const Schema& schema, std::string_view path);
 /// Every flag that --help lists, with the help text, in order.

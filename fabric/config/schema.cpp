@@ -19,6 +19,12 @@ const Schema::Field* Schema::find(std::string_view name) const {
   return nullptr;
 }
 
+Schema::Field* Schema::find(std::string_view name) {
+  for (Field& field : fields)
+    if (field.name == name) return &field;
+  return nullptr;
+}
+
 std::vector<std::string> Schema::field_names() const {
   std::vector<std::string> out;
   for (const Field& field : fields) out.push_back(field.name);

@@ -19,6 +19,20 @@ struct FABRIC_API Schema {
     std::string name = {};
     std::string help = {};
     Ref schema = nullptr;
+    /// May change in any release.
+    bool experimental = false;
+    /// The version that deprecated it, and what to use instead; empty: it stays.
+    std::string deprecated_since = {};
+    std::string advice = {};
+
+    /// The help text with what `experimental` and `deprecated_since` say.
+    std::string full_help() const;
+  };
+  /// A field's name of former times.
+  struct Renamed {
+    std::string from;
+    std::string to;
+    std::string since;
   };
 
   Kind kind = Kind::any;
@@ -28,12 +42,14 @@ struct FABRIC_API Schema {
   std::vector<std::string> names = {};
   /// Of `structure`.
   std::vector<Field> fields = {};
+  std::vector<Renamed> renamed = {};
   /// Of `variant`: a structure for each of `names`.
   std::vector<Ref> alternatives = {};
   /// Of `list` and `map`.
   Ref element = nullptr;
 
   const Field* find(std::string_view name) const;
+  Field* find(std::string_view name);
   std::vector<std::string> field_names() const;
   /// For people: "int", "list of float", "adamw|sgd".
   std::string type_name() const;
@@ -58,6 +74,11 @@ class FABRIC_API FieldError : public ConfigError {
                                        const std::vector<std::string>& valid);
 /// Throws FieldError unless `tree` is a map with no other keys than `valid`.
 FABRIC_API void check_keys(const Tree& tree, const std::string& path, const std::vector<std::string>& valid);
+/// `layer` with former names replaced by those of today, with a warning for each. Throws FieldError for a setting that
+/// is given under both.
+FABRIC_API Tree with_current_names(const Schema& schema, const Tree& layer, const std::string& path);
+/// Says of each experimental or deprecated field what it is, if `after` has another value for it than `before`.
+FABRIC_API void warn_of_marks(const Schema& schema, const Tree& before, const Tree& after, const std::string& path);
 FABRIC_API bool read_bool(const Tree& tree, const std::string& path);
 FABRIC_API std::int64_t read_signed(const Tree& tree, const std::string& path, std::int64_t least, std::int64_t most);
 FABRIC_API std::uint64_t read_unsigned(const Tree& tree, const std::string& path, std::uint64_t most);

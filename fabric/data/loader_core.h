@@ -25,6 +25,7 @@
 
 namespace fabric {
 
+/// How a DataLoader batches, orders and fetches.
 struct DataLoaderOptions {
   std::size_t batch_size = 1;
   /// A new order each epoch, the same on all ranks and for every number of ranks.

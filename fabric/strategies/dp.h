@@ -15,6 +15,7 @@ namespace fabric {
 /// Tensors among the arguments are split along their first dimension when it is as long as that of the first tensor
 /// that has one; others go to every device as they are. Outputs are joined along the first dimension, scalars become a
 /// vector of one per device. Modules must be able to clone themselves (derive from torch::nn::Cloneable).
+/// @experimental
 class FABRIC_API DataParallelStrategy : public Strategy, private BackwardSyncControl {
  public:
   explicit DataParallelStrategy(std::vector<c10::Device> devices = {});

@@ -12,6 +12,7 @@
 
 namespace fabric {
 
+/// What a progress bar shows, and where.
 struct ProgressOptions {
   /// What is shown: a bar that is redrawn in place, one line every `line_seconds`, or nothing. `automatic` is a bar on
   /// a terminal and nothing elsewhere, so that log files stay clean.

@@ -8,6 +8,7 @@
 #include <exception>
 #include <thread>
 
+#include <fabric/base/lifecycle.h>
 #include <fabric/base/log.h>
 
 #include "strategies/dp/dp_register.h"
@@ -151,6 +152,7 @@ void DataParallelStrategy::set_devices(std::vector<c10::Device> devices) {
 }
 
 std::unique_ptr<StrategyModule> DataParallelStrategy::setup_module(std::shared_ptr<torch::nn::Module> module) {
+  FABRIC_WARN_EXPERIMENTAL("DataParallelStrategy");
   return std::make_unique<ReplicatedModule>(std::move(module), devices_);
 }
 

@@ -11,6 +11,7 @@
 
 namespace fabric {
 
+/// A checkpoint that was kept, and the value it was kept for.
 struct ScoredCheckpoint {
   std::filesystem::path path;
   double score = std::numeric_limits<double>::quiet_NaN();

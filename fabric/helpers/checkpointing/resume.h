@@ -8,6 +8,7 @@
 
 namespace fabric {
 
+/// A checkpoint that was not resumed from.
 struct SkippedCheckpoint {
   std::filesystem::path path;
   std::string reason;

@@ -7,6 +7,7 @@
 
 namespace fabric {
 
+/// Settings of CosineAnnealingLR.
 struct FABRIC_API CosineAnnealingLRConfig {
   /// Epochs from the highest to the lowest learning rate; must be given.
   std::optional<std::int64_t> T_max = {};
@@ -27,6 +28,7 @@ class FABRIC_API CosineAnnealingLR : public ConfiguredLR<CosineAnnealingLRConfig
   double closed_form_lr(std::size_t group) override;
 };
 
+/// Settings of CosineAnnealingWarmRestarts.
 struct FABRIC_API CosineAnnealingWarmRestartsConfig {
   /// Epochs until the first restart; must be given.
   std::optional<std::int64_t> T_0 = {};

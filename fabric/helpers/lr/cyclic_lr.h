@@ -31,6 +31,7 @@ class FABRIC_API MomentumCycle {
   std::vector<double> max_;
 };
 
+/// Settings of CyclicLR.
 struct FABRIC_API CyclicLRConfig {
   /// The bounds of the learning rate, which must be given; the cycle starts at the lower one.
   PerGroup base_lr = {};
@@ -83,6 +84,7 @@ class FABRIC_API CyclicLR : public ConfiguredLR<CyclicLRConfig> {
   MomentumCycle momentum_;
 };
 
+/// Settings of OneCycleLR.
 struct FABRIC_API OneCycleLRConfig {
   /// The highest learning rate; must be given.
   PerGroup max_lr = {};

@@ -11,6 +11,7 @@
 // too; constructors throw ConfigError for settings that cannot be. `last_epoch`: see LRScheduler::start.
 namespace fabric {
 
+/// Settings of StepLR.
 struct FABRIC_API StepLRConfig {
   /// Epochs between two decays; must be given.
   std::optional<std::int64_t> step_size = {};
@@ -31,6 +32,7 @@ class FABRIC_API StepLR : public ConfiguredLR<StepLRConfig> {
   double closed_form_lr(std::size_t group) override;
 };
 
+/// Settings of MultiStepLR.
 struct FABRIC_API MultiStepLRConfig {
   /// Epochs at which to decay; one that is listed twice decays twice.
   std::vector<std::int64_t> milestones = {};
@@ -51,6 +53,7 @@ class FABRIC_API MultiStepLR : public ConfiguredLR<MultiStepLRConfig> {
   double closed_form_lr(std::size_t group) override;
 };
 
+/// Settings of ConstantLR.
 struct FABRIC_API ConstantLRConfig {
   /// Between 0 and 1.
   double factor = 1.0 / 3;
@@ -71,6 +74,7 @@ class FABRIC_API ConstantLR : public ConfiguredLR<ConstantLRConfig> {
   double closed_form_lr(std::size_t group) override;
 };
 
+/// Settings of LinearLR.
 struct FABRIC_API LinearLRConfig {
   /// Above 0, at most 1.
   double start_factor = 1.0 / 3;
@@ -93,6 +97,7 @@ class FABRIC_API LinearLR : public ConfiguredLR<LinearLRConfig> {
   double closed_form_lr(std::size_t group) override;
 };
 
+/// Settings of ExponentialLR.
 struct FABRIC_API ExponentialLRConfig {
   /// Must be given.
   std::optional<double> gamma = {};
@@ -112,6 +117,7 @@ class FABRIC_API ExponentialLR : public ConfiguredLR<ExponentialLRConfig> {
   double closed_form_lr(std::size_t group) override;
 };
 
+/// Settings of PolynomialLR.
 struct FABRIC_API PolynomialLRConfig {
   std::int64_t total_iters = 5;
   double power = 1.0;

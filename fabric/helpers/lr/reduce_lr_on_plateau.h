@@ -8,6 +8,7 @@
 
 namespace fabric {
 
+/// Settings of ReduceLROnPlateau.
 struct FABRIC_API ReduceLROnPlateauConfig {
   /// "min": smaller is better; "max": larger is.
   std::string mode = "min";

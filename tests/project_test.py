@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Do the checks of the project find what they are for? Each gets a small tree with one fault in it."""
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import docs_paths  # noqa: E402
+import headers  # noqa: E402
+import lifecycle  # noqa: E402
+
+
+class Tree(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.root = self.folder.name
+
+    def write(self, path, text=""):
+        os.makedirs(os.path.dirname(os.path.join(self.root, path)), exist_ok=True)
+        with open(os.path.join(self.root, path), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+class Headers(Tree):
+    def test_each_is_listed_or_private(self):
+        for path in ("fabric/a.h", "fabric/b_internal.h", "fabric/c_test_support.h", "fabric/torch/gloo/d.h", "fabric/e.h"):
+            self.write(path)
+        self.assertEqual(headers.list_problems(self.root, ["fabric/a.h", "fabric/e.h"]), [])
+        self.assertIn("fabric/e.h: neither listed", headers.list_problems(self.root, ["fabric/a.h"])[0])
+        self.assertIn("not there", headers.list_problems(self.root, ["fabric/a.h", "fabric/e.h", "fabric/f.h"])[0])
+        self.assertIn("private", headers.list_problems(self.root, ["fabric/a.h", "fabric/e.h", "fabric/b_internal.h"])[0])
+
+    def test_each_compiles_alone(self):
+        self.write("fabric/whole.h", "#pragma once\n#include <string>\ninline std::string whole() { return {}; }\n")
+        self.write("fabric/leans.h", "#pragma once\ninline std::string leans() { return {}; }\n")
+        self.write("fabric/twice.h", "inline int twice() { return 0; }\n")
+        options = type("Options", (), {"compile": os.environ.get("CXX", "c++"), "torch": "/none",
+                                       "stamps": os.path.join(self.root, "stamps")})
+        for path, good in (("fabric/whole.h", True), ("fabric/leans.h", False), ("fabric/twice.h", False)):
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                self.assertEqual(headers.compile_problems(self.root, [path], options) == [], good, path)
+            self.assertIn("1 compiled alone", said.getvalue())
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            self.assertEqual(headers.compile_problems(self.root, ["fabric/whole.h"], options), [])
+        self.assertIn(" 0 compiled alone", said.getvalue())
+
+    def test_public_classes_have_a_comment(self):
+        self.write("fabric/a.h", "namespace fabric {\nclass Later;\n/// Does it.\nclass FABRIC_API Good {\n};\n"
+                                 "struct FABRIC_API Bad {\n  struct Config {\n  };\n};\nnamespace detail {\nstruct Own {\n};\n}\n}\n")
+        self.assertEqual(headers.comment_problems(self.root, ["fabric/a.h"]), ["fabric/a.h:6: Bad has no comment"])
+
+
+class Docs(Tree):
+    def test_what_pages_name_is_there(self):
+        self.write("fabric/a.h")
+        self.write("fabric/b_internal.h")
+        self.write("fabric/docs/other.md", "# A heading\n")
+        good = "`fabric/a.h` `fabric/*.h` [x](other.md#a-heading) [y](https://x.y) ./dev test\n#include <fabric/a.h>\n"
+        self.write("fabric/docs/page.md", good + "<!-- reserved -->\n`strategies/none/`\n<!-- /reserved -->\n")
+        self.assertEqual(docs_paths.page_problems(self.root, "fabric/docs/page.md", {"test"}), [])
+        for bad in ("`fabric/gone.h`", "`plugins/*.cpp`", "[x](gone.md)", "[x](other.md#no-such)", "./dev tset",
+                    "#include <fabric/gone.h>", '#include "fabric/b_internal.h"'):
+            self.write("fabric/docs/page.md", good + bad + "\n")
+            found = docs_paths.page_problems(self.root, "fabric/docs/page.md", {"test"})
+            self.assertEqual(len(found), 1, bad)
+            self.assertIn("page.md:3: ", found[0])
+
+
+class Lifecycle(unittest.TestCase):
+    def found(self, text, now="0.4.0", page=""):
+        return lifecycle.problems([("fabric/a.h", text)], now, page)
+
+    def test_deprecations_end(self):
+        pair = 'FABRIC_DEPRECATED("0.3", "use g()") void f();\nvoid f() { FABRIC_WARN_DEPRECATED("f()", "0.3", "use g()"); }\n'
+        self.assertEqual(self.found(pair), [])
+        for now in ("0.5.0", "0.6.1", "1.0.0"):
+            self.assertEqual(len(self.found(pair, now)), 2)
+            self.assertIn("overdue", self.found(pair, now)[0])
+        self.assertIn("to come", self.found(pair, "0.2.0")[0])
+        self.assertIn("no FABRIC_WARN_DEPRECATED", self.found('FABRIC_DEPRECATED("0.3", "use g()") void f();')[0])
+
+    def test_deprecated_settings_end(self):
+        text = ('FABRIC_RENAMED(Config, (old, now, "0.3"), (older, now2,\n "0.2"))\n'
+                'FABRIC_DEPRECATED_FIELDS(Config, (mode, "0.2", "use (x)"))\n')
+        self.assertEqual([line.split("'")[1] for line in self.found(text, "0.4.0")], ["older", "mode"])
+        self.assertEqual(self.found(text, "0.3.0"), [])
+
+    def test_experimental_classes_are_told_of(self):
+        text = "/// A toy.\n/// @experimental\nclass FABRIC_API Toy : public Base {\n"
+        page = "<!-- experimental -->\n| `Toy` | a toy |\n<!-- /experimental -->\n"
+        said = 'FABRIC_WARN_EXPERIMENTAL("Toy");\n'
+        self.assertEqual(self.found(text + said, page=page), [])
+        self.assertIn("has no FABRIC_WARN_EXPERIMENTAL", self.found(text, page=page)[0])
+        self.assertIn("not in the table", self.found(text + said)[0])
+        self.assertIn("no header marks", self.found("", page=page)[0])
+
+
+if __name__ == "__main__":
+    unittest.main()
