@@ -12,8 +12,8 @@ peer_python() {
     step "making a Python with torch in $cache/python"
     rm -rf "$cache/python"
     python3 -m venv "$cache/python"
-    "$python" -m pip install --quiet --disable-pip-version-check "torch==${torch_version[$default_minor]}" numpy ||
-      { rm -rf "$cache/python"; die "torch could not be installed"; }
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+      -r .ci/dev/wheels/python.txt || { rm -rf "$cache/python"; die "torch could not be installed"; }
   fi
   local module missing=()
   for module in "$@"; do
@@ -21,8 +21,7 @@ peer_python() {
   done
   ((${#missing[@]})) || return 0
   [[ -z ${TORCHFABRIC_PYTHON:-} ]] || die "TORCHFABRIC_PYTHON=$python lacks ${missing[*]}"
-  step "adding ${missing[*]} to $cache/python"
-  "$python" -m pip install --quiet --disable-pip-version-check "${missing[@]}" || die "${missing[*]} could not be installed"
+  die "$cache/python lacks ${missing[*]}: remove it, and it is made anew"
 }
 
 # fetch_openmpi FOLDER

@@ -1,14 +1,31 @@
 # Read by ./dev: LibTorch and other wheels, in a cache that all clones share.
 
 default_minor=15
-# LibTorch's minors, the newest release of each and the CUDA run-time that its wheel was linked with.
+# LibTorch's minors, the newest release of each, and the two wheels of the CUDA run-time that its wheel was linked with. All
+# that is downloaded stands in wheels/*.txt with its hash.
 declare -A torch_version=([11]=2.11.0 [12]=2.12.1 [13]=2.13.0 [14]=2.14.1 [15]=2.15.0)
-declare -A cuda_version=([11]=13.0 [12]=13.0 [13]=13.0 [14]=13.0 [15]=13.2)
+declare -A cudart_version=([11]=13.0.96 [12]=13.0.96 [13]=13.0.96 [14]=13.0.96 [15]=13.2.86)
+declare -A cupti_version=([11]=13.0.85 [12]=13.0.85 [13]=13.0.85 [14]=13.0.85 [15]=13.2.86)
 
 cached() { echo "$cache/libtorch-${torch_version[$1]}"; }
 
-# download FOLDER REQUIREMENT…: wheels for any Python and an old enough system; Python itself is not used at run time.
+# download FOLDER NAME==VERSION…: wheels for any Python and an old enough system; Python itself is not used at run time.
+# None that is not listed in wheels/*.txt, and none whose bytes are not those that were listed.
 download() {
+  local folder=$1 name listed
+  shift
+  mkdir -p "$folder"
+  listed=$folder/listed.txt
+  for name in "$@"; do
+    grep -hF -m 1 "$name --hash=sha256:" .ci/dev/wheels/*.txt | head -n 1
+  done >"$listed"
+  (($(wc -l <"$listed") == $#)) || die "not all of these are listed with their hashes in .ci/dev/wheels: $*"
+  download_unlisted "$folder" --require-hashes -r "$listed"
+  rm "$listed"
+}
+
+# download_unlisted FOLDER REQUIREMENT…: the same of what has no hash.
+download_unlisted() {
   local folder=$1 attempt name platforms=()
   shift
   for name in manylinux_2_28 manylinux_2_27 manylinux_2_26 manylinux_2_25 manylinux_2_18 manylinux_2_17 manylinux2014 manylinux1; do
@@ -42,11 +59,16 @@ unpack() {
 wheels_for() {
   local minor=$1 folder=$2 version=${torch_version[$1]} source=${TORCHFABRIC_WHEELS:-} pattern found
   if [[ -z $source ]]; then
-    download "$folder" "torch==$version"
-    # Of a pre-release only its wheel knows the version.
-    [[ ${cuda_version[$minor]:-} ]] ||
-      cuda_version[$minor]=$(unzip -p "$folder"/torch-*.whl torch/version.py | sed -nE "s/^cuda.*= '([0-9.]+)'.*/\\1/p")
-    download "$folder" "nvidia-cuda-runtime==${cuda_version[$minor]}.*" "nvidia-cuda-cupti==${cuda_version[$minor]}.*"
+    if [[ ${cudart_version[$minor]:-} ]]; then
+      download "$folder" "torch==$version" "nvidia-cuda-runtime==${cudart_version[$minor]}" \
+        "nvidia-cuda-cupti==${cupti_version[$minor]}"
+      return
+    fi
+    # A pre-release: of other bytes each day, so that no hash is known, and its wheel alone knows its CUDA.
+    download_unlisted "$folder" "torch==$version"
+    local cuda
+    cuda=$(unzip -p "$folder"/torch-*.whl torch/version.py | sed -nE "s/^cuda.*= '([0-9.]+)'.*/\\1/p")
+    download_unlisted "$folder" "nvidia-cuda-runtime==$cuda.*" "nvidia-cuda-cupti==$cuda.*"
     return
   fi
   [[ -d $source ]] || die "TORCHFABRIC_WHEELS=$source is not a folder"
@@ -115,26 +137,22 @@ find_torch() {
   torch_root=$(cached $default_minor)/torch
 }
 
-# fetch_cuda_libraries SITE REQUIREMENT…
+# fetch_cuda_libraries SITE
 fetch_cuda_libraries() {
-  local site=$1 wanted
-  shift
-  download "$scratch" "$@" "cuda-toolkit==${cuda_version[$default_minor]}.*"
-  mapfile -t wanted < <(unzip -p "$scratch"/cuda_toolkit-*.whl '*/METADATA' | sed -nE \
-    's/^Requires-Dist: (nvidia-[a-z0-9-]+[=<>0-9.*,~]+); .*extra == .(cublas|cufft|cufile|curand|cusolver|cusparse|nvjitlink|nvrtc|nvtx)..*/\1/p' | sort -u)
-  rm "$scratch"/cuda_toolkit-*.whl
+  local wanted
+  mapfile -t wanted < <(sed -nE 's/^([a-z0-9-]+==[0-9.]+) .*/\1/p' .ci/dev/wheels/cuda.txt)
   download "$scratch" "${wanted[@]}"
-  unpack "$scratch" "$site"
+  unpack "$scratch" "$1"
 }
 
-# The libraries that libtorch_cuda.so is linked with, from the wheels that the torch wheel's own metadata names.
+# The libraries that libtorch_cuda.so is linked with: for the default minor, whose wheels are listed.
 add_cuda_libraries() {
-  local site=${torch_root%/torch} wanted
+  local site=${torch_root%/torch}
   ldd "$torch_root/lib/libtorch_cuda.so" 2>/dev/null | grep -v 'libcuda\.so' | grep -q 'not found' || return 0
   [[ $site == "$cache"/* ]] || die "libtorch_cuda.so of $torch_root lacks libraries:" \
     "$(ldd "$torch_root/lib/libtorch_cuda.so" | grep 'not found')"
-  mapfile -t wanted < <(sed -nE 's/^Requires-Dist: (nvidia-[a-z0-9-]+==[0-9.]+).*/\1/p' "$site"/torch-*.dist-info/METADATA)
+  [[ $site == "$(cached $default_minor)" ]] || die "CUDA's libraries are listed for LibTorch 2.$default_minor alone"
   require_packages unzip python3 python3-pip
   step "fetching the CUDA run-time libraries (about 2 GB)"
-  with_scratch .part fetch_cuda_libraries "$site" "${wanted[@]}"
+  with_scratch .part fetch_cuda_libraries "$site"
 }
