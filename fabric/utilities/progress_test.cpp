@@ -138,8 +138,11 @@ TEST_CASE("Time left, rate and note follow the loop", "[progress]") {
   // The machine may have slept longer than it was told to; the three figures must agree with one another.
   double seconds = std::stod(match[3]);
   CHECK(seconds >= 1.2);
-  CHECK(match[1] == fabric::terminal::clock_text(seconds));
   bool agrees = false;
+  for (double rounding : {-0.05, 0.0, 0.05})
+    agrees = agrees || match[1] == fabric::terminal::clock_text(seconds + rounding);
+  CHECK(agrees);
+  agrees = false;
   for (double rounding : {-0.15, 0.0, 0.15})
     agrees = agrees || match[2] == fabric::terminal::clock_text(3 * seconds + rounding);
   CHECK(agrees);

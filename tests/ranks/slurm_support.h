@@ -23,7 +23,7 @@ struct Output {
 class Cluster {
  public:
   /// Seconds between SIGTERM and SIGKILL when a job is cancelled.
-  static constexpr int kKillWait = 4;
+  static constexpr int kKillWait = 20;
   Cluster();
   ~Cluster();
   Cluster(const Cluster&) = delete;
