@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import sys
 import tempfile
 import unittest
@@ -97,6 +98,43 @@ class Lifecycle(unittest.TestCase):
         self.assertIn("has no FABRIC_WARN_EXPERIMENTAL", self.found(text, page=page)[0])
         self.assertIn("not in the table", self.found(text + said)[0])
         self.assertIn("no header marks", self.found("", page=page)[0])
+
+
+class Consistency(unittest.TestCase):
+    """What several files of the project say is the same in all of them."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+    def read(self, path):
+        with open(os.path.join(self.root, path), encoding="utf-8") as file:
+            return file.read()
+
+    def test_one_clang_format(self):
+        version = re.search(r"^clang_format_version=(\S+)", self.read(".ci/dev/checks.sh"), re.M)[1]
+        self.assertIn(f"clang-format=={version}]", self.read(".pre-commit-config.yaml"))
+
+    def test_one_range_of_libtorch(self):
+        minors = re.findall(r"\[(\d+)\]=(2[.\d]+)", re.search(r"torch_version=\((.*?)\)", self.read(".ci/dev/torch.sh"))[1])
+        oldest, newest = int(minors[0][0]), int(minors[-1][0])
+        self.assertGreaterEqual(len(minors), 4)
+        self.assertEqual([int(minor) for minor, _ in minors], list(range(oldest, newest + 1)))
+        torch = self.read("fabric/cmake/FabricTorch.cmake")
+        self.assertIn(f"FABRIC_TORCH_MINOR LESS {oldest})", torch)
+        self.assertIn(f"FABRIC_TORCH_MINOR GREATER {newest})", torch)
+        self.assertIn(f'FABRIC_TORCH_VERSION {minors[-1][1]} CACHE', torch)
+        version = re.search(r'FABRIC_VERSION "([^"]+)"', self.read("fabric/version.h"))[1]
+        row = re.search(rf"^\| {re.escape(version)} \| (\S+) to (\S+) \|", self.read("fabric/docs/versioning.md"), re.M)
+        self.assertEqual((row[1], row[2]), (minors[0][1], minors[-1][1]))
+        for minor, _ in minors:
+            self.assertIn(f"'2.{minor}'", self.read(".github/workflows/ci.yml"))
+
+    def test_each_command_is_explained(self):
+        dev = self.read("dev")
+        listed = set(re.findall(r"^  ([a-z][a-z-]+)  +\S", dev.split("usage() {")[1].split("TEXT\n}")[0], re.M)) - {"help"}
+        explained = set(re.findall(r"^    ([a-z-]+)\) (?:echo|cat)", dev, re.M))
+        self.assertEqual(listed, explained)
+        pages = "".join(self.read(page) for page in docs_paths.pages(self.root))
+        for command in listed:
+            self.assertRegex(pages, rf"\./dev {command}\b|`{command}`")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ changed_sources() {
     while read -r file; do
       case $file in
         *.cpp) echo "$file" ;;
-        *.h) git grep -lF -e "<$file>" -e "\"$file\"" -- '*.cpp' | grep -E "$rooms" | grep -vE '_test\.cpp$' | head -n 1 ;;
+        *.h) git grep -lF -e "<$file>" -e "\"$file\"" -- '*.cpp' | awk -v rooms="$rooms" \
+          '!found && $0 ~ rooms && !/_test\.cpp$/ {print; found = 1}' || true ;;
       esac
     done | sort -u
 }
