@@ -1,5 +1,6 @@
 #include <fabric/accelerators/cpu.h>
 
+#include <algorithm>
 #include <fstream>
 #include <mutex>
 #include <numeric>
@@ -8,6 +9,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "accelerators/device_request.h"
+#include "fabric/base/container_limits_internal.h"
 
 namespace fabric {
 namespace {
@@ -52,10 +54,11 @@ void CpuAccelerator::setup_device(c10::Device device) { require_cpu(device); }
 Accelerator::MemoryStats CpuAccelerator::memory_stats(c10::Device device) const {
   require_cpu(device);
   constexpr const char* kStatus = "/proc/self/status";
+  const auto machine = bytes_of("/proc/meminfo", "MemTotal");
   return {.allocated_bytes = bytes_of(kStatus, "VmRSS"),
           .reserved_bytes = bytes_of(kStatus, "VmSize"),
           .peak_allocated_bytes = bytes_of(kStatus, "VmHWM"),
-          .total_bytes = bytes_of("/proc/meminfo", "MemTotal")};
+          .total_bytes = std::min(machine, container::memory_limit().value_or(machine))};
 }
 
 // 5 makes the kernel forget the peak; where it may not be written, the peak of the whole run is what is reported.

@@ -20,6 +20,7 @@
 #include <fabric/plugins/environments/cluster_environment.h>
 #include <fabric/version.h>
 
+#include "fabric/base/container_limits_internal.h"
 #include "fabric/base/files_internal.h"
 #include "fabric/base/ports_internal.h"
 #include "launcher/os/descriptor.h"
@@ -137,8 +138,15 @@ class Doctor {
 
   void examine_devices() {
     title("Devices");
-    line("processors", std::to_string(run::usable_processors().size()) + " usable by this process");
-    line("memory", std::to_string(sysconf(_SC_PHYS_PAGES) / 1024 * (sysconf(_SC_PAGE_SIZE) / 1024) / 1024) + " GiB");
+    const auto usable = run::usable_processors().size();
+    const auto quota = container::processors();
+    line("processors",
+         std::to_string(usable) + " usable by this process" +
+             (quota && *quota < static_cast<int>(usable) ? "; its container has the time of " + std::to_string(*quota)
+                                                         : ""));
+    const auto limit = container::memory_limit();
+    line("memory", std::to_string(sysconf(_SC_PHYS_PAGES) / 1024 * (sysconf(_SC_PAGE_SIZE) / 1024) / 1024) + " GiB" +
+                       (limit ? "; its container may use " + std::to_string(*limit >> 20) + " MiB" : ""));
     int gpus = run::count_gpus(*env_);
     auto visible = env_->get("CUDA_VISIBLE_DEVICES");
     line("NVIDIA GPUs", std::to_string(gpus) + (visible ? " (CUDA_VISIBLE_DEVICES=" + *visible + ")" : ""));
@@ -185,7 +193,7 @@ class Doctor {
   void examine_choice() {
     title("What a run would choose");
     int workers = run::count_workers("auto", *env_);
-    int processors = static_cast<int>(run::usable_processors().size());
+    int processors = run::count_processors();
     bool gpus = run::count_gpus(*env_) > 0;
     line("--nproc-per-node auto",
          std::to_string(workers) + (gpus ? ", one for each GPU" : ", one for each processor, since there is no GPU"));

@@ -7,6 +7,8 @@
 #include <memory>
 #include <thread>
 
+#include "fabric/base/container_limits_internal.h"
+
 namespace fabric {
 namespace {
 
@@ -43,7 +45,10 @@ int processor_share(const EnvReader& env, int own, int of_parent, int local_worl
 }
 
 int processor_share(int local_world_size) {
-  return processor_share(*process_env(), allowed_processors(0), allowed_processors(getppid()), local_world_size);
+  // A container's quota is one for all that runs in it.
+  const int most = container::processors().value_or(1 << 30);
+  return processor_share(*process_env(), std::min(allowed_processors(0), most),
+                         std::min(allowed_processors(getppid()), most), local_world_size);
 }
 
 }  // namespace fabric

@@ -1,5 +1,12 @@
 #include "fabric/base/processor_share_internal.h"
 
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "fabric/base/container_limits_internal.h"
 #include "tests/support/catch.h"
 
 using fabric::MapEnv;
@@ -68,4 +75,68 @@ TEST_CASE("a rank that mpirun bound has its share of what mpirun has", "[process
 TEST_CASE("this process has a share", "[processors]") {
   CHECK(processor_share(1) >= 1);
   CHECK(processor_share(1 << 20) == 1);
+}
+
+namespace {
+
+namespace fs = std::filesystem;
+namespace container = fabric::container;
+
+/// A root with these files.
+struct Root {
+  explicit Root(const std::map<std::string, std::string>& files) {
+    std::string name = (fs::temp_directory_path() / "fabric_container_XXXXXX").string();
+    if (!mkdtemp(name.data())) throw std::runtime_error("no temporary folder");
+    path = name;
+    for (const auto& [file, text] : files) {
+      fs::create_directories((path / file).parent_path());
+      std::ofstream(path / file) << text;
+    }
+  }
+  ~Root() { fs::remove_all(path); }
+  fs::path path;
+};
+
+}  // namespace
+
+TEST_CASE("a container's quota of processors and its memory, control groups version 2", "[container]") {
+  Root inside({{"proc/self/cgroup", "0::/\n"},
+               {"sys/fs/cgroup/cpu.max", "150000 100000\n"},
+               {"sys/fs/cgroup/memory.max", "1073741824\n"}});
+  CHECK(container::processor_quota(inside.path) == 1.5);
+  CHECK(container::processors(inside.path) == 2);
+  CHECK(container::memory_limit(inside.path) == 1 << 30);
+  Root none({{"proc/self/cgroup", "0::/user.slice/a\n"},
+             {"sys/fs/cgroup/user.slice/a/cpu.max", "max 100000\n"},
+             {"sys/fs/cgroup/user.slice/a/memory.max", "max\n"}});
+  CHECK_FALSE(container::processors(none.path).has_value());
+  CHECK_FALSE(container::memory_limit(none.path).has_value());
+  // The tightest counts, wherever it stands above the process.
+  Root nested({{"proc/self/cgroup", "0::/job/step\n"},
+               {"sys/fs/cgroup/job/cpu.max", "50000 100000\n"},
+               {"sys/fs/cgroup/job/step/cpu.max", "400000 100000\n"},
+               {"sys/fs/cgroup/job/memory.max", "2000\n"},
+               {"sys/fs/cgroup/job/step/memory.max", "max\n"}});
+  CHECK(container::processor_quota(nested.path) == 0.5);
+  CHECK(container::processors(nested.path) == 1);
+  CHECK(container::memory_limit(nested.path) == 2000);
+}
+
+TEST_CASE("a container's quota of processors and its memory, control groups version 1", "[container]") {
+  // The path is the host's; in the container only the root of the mount is there.
+  Root inside({{"proc/self/cgroup", "4:cpu,cpuacct:/docker/abc\n9:memory:/docker/abc\n"},
+               {"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "300000\n"},
+               {"sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n"},
+               {"sys/fs/cgroup/memory/memory.limit_in_bytes", "4096\n"}});
+  CHECK(container::processors(inside.path) == 3);
+  CHECK(container::memory_limit(inside.path) == 4096);
+  Root none({{"proc/self/cgroup", "4:cpu:/\n9:memory:/\n"},
+             {"sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"},
+             {"sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"},
+             {"sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"}});
+  CHECK_FALSE(container::processors(none.path).has_value());
+  CHECK_FALSE(container::memory_limit(none.path).has_value());
+  Root empty({});
+  CHECK_FALSE(container::processors(empty.path).has_value());
+  CHECK_FALSE(container::memory_limit(empty.path).has_value());
 }

@@ -28,7 +28,7 @@ struct FABRIC_API RankInfo {
   int restart_count = 0;
   /// The launcher already serves a TCPStore at main_address:main_port, so that rank 0 must be a client too.
   bool store_is_external = false;
-  /// Which environment said so: "fabric", "torchelastic", "slurm", "mpi", "lsf", "kubeflow".
+  /// Which environment said so: "fabric", "torchelastic", "slurm", "mpi", "pmi", "lsf", "kubeflow".
   std::string source = "fabric";
 
   /// One line, for bug reports.

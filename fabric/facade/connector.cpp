@@ -129,7 +129,7 @@ class Connector {
     else
       environment_ = detect_environment(env_);
     external_ = environment_->creates_processes_externally();
-    if (!external_) return;
+    if (!external_) return mention_unused_launchers(*env_);
     decide("environment = " + environment_->name() + ", detected");
     // From here on warnings come from rank 0 alone.
     if (environment_->world_size() > 1) log::set_rank(environment_->global_rank());

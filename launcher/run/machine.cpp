@@ -8,6 +8,7 @@
 
 #include <fabric/base/error.h>
 
+#include "fabric/base/container_limits_internal.h"
 #include "fabric/base/files_internal.h"
 
 namespace fabric::run {
@@ -40,6 +41,11 @@ std::vector<int> usable_processors() {
   return numbers;
 }
 
+int count_processors() {
+  const int usable = static_cast<int>(usable_processors().size());
+  return std::min(usable, container::processors().value_or(usable));
+}
+
 int count_gpus(const EnvReader& env) {
   int present = 0;
   std::error_code ignored;
@@ -63,7 +69,7 @@ std::string host_name(const EnvReader& env) {
 }
 
 int count_workers(const std::string& text, const EnvReader& env) {
-  auto processors = static_cast<int>(usable_processors().size());
+  const int processors = count_processors();
   if (text == "cpu") return processors;
   if (text != "gpu" && text != "auto") return std::atoi(text.c_str());
   int gpus = count_gpus(env);

@@ -12,6 +12,8 @@ namespace fabric::run {
 
 /// Processors that this process may use.
 std::vector<int> usable_processors();
+/// How many of them are worth using: no more than a container's quota of processor time.
+int count_processors();
 /// NVIDIA GPUs of this machine, or as many as CUDA_VISIBLE_DEVICES names.
 int count_gpus(const EnvReader& env);
 /// The name of this machine, or of the fake node that SLURM says it is.

@@ -16,7 +16,7 @@ std::vector<std::string> binding(const std::string& bind_to, int ranks, int proc
 }  // namespace
 
 Options with_mpirun(Options options, const EnvReader& env) {
-  int ranks = count_workers(options.nproc, env), processors = static_cast<int>(usable_processors().size());
+  int ranks = count_workers(options.nproc, env), processors = count_processors();
   auto program = find_program(options, env.get_or("PATH", "/usr/local/bin:/usr/bin:/bin"));
   std::vector<std::string> line{"mpirun", "-n", std::to_string(ranks * options.max_nodes)};
   if (options.max_nodes > 1) {

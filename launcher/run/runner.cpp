@@ -50,7 +50,7 @@ Runner::Runner(const Options& options, const Job& job, const EnvReader& env)
       outer_(outer_variables()),
       own_error_file_(env.get_or("TORCHELASTIC_ERROR_FILE", "")),
       prefix_template_(env.get_or("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE", "")),
-      processors_(static_cast<int>(usable_processors().size())),
+      processors_(count_processors()),
       heartbeat_number_(free_number()) {
   if (job.local_size > 1 && !env.has("OMP_NUM_THREADS"))
     console_.say(std::to_string(job.local_size) + " workers with OMP_NUM_THREADS=" +

@@ -6,6 +6,8 @@
 
 #include <fabric/base/error.h>
 
+#include "fabric/base/container_limits_internal.h"
+
 namespace fabric {
 namespace {
 
@@ -24,7 +26,8 @@ void check(const Launcher::Config& config) {
 
 int allowed_cpus() {
   cpu_set_t set;
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  const int allowed = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  return std::min(allowed, container::processors().value_or(allowed));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <fabric/plugins/environments/kubeflow.h>
 #include <fabric/plugins/environments/lsf.h>
 #include <fabric/plugins/environments/mpi.h>
+#include <fabric/plugins/environments/pmi.h>
 #include <fabric/plugins/environments/slurm.h>
 #include <fabric/plugins/environments/torchelastic.h>
 
@@ -46,9 +47,13 @@ std::shared_ptr<ClusterEnvironment> detect_environment(std::shared_ptr<EnvReader
   if (SlurmEnvironment::detect(*env)) return std::make_shared<SlurmEnvironment>(*env);
   if (LsfEnvironment::detect(*env)) return std::make_shared<LsfEnvironment>(*env);
   if (mpi) return std::make_shared<MpiEnvironment>(*env);
-  auto plain = std::make_shared<FabricEnvironment>(env);
-  if (!plain->creates_processes_externally()) warn_if_srun_is_unused(*env);
-  return plain;
+  if (PmiEnvironment::detect(*env)) return std::make_shared<PmiEnvironment>(*env);
+  return std::make_shared<FabricEnvironment>(env);
+}
+
+void mention_unused_launchers(const EnvReader& env) {
+  warn_of_unknown_launcher(env);
+  hint_at_srun(env);
 }
 
 std::shared_ptr<ClusterEnvironment> make_environment(const std::string& name, std::shared_ptr<EnvReader> env) {
@@ -57,6 +62,7 @@ std::shared_ptr<ClusterEnvironment> make_environment(const std::string& name, st
   if (name == "slurm") return std::make_shared<SlurmEnvironment>(*env);
   if (name == "lsf") return std::make_shared<LsfEnvironment>(*env);
   if (name == "mpi") return std::make_shared<MpiEnvironment>(*env);
+  if (name == "pmi") return std::make_shared<PmiEnvironment>(*env);
   if (name == "kubeflow") return std::make_shared<KubeflowEnvironment>(*env);
   std::string known;
   for (const auto& other : available_environments()) known += (known.empty() ? "" : ", ") + other;
@@ -64,7 +70,7 @@ std::shared_ptr<ClusterEnvironment> make_environment(const std::string& name, st
 }
 
 std::vector<std::string> available_environments() {
-  return {"fabric", "torchelastic", "slurm", "lsf", "mpi", "kubeflow"};
+  return {"fabric", "torchelastic", "slurm", "lsf", "mpi", "pmi", "kubeflow"};
 }
 
 }  // namespace fabric

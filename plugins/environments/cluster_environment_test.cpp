@@ -31,6 +31,7 @@ const Variables kMpirun{{"OMPI_COMM_WORLD_SIZE", "4"},
                         {"OMPI_COMM_WORLD_RANK", "1"},
                         {"OMPI_COMM_WORLD_LOCAL_RANK", "2"},
                         {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}};
+const Variables kHydra{{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", "1"}, {"MPI_LOCALNRANKS", "2"}};
 const Variables kByHand{
     {"RANK", "1"},      {"WORLD_SIZE", "2"},          {"LOCAL_RANK", "1"},    {"LOCAL_WORLD_SIZE", "2"},
     {"NODE_RANK", "0"}, {"MASTER_ADDR", "127.0.0.1"}, {"MASTER_PORT", "1234"}};
@@ -67,7 +68,7 @@ TEST_CASE("separate MPI jobs under srun are refused", "[environment]") {
 TEST_CASE("environments can be had by name", "[environment]") {
   for (const auto& name : fabric::available_environments()) {
     if (name == "lsf") continue;  // needs a rank file
-    CHECK(make_environment(name, env(kTorchrun + kSrun + kMpirun))->name() == name);
+    CHECK(make_environment(name, env(kTorchrun + kSrun + kMpirun + kHydra))->name() == name);
   }
   CHECK_THROWS_WITH(make_environment("slrm"), Contains("'slrm'") && Contains("slurm"));
 }

@@ -71,6 +71,9 @@ class Parser {
     at_ += there;
     return there;
   }
+  void skip_blanks() {
+    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\t')) ++at_;
+  }
   bool skip_separators() {
     while (at_ < text_.size() && is_separator(text_[at_])) ++at_;
     return at_ < text_.size();
@@ -109,8 +112,10 @@ class Parser {
   std::vector<Range> ranges() {
     std::vector<Range> all;
     ++at_;
-    do all.push_back(range());
-    while (eat(','));
+    do {
+      if (!all.empty()) skip_blanks();
+      all.push_back(range());
+    } while (eat(','));
     if (!eat(']')) fail("']' expected");
     return all;
   }

@@ -85,6 +85,7 @@ TEST_CASE("host lists expand as SLURM expands them", "[hostlist]") {
     if (compare) CHECK(ask_scontrol(row.list) == row.hosts);
   }
   CHECK(expand_hostlist("").empty());
+  CHECK(joined(expand_hostlist("1.2.3.[089, 100-101]")) == "1.2.3.089 1.2.3.100 1.2.3.101");
 }
 
 TEST_CASE("host lists that SLURM refuses are errors", "[hostlist]") {

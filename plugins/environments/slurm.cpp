@@ -1,13 +1,16 @@
 #include <fabric/plugins/environments/slurm.h>
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <numeric>
 #include <sstream>
 #include <vector>
 
 #include <fabric/base/error.h>
 #include <fabric/base/log.h>
+#include <fabric/plugins/environments/pmi.h>
 
 #include "plugins/environments/checks.h"
 #include "plugins/environments/hostlist.h"
@@ -56,7 +59,9 @@ void check_counts(const EnvReader& env, const RankInfo& info) {
   if (!per_node && !env.has("SLURM_STEP_TASKS_PER_NODE"))
     throw ConfigError(
         tasks + " but SLURM_NTASKS_PER_NODE is not set: give srun or sbatch --ntasks-per-node instead of --ntasks");
-  if (per_node && info.num_nodes > 0 && 1LL * *per_node * info.num_nodes != info.world_size)
+  // The option is the job's as well, where a smaller step of it was started; the step's own counts are right then.
+  if (!env.has("SLURM_STEP_TASKS_PER_NODE") && per_node && info.num_nodes > 0 &&
+      1LL * *per_node * info.num_nodes != info.world_size)
     throw ConfigError(tasks + " contradicts SLURM_NTASKS_PER_NODE=" + std::to_string(*per_node) +
                       " times SLURM_NNODES=" + std::to_string(info.num_nodes) +
                       ": give srun --nodes and --ntasks-per-node, and no --ntasks");
@@ -97,6 +102,24 @@ bool on_path(const EnvReader& env, const std::string& program) {
   return false;
 }
 
+// True once for this user and this machine. False as well where no note of it can be left: better never than always.
+bool is_first_time(const EnvReader& env, const std::string& what) {
+  auto cache = env.get_or("XDG_CACHE_HOME", "");
+  if (cache.empty()) {
+    auto home = env.get_or("HOME", "");
+    if (home.empty()) return false;
+    cache = home + "/.cache";
+  }
+  char host[256] = "localhost";
+  gethostname(host, sizeof host - 1);
+  std::error_code error;
+  const auto folder = std::filesystem::path(cache) / "torchfabric" / "said";
+  std::filesystem::create_directories(folder, error);
+  const int file = open((folder / (what + "." + host)).c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644);
+  if (file >= 0) close(file);
+  return file >= 0;
+}
+
 }  // namespace
 
 SlurmEnvironment::SlurmEnvironment(const EnvReader& env)
@@ -104,22 +127,19 @@ SlurmEnvironment::SlurmEnvironment(const EnvReader& env)
       interactive_(is_interactive(env)),
       tasks_per_node_(info_.local_world_size) {}
 
+// A shell in the job (srun --pty bash, or what salloc starts) is a task of SLURM's, too; what is typed there is none.
+// Several tasks without a terminal were started to run together, whatever the name of the job.
 bool SlurmEnvironment::is_interactive(const EnvReader& env) {
   auto name = env.get_or("SLURM_JOB_NAME", "");
-  return name == "bash" || name == "interactive";
+  if (name != "bash" && name != "interactive") return false;
+  return !env.has("SLURM_STEP_ID") || env.has("SLURM_PTY_PORT") || env.get_int("SLURM_NTASKS").value_or(1) <= 1;
 }
 
 bool SlurmEnvironment::detect(const EnvReader& env) {
   if (!env.has("SLURM_NTASKS") || !env.has("SLURM_STEP_ID")) return false;
   // mpirun inside an allocation starts its daemons with srun, whose variables the ranks inherit.
-  if (env.get_int("OMPI_COMM_WORLD_SIZE").value_or(0) > 1) return false;
-  if (!is_interactive(env)) return true;
-  if (env.get_int("SLURM_NTASKS").value_or(1) > 1 && !env.has("SLURM_PTY_PORT"))
-    log::warn_once(
-        "srun started " + *env.get("SLURM_NTASKS") + " tasks, but the job is named '" + *env.get("SLURM_JOB_NAME") +
-        "' as interactive jobs are, so that each task runs alone. Name the job otherwise (salloc --job-name), or "
-        "choose the environment 'slurm'");
-  return false;
+  if (env.get_int("OMPI_COMM_WORLD_SIZE").value_or(0) > 1 || PmiEnvironment::is_hydra_rank(env)) return false;
+  return !is_interactive(env);
 }
 
 std::string SlurmEnvironment::job_id(const EnvReader& env) {
@@ -144,11 +164,12 @@ void SlurmEnvironment::validate_settings(int devices, int num_nodes) const {
   if (!own_device) check_product("srun", info_.world_size, devices, num_nodes);
 }
 
-void warn_if_srun_is_unused(const EnvReader& env) {
+void hint_at_srun(const EnvReader& env) {
   if (env.has("SLURM_STEP_ID") || SlurmEnvironment::is_interactive(env) || !on_path(env, "srun")) return;
-  log::warn_once(
+  if (!is_first_time(env, "srun_hint")) return;
+  log::rank_zero_info(
       "srun is on this machine but did not start this program. To train on SLURM, write srun in front of it: srun "
-      "--nodes=2 --ntasks-per-node=4 ./program");
+      "--nodes=2 --ntasks-per-node=4 ./program. (Said once on each machine.)");
 }
 
 }  // namespace fabric

@@ -54,14 +54,20 @@ TEST_CASE("only a step that srun started counts", "[slurm]") {
   CHECK(detect({}));
   CHECK_FALSE(detect({{"SLURM_STEP_ID", "-"}}));  // the batch script, though it has a rank
   CHECK_FALSE(detect({{"SLURM_NTASKS", "-"}}));
-  CHECK_FALSE(detect({{"SLURM_JOB_NAME", "bash"}}));
-  CHECK_FALSE(detect({{"SLURM_JOB_NAME", "interactive"}}));
+  for (const char* name : {"bash", "interactive"}) {
+    CHECK_FALSE(detect({{"SLURM_JOB_NAME", name}, {"SLURM_NTASKS", "1"}}));
+    CHECK_FALSE(detect({{"SLURM_JOB_NAME", name}, {"SLURM_PTY_PORT", "40000"}}));  // srun --pty bash
+    CHECK(detect({{"SLURM_JOB_NAME", name}}));                                     // salloc, then srun ./train
+  }
+  // Hydra's daemons are tasks of srun; the ranks inherit their variables.
+  CHECK_FALSE(detect({{"PMI_RANK", "1"}, {"PMI_SIZE", "8"}, {"MPI_LOCALRANKID", "1"}}));
+  CHECK(detect({{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}}));  // srun --mpi=pmi2
   CHECK(detect({{"SLURM_JOB_NAME", "train"}}));
 }
 
 TEST_CASE("interactive jobs report no job id", "[slurm]") {
   CHECK(SlurmEnvironment::job_id(MapEnv(task())) == "123456");
-  CHECK(SlurmEnvironment::job_id(MapEnv(task({{"SLURM_JOB_NAME", "bash"}}))).empty());
+  CHECK(SlurmEnvironment::job_id(MapEnv(task({{"SLURM_JOB_NAME", "bash"}, {"SLURM_PTY_PORT", "1"}}))).empty());
   CHECK(SlurmEnvironment::job_id(MapEnv()).empty());
 }
 
@@ -95,13 +101,26 @@ TEST_CASE("the step's own counts stand in for --ntasks-per-node", "[slurm]") {
   CHECK(info(uneven).local_world_size == 2);
 }
 
+TEST_CASE("a step may be smaller than the job that it runs in", "[slurm]") {
+  // sbatch --nodes=2 --ntasks-per-node=4, in it srun -N1 -n2
+  auto step = info({{"SLURM_NTASKS", "2"},
+                    {"SLURM_PROCID", "1"},
+                    {"SLURM_NODEID", "0"},
+                    {"SLURM_NTASKS_PER_NODE", "4"},
+                    {"SLURM_STEP_NUM_NODES", "1"},
+                    {"SLURM_STEP_TASKS_PER_NODE", "2"}});
+  CHECK(step.world_size == 2);
+  CHECK(step.local_world_size == 2);
+  CHECK(step.num_nodes == 1);
+}
+
 TEST_CASE("settings must agree with srun", "[slurm]") {
   SlurmEnvironment slurm{MapEnv(task())};
   slurm.validate_settings(2, 2);
   CHECK_THROWS_WITH(slurm.validate_settings(4, 2), Contains("devices=4") && Contains("--ntasks-per-node=4"));
   CHECK_THROWS_WITH(slurm.validate_settings(2, 1), Contains("num_nodes=1") && Contains("--nodes=1"));
   CHECK_THROWS_AS(slurm.validate_settings(2, 1), ConfigError);
-  SlurmEnvironment{MapEnv(task({{"SLURM_JOB_NAME", "bash"}}))}.validate_settings(8, 8);
+  SlurmEnvironment{MapEnv(task({{"SLURM_JOB_NAME", "bash"}, {"SLURM_PTY_PORT", "1"}}))}.validate_settings(8, 8);
 }
 
 TEST_CASE("a GPU of each task's own is one device", "[slurm]") {

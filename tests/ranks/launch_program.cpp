@@ -151,6 +151,7 @@ int fork_and_exit() {
 
 int say_detected() {
   auto environment = fabric::detect_environment();
+  if (!environment->creates_processes_externally()) fabric::mention_unused_launchers(*fabric::process_env());
   std::cout << (environment->creates_processes_externally() ? "running " : "alone ") +
                    environment->rank_info().to_string() + "\n"
             << std::flush;

@@ -336,15 +336,39 @@ TEST_CASE("ranks of mpirun know their place without MPI", "[launch]") {
               .size() == 1);
 }
 
-TEST_CASE("srun that is there but not used is mentioned once, by the first rank", "[launch]") {
+// MPICH's mpiexec is Hydra; Debian's package "mpich" has it under this name.
+TEST_CASE("Hydra's ranks know each other", "[launch][pmi]") {
+  if (run({"-c", "command -v mpiexec.hydra"}, {}, "sh").code != 0) return;
+  auto result = run({"-n", "3", launch_support::program(), "detect"}, {}, "mpiexec.hydra");
+  require_clean(result);
+  for (std::string rank : {"0", "1", "2"}) {
+    auto lines = result.lines("running rank " + rank + " of 3, local rank " + rank +
+                              " of 3, node 0 of 1, main address 127.0.0.1:");
+    CHECK(lines.size() == 1);
+  }
+}
+
+TEST_CASE("a process that has peers by the variables of an unknown launcher says so", "[launch]") {
+  CHECK(run({"detect"}, {{"HOROVOD_RANK", "1"}, {"HOROVOD_SIZE", "2"}})
+            .has("HOROVOD_RANK=1 and HOROVOD_SIZE=2 say that this process has peers"));
+  CHECK(run({"detect"}, {{"PMIX_RANK", "3"}}).has("PMIX_RANK=3 says that this process has peers"));
+  CHECK_FALSE(run({"detect"}, {{"HOROVOD_RANK", "0"}, {"HOROVOD_SIZE", "1"}}).has("has peers"));
+}
+
+TEST_CASE("srun that is there but not used is mentioned once for a user", "[launch]") {
   auto folder = std::filesystem::temp_directory_path() / ("fabric_srun_" + std::to_string(getpid()));
   std::filesystem::create_directory(folder);
   std::ofstream(folder / "srun") << "#!/bin/sh\n";
   std::filesystem::permissions(folder / "srun", std::filesystem::perms::owner_all);
-  auto alone = run({"detect"}, {{"PATH", folder.string()}});
-  auto running = run({"detect"}, {{"PATH", folder.string()}, {"SLURM_STEP_ID", "0"}});
+  const std::map<std::string, std::string> at_home{{"PATH", folder.string()},
+                                                   {"XDG_CACHE_HOME", (folder / "cache").string()}};
+  auto started = at_home;
+  started["SLURM_STEP_ID"] = "0";
+  auto running = run({"detect"}, started);
+  auto alone = run({"detect"}, at_home), again = run({"detect"}, at_home);
+  auto without_home = run({"detect"}, {{"PATH", folder.string()}, {"XDG_CACHE_HOME", "/proc/none"}});
   std::filesystem::remove_all(folder);
   CHECK(alone.has("srun is on this machine but did not start this program"));
   CHECK(alone.has("alone rank 0 of 1"));
-  CHECK_FALSE(running.has("srun is on this machine"));
+  for (const auto& quiet : {running, again, without_home}) CHECK_FALSE(quiet.has("srun is on this machine"));
 }

@@ -45,10 +45,14 @@ class FABRIC_API ClusterEnvironment {
   RankInfo rank_info() const;
 };
 
-/// Makes the environment that applies, in the order of precedence torchelastic > slurm > lsf > mpi > fabric. Variables
-/// that contradict each other are a ConfigError that names them.
+/// Makes the environment that applies, in the order of precedence torchelastic > slurm > lsf > mpi > pmi > fabric.
+/// Variables that contradict each other are a ConfigError that names them.
 FABRIC_API std::shared_ptr<ClusterEnvironment> detect_environment(std::shared_ptr<EnvReader> env = process_env());
-/// The named environment ("fabric", "torchelastic", "slurm", "lsf", "mpi", "kubeflow"), whether detected or not.
+/// For a process that found no environment, before it starts ranks itself: warns when the variables of a launcher that
+/// is not known say that there are other ranks already, and mentions srun, once for each user and machine, where it
+/// could be used.
+FABRIC_API void mention_unused_launchers(const EnvReader& env);
+/// The named environment ("fabric", "torchelastic", "slurm", "lsf", "mpi", "pmi", "kubeflow"), whether detected or not.
 FABRIC_API std::shared_ptr<ClusterEnvironment> make_environment(const std::string& name,
                                                                 std::shared_ptr<EnvReader> env = process_env());
 FABRIC_API std::vector<std::string> available_environments();

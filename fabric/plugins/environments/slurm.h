@@ -12,7 +12,8 @@ namespace fabric {
 class FABRIC_API SlurmEnvironment : public ExternalEnvironment {
  public:
   explicit SlurmEnvironment(const EnvReader& env = *process_env());
-  /// False as well in interactive jobs, which are named "bash" or "interactive".
+  /// False as well for what is typed in the shell of an interactive job, which is named "bash" or "interactive": it has
+  /// a terminal, or is the only task.
   static bool detect(const EnvReader& env);
   static bool is_interactive(const EnvReader& env);
   /// Empty in an interactive job, and outside of jobs.
@@ -25,7 +26,8 @@ class FABRIC_API SlurmEnvironment : public ExternalEnvironment {
   int tasks_per_node_;
 };
 
-/// Warns when srun can be found but did not start this process. Says how to use it.
-FABRIC_API void warn_if_srun_is_unused(const EnvReader& env);
+/// Says how to use srun when it can be found but did not start this process; once for each user and machine, of which a
+/// note is left in the cache folder (XDG_CACHE_HOME, or ~/.cache).
+FABRIC_API void hint_at_srun(const EnvReader& env);
 
 }  // namespace fabric
