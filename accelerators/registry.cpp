@@ -3,17 +3,18 @@
 #include <fabric/accelerators/accelerator.h>
 #include <fabric/accelerators/cpu.h>
 #include <fabric/accelerators/cuda.h>
-#include <fabric/base/named_registry_internal.h>
+
+#include "fabric/base/registry/registry_internal.h"
 
 namespace fabric {
 namespace {
 
 using MakeAccelerator = std::function<std::shared_ptr<Accelerator>()>;
 
-NamedRegistry<MakeAccelerator>& accelerator_registry() {
-  static NamedRegistry<MakeAccelerator> all("accelerator",
-                                            {{"cpu", [] { return std::make_shared<CpuAccelerator>(); }},
-                                             {"cuda", [] { return std::make_shared<CudaAccelerator>(); }}});
+Registry<MakeAccelerator>& accelerator_registry() {
+  static Registry<MakeAccelerator> all(
+      "accelerator", {{"cpu", [] { return std::make_shared<CpuAccelerator>(); }, "the host's processors"},
+                      {"cuda", [] { return std::make_shared<CudaAccelerator>(); }, "NVIDIA GPUs"}});
   return all;
 }
 
@@ -32,15 +33,12 @@ std::shared_ptr<Accelerator> make_available(const std::string& name, const MakeA
   return accelerator;
 }
 
-[[noreturn]] void refuse(const std::string& given, const std::string& name) {
+void refuse_absent(const std::string& given, const std::string& name) {
   for (const char* elsewhere : {"mps", "tpu", "xla"})
     if (name == elsewhere)
       throw UnavailableError("accelerator '" + given +
                              "' is not supported. Supported: " + joined(registered_accelerators()) +
                              "; available here: " + joined(available_accelerators()));
-  auto valid = registered_accelerators();
-  valid.insert(valid.end(), {"auto", "gpu"});
-  throw ConfigError("there is no accelerator '" + given + "'" + did_you_mean(given, valid));
 }
 
 }  // namespace
@@ -48,20 +46,20 @@ std::shared_ptr<Accelerator> make_available(const std::string& name, const MakeA
 std::shared_ptr<Accelerator> make_accelerator(const std::string& given) {
   std::string name = lower_case(given);
   if (name == "auto") {
-    auto cuda = accelerator_registry().get("cuda")();
+    auto cuda = accelerator_registry().get("cuda").value();
     return cuda->is_available() ? cuda : make_accelerator("cpu");
   }
   if (name == "gpu") name = "cuda";
-  auto make = accelerator_registry().find(name);
-  if (!make) refuse(given, name);
-  return make_available(name, make);
+  if (!accelerator_registry().contains(name)) refuse_absent(given, name);
+  return make_available(name, accelerator_registry().get(name, {"auto", "gpu"}).value);
 }
 
-void register_accelerator(const std::string& given, MakeAccelerator make, bool override_existing) {
+void register_accelerator(const std::string& given, MakeAccelerator make, bool override_existing,
+                          std::string description) {
   std::string name = lower_case(given);
   if (name == "auto" || name == "gpu")
     throw ConfigError("'" + given + "' cannot be the name of an accelerator: it is reserved");
-  accelerator_registry().add(name, std::move(make), override_existing);
+  accelerator_registry().add(name, std::move(make), override_existing, std::move(description));
 }
 
 std::vector<std::string> registered_accelerators() { return accelerator_registry().names(); }
@@ -69,7 +67,7 @@ std::vector<std::string> registered_accelerators() { return accelerator_registry
 std::vector<std::string> available_accelerators() {
   std::vector<std::string> names;
   for (const auto& name : registered_accelerators()) {
-    auto accelerator = accelerator_registry().get(name)();
+    auto accelerator = accelerator_registry().get(name).value();
     if (accelerator && accelerator->is_available()) names.push_back(name);
   }
   return names;

@@ -6,6 +6,7 @@
 #include <fabric/helpers/early_stopping.h>
 #include <fabric/helpers/finetuning/finetuning_scheduler.h>
 #include <fabric/helpers/finetuning/strategy_adapter.h>
+#include <fabric/helpers/list_parts.h>
 #include <fabric/helpers/lr/lr_scheduler_registry.h>
 #include <fabric/helpers/lr/lr_schedulers.h>
 #include <fabric/helpers/metrics.h>

@@ -5,11 +5,14 @@
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -17,7 +20,9 @@
 #include <sstream>
 
 #include <fabric/base/error.h>
+#include <fabric/base/registry/registered_parts.h>
 #include <fabric/plugins/environments/cluster_environment.h>
+#include <fabric/plugins/loggers/registry.h>
 #include <fabric/version.h>
 
 #include "fabric/base/container_limits_internal.h"
@@ -38,6 +43,7 @@ class Doctor {
     std::printf("fabric %s\n", FABRIC_VERSION);
     examine_system();
     examine_libraries();
+    list_parts();
     examine_devices();
     examine_network();
     examine_tools();
@@ -134,6 +140,75 @@ class Doctor {
     auto mpi = find_library("libtorchfabric_mpi.so"), cuda = find_library("libtorchfabric_cuda.so");
     line("backend mpi", mpi.empty() ? "no libtorchfabric_mpi.so" : mpi);
     line("backend nccl", cuda.empty() ? "no libtorchfabric_cuda.so" : cuda);
+  }
+
+  // What can be chosen by name: what does without LibTorch from here, all of it from a program beside this one.
+  void list_parts() {
+    title("Parts that can be chosen by name");
+    auto program = own_folder() + "/fabric-parts";
+    if (auto text = access(program.c_str(), X_OK) == 0 ? output_of(program) : std::nullopt) {
+      show_parts(*text);
+      return;
+    }
+    available_environments();
+    available_loggers();
+    std::string text;
+    for (const auto& [kind, parts] : registered_parts())
+      for (const auto& [name, description] : parts) text += kind + '\t' + name + '\t' + description + '\n';
+    show_parts(text);
+    line("others", "not known: " + program + " is missing or does not run");
+  }
+
+  // Lines of kind, name and description, with tabs between them, in the order of kinds.
+  void show_parts(const std::string& text) {
+    constexpr std::size_t kWidth = 90;
+    std::string kind, names;
+    auto flush = [&] {
+      if (!names.empty()) line(kind.c_str(), names);
+      names.clear();
+    };
+    std::istringstream lines(text);
+    for (std::string entry; std::getline(lines, entry);) {
+      auto tab = entry.find('\t'), next = entry.find('\t', tab + 1);
+      if (next == std::string::npos) continue;
+      auto name = entry.substr(tab + 1, next - tab - 1);
+      if (entry.substr(0, tab) != kind) flush();
+      bool wraps = names.size() + name.size() > kWidth;
+      if (wraps) flush();
+      kind = wraps && entry.substr(0, tab) == kind ? "" : entry.substr(0, tab);
+      names += (names.empty() ? "" : ", ") + name;
+    }
+    flush();
+  }
+
+  // What a program prints, if it ends well within half a minute.
+  static std::optional<std::string> output_of(const std::string& program) {
+    auto pipe = make_pipe();
+    std::fflush(nullptr);
+    pid_t pid = fork();
+    if (pid == 0) {
+      dup2(pipe.write.get(), STDOUT_FILENO);
+      execl(program.c_str(), program.c_str(), nullptr);
+      _exit(127);
+    }
+    if (pid < 0) return std::nullopt;
+    pipe.write.reset();
+    std::string text;
+    auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    for (char buffer[4096];;) {
+      auto left = std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now()).count();
+      pollfd poll_read{.fd = pipe.read.get(), .events = POLLIN, .revents = 0};
+      if (left <= 0 || poll(&poll_read, 1, static_cast<int>(left)) == 0) {
+        kill(pid, SIGKILL);
+        break;
+      }
+      ssize_t size = read(pipe.read.get(), buffer, sizeof buffer);
+      if (size == 0) break;
+      if (size > 0) text.append(buffer, static_cast<std::size_t>(size));
+    }
+    int status = 0;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? std::optional(text) : std::nullopt;
   }
 
   void examine_devices() {

@@ -43,7 +43,7 @@ TEST_CASE("a strategy of the user's own has a name, presets and settings", "[reg
   CHECK(mine->settings.at("depth").as_int() == 5);
   CHECK(mine->settings.at("wide").as_bool());
   CHECK(registry.description("mine") == "keeps its settings");
-  CHECK_THROWS_WITH(registry.register_strategy("mine", make_mine), Contains("exists already"));
+  CHECK_THROWS_WITH(registry.register_strategy("mine", make_mine), Contains("registered already"));
   registry.register_strategy("mine", make_mine, "another", Tree::Map{}, /*override_existing=*/true);
   CHECK(registry.description("mine") == "another");
   registry.remove("mine");

@@ -39,6 +39,8 @@ WITHOUT_LIBTORCH = "config os launch rendezvous run environments loggers".split(
 # Third-party headers, and how many sources may include each.
 THIRD_PARTY = [(r"CLI/", 2), (r"spdlog/", 1), (r"yaml-cpp/", 1), (r"mpi\.h", 3),
                (r"nccl\.h|torch/csrc/distributed/c10d/ProcessGroupNCCL", 2)]
+# Headers of LibTorch whose classes are not made for others.
+INSIDES = re.compile(r"torch/csrc/distributed/c10d/(reducer|logger|ProcessGroupGloo)\.hpp|gloo/")
 # Tests, programs of tests and examples stand outside of the house.
 OUTSIDE = re.compile(r"^(tests|examples)/|(_test|_test_support|_program)\.(cpp|h)$|^plugins/\w+/test_\w+\.h$")
 INCLUDE = re.compile(r'^ *# *include +([<"])([^>"]+)[>"]')
@@ -90,6 +92,8 @@ def reason_against(path, quote, include, ours):
         return "a public header includes the standard library, LibTorch and <fabric/...> only"
     if include == "torch/torch.h":
         return "the library names the single headers it needs"
+    if room != "torch" and INSIDES.match(include):
+        return "LibTorch's insides are for fabric/torch/ alone"
     if room in WITHOUT_LIBTORCH and re.match(r"(ATen|c10|torch)/", include):
         return f"{room} does without LibTorch"
     return None

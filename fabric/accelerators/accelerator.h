@@ -93,7 +93,7 @@ class FABRIC_API Accelerator {
 FABRIC_API std::shared_ptr<Accelerator> make_accelerator(const std::string& name);
 /// Adds a kind of device; throws ConfigError for a name that is taken unless `override_existing`.
 FABRIC_API void register_accelerator(const std::string& name, std::function<std::shared_ptr<Accelerator>()> make,
-                                     bool override_existing = false);
+                                     bool override_existing = false, std::string description = "");
 /// Those whose devices are there, in the order of registration.
 FABRIC_API std::vector<std::string> available_accelerators();
 FABRIC_API std::vector<std::string> registered_accelerators();

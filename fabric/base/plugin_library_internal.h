@@ -8,7 +8,7 @@ namespace fabric {
 
 /// What libtorchfabric and its plug-in libraries (MPI, CUDA) must agree on; raised when a function between them
 /// changes.
-inline constexpr int kPluginAbi = 1;
+inline constexpr int kPluginAbi = 2;
 
 /// Finds `symbol` in the plug-in library `library` ("torchfabric_mpi": libtorchfabric_mpi.so beside libtorchfabric, or
 /// wherever the dynamic linker finds it). Loads it on the first call and never unloads it. Throws UnavailableError

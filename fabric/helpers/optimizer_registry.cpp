@@ -7,11 +7,12 @@
 #include <typeinfo>
 
 #include <fabric/config.h>
-#include <fabric/helpers/class_registry_internal.h>
 #include <fabric/optim/fused.h>
 #include <torch/optim/adagrad.h>
 #include <torch/optim/lbfgs.h>
 #include <torch/optim/rmsprop.h>
+
+#include "fabric/base/registry/registry_internal.h"
 
 namespace fabric {
 namespace {
@@ -160,18 +161,18 @@ OptimizerPtr make_either(const Tree& init_args, Groups groups) {
 using AdamSettings = AdamConfig<torch::optim::AdamOptions>;
 using AdamWSettings = AdamConfig<torch::optim::AdamWOptions>;
 
-detail::ClassRegistry<MakeOptimizer>& optimizers() {
-  static detail::ClassRegistry<MakeOptimizer> all(
-      "optimizer", {"torch.optim.", "fabric.optim.", "optim.", "fabric."},
-      {{"SGD", make_either<torch::optim::SGD, optim::SGD, SgdConfig>},
-       {"Adam", make_either<torch::optim::Adam, optim::Adam, AdamSettings>},
-       {"AdamW", make_either<torch::optim::AdamW, optim::AdamW, AdamWSettings>},
-       {"RMSprop", make_plain<torch::optim::RMSprop, RmsPropConfig>},
-       {"Adagrad", make_plain<torch::optim::Adagrad, AdagradConfig>},
-       {"LBFGS", make_plain<torch::optim::LBFGS, LbfgsConfig>},
-       {"FusedSGD", make_plain<optim::SGD, SgdConfig>},
-       {"FusedAdam", make_plain<optim::Adam, AdamSettings>},
-       {"FusedAdamW", make_plain<optim::AdamW, AdamWSettings>}});
+Registry<MakeOptimizer>& optimizers() {
+  static Registry<MakeOptimizer> all("optimizer",
+                                     {{"SGD", make_either<torch::optim::SGD, optim::SGD, SgdConfig>},
+                                      {"Adam", make_either<torch::optim::Adam, optim::Adam, AdamSettings>},
+                                      {"AdamW", make_either<torch::optim::AdamW, optim::AdamW, AdamWSettings>},
+                                      {"RMSprop", make_plain<torch::optim::RMSprop, RmsPropConfig>},
+                                      {"Adagrad", make_plain<torch::optim::Adagrad, AdagradConfig>},
+                                      {"LBFGS", make_plain<torch::optim::LBFGS, LbfgsConfig>},
+                                      {"FusedSGD", make_plain<optim::SGD, SgdConfig>},
+                                      {"FusedAdam", make_plain<optim::Adam, AdamSettings>},
+                                      {"FusedAdamW", make_plain<optim::AdamW, AdamWSettings>}},
+                                     class_names({"torch.optim.", "fabric.optim.", "optim.", "fabric."}));
   return all;
 }
 
@@ -179,7 +180,7 @@ detail::ClassRegistry<MakeOptimizer>& optimizers() {
 
 std::shared_ptr<torch::optim::Optimizer> make_optimizer(const std::string& class_path, const Tree& init_args,
                                                         std::vector<torch::optim::OptimizerParamGroup> groups) {
-  auto [name, make] = optimizers().find(class_path);
+  auto [name, make, description] = optimizers().get(class_path);
   if (groups.empty()) throw ConfigError(name + ": there is no group of parameters to optimize");
   try {
     return make(init_args, std::move(groups));
@@ -196,7 +197,7 @@ void register_optimizer(const std::string& name, MakeOptimizer make, bool overri
 
 std::vector<std::string> available_optimizers() { return optimizers().names(); }
 
-std::string optimizer_name(const std::string& class_path) { return optimizers().find(class_path).first; }
+std::string optimizer_name(const std::string& class_path) { return optimizers().get(class_path).name; }
 
 std::string optimizer_class(const torch::optim::Optimizer& optimizer) {
   const std::type_info& type = typeid(optimizer);

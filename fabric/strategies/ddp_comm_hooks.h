@@ -40,7 +40,8 @@ using CommHookFactory = std::function<std::shared_ptr<CommHook>(const ProcessGro
 
 /// Adds a hook under a name for `DDPStrategy::Config::comm_hook`. Throws ConfigError when the name is taken, unless
 /// `override_existing`.
-FABRIC_API void register_comm_hook(const std::string& name, CommHookFactory factory, bool override_existing = false);
+FABRIC_API void register_comm_hook(const std::string& name, CommHookFactory factory, bool override_existing = false,
+                                   std::string description = "");
 /// Built in: "allreduce", "fp16_compress", "bf16_compress", "powersgd".
 FABRIC_API std::vector<std::string> available_comm_hooks();
 /// `wrapper` is "", "fp16" or "bf16": the bucket is cast to that type before the hook sees it, and back afterwards.

@@ -10,6 +10,7 @@
 namespace fabric {
 
 /// Strategies by name. The built-in ones are there from the start; a program adds its own before it makes a Fabric.
+/// Thread-safe.
 class FABRIC_API StrategyRegistry {
  public:
   /// Makes a strategy from the settings given beside its name; unknown settings are a ConfigError.
@@ -28,15 +29,7 @@ class FABRIC_API StrategyRegistry {
   void remove(const std::string& name);
 
  private:
-  struct Entry {
-    std::string name;
-    Make make;
-    std::string description;
-    Tree preset;
-  };
   StrategyRegistry();
-  const Entry* find(const std::string& name) const;
-  std::vector<Entry> entries_;
 };
 
 }  // namespace fabric

@@ -23,7 +23,7 @@ std::string bar_text(double share, std::size_t cells, bool utf8) {
   return text + (utf8 ? "▏" : "|");
 }
 
-std::string rate_text(double per_second) {
+std::string speed_text(double per_second) {
   // Slow loops are easier to read as seconds a step.
   if (per_second > 0 && per_second < 1) return terminal::short_number(1 / per_second) + " s/it";
   return terminal::short_number(per_second) + " it/s";
@@ -85,7 +85,7 @@ std::string Progress::line(Clock::time_point now) const {
   after += " [" + terminal::clock_text(seconds);
   if (total_ && done_ < *total_)
     after += "<" + (rate > 0 ? terminal::clock_text(static_cast<double>(*total_ - done_) / rate) : std::string("?"));
-  after += ", " + rate_text(rate) + "]";
+  after += ", " + speed_text(rate) + "]";
   if (!note_.empty()) after += " " + note_;
   const bool bar = options_.mode == ProgressOptions::Mode::bar;
   // A line that wraps cannot be redrawn in place, and some terminals wrap when their last column is written.

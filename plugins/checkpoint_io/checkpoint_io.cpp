@@ -1,12 +1,11 @@
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 #include <new>
-#include <string_view>
 
 #include <c10/util/Exception.h>
 
-#include <fabric/base/nearest_name.h>
-
+#include "fabric/base/registry/registry_internal.h"
+#include "fabric/torch/messages_internal.h"
 #include "plugins/checkpoint_io/mapped_file.h"
 #include "plugins/checkpoint_io/safetensors/safetensors.h"
 #include "plugins/checkpoint_io/torch/torch_reader.h"
@@ -25,12 +24,6 @@ Value read_any(const std::shared_ptr<MappedFile>& file) {
   throw CheckpointCorrupt("it is neither a safetensors file nor one that PyTorch's torch.save wrote");
 }
 
-// What the CPU's allocator throws differs from other errors of LibTorch by its words alone.
-bool lacks_memory(const c10::Error& error) {
-  return dynamic_cast<const c10::OutOfMemoryError*>(&error) ||
-         std::string_view(error.what_without_backtrace()).find("allocate memory") != std::string_view::npos;
-}
-
 Value load_file(const std::filesystem::path& path) {
   auto file = MappedFile::open(path);
   const std::string where = "cannot load the checkpoint '" + path.string() + "': ";
@@ -42,7 +35,7 @@ Value load_file(const std::filesystem::path& path) {
   } catch (const CheckpointError& error) {
     throw CheckpointError(where + error.what());
   } catch (const c10::Error& error) {
-    if (lacks_memory(error)) throw CheckpointError(no_memory);
+    if (torch_messages::lacks_memory(error)) throw CheckpointError(no_memory);
     throw CheckpointCorrupt(where + error.what_without_backtrace());
   } catch (const std::bad_alloc&) {
     throw CheckpointError(no_memory);
@@ -65,6 +58,13 @@ class TorchIO : public CheckpointIO {
   Value load(const std::filesystem::path& path) override { return load_file(path); }
 };
 
+Registry<MakeCheckpointIO>& checkpoint_io_registry() {
+  static Registry<MakeCheckpointIO> all(
+      "checkpoint format", {{"safetensors", [] { return std::make_shared<SafetensorsIO>(); }, "one safetensors file"},
+                            {"torch", [] { return std::make_shared<TorchIO>(); }, "a file for Python's torch.load"}});
+  return all;
+}
+
 }  // namespace
 
 void CheckpointIO::remove(const std::filesystem::path& path) {
@@ -76,9 +76,17 @@ void CheckpointIO::remove(const std::filesystem::path& path) {
 }
 
 std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name) {
-  if (name == "safetensors") return std::make_shared<SafetensorsIO>();
-  if (name == "torch") return std::make_shared<TorchIO>();
-  throw ConfigError("there is no checkpoint format '" + name + "'" + did_you_mean(name, {"safetensors", "torch"}));
+  auto [known, make, description] = checkpoint_io_registry().get(name);
+  auto io = make();
+  if (!io) throw MisuseError("the function registered for checkpoint format '" + known + "' returned nothing");
+  return io;
 }
+
+void register_checkpoint_io(const std::string& name, MakeCheckpointIO make, bool override_existing,
+                            std::string description) {
+  checkpoint_io_registry().add(name, std::move(make), override_existing, std::move(description));
+}
+
+std::vector<std::string> available_checkpoint_ios() { return checkpoint_io_registry().names(); }
 
 }  // namespace fabric

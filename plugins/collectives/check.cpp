@@ -2,11 +2,9 @@
 
 #include <sstream>
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/from_blob.h>
 
 #include "plugins/collectives/mismatch_lines.h"
-#include "plugins/collectives/mpi/mpi_backend.h"
 
 namespace fabric::collectives {
 namespace {
@@ -40,25 +38,16 @@ std::int64_t fingerprint_of(const Call& call) {
   return static_cast<std::int64_t>(hash >> 2);
 }
 
-void all_reduce_max(Group& group, at::Tensor& tensor, const char* operation) {
-  group.run(operation, [&] {
-    group.one.assign(1, tensor);
-    c10d::AllreduceOptions options;
-    options.reduceOp = c10d::ReduceOp::MAX;
-    options.asyncOp = false;
-    return group.cpu->allreduce(group.one, options);
-  });
-}
-
-// Every rank comes here after a mismatch, so this exchange cannot hang on one of them. Over MPI that includes ranks
-// which met the others unchecked: they make the same exchange (mpi_lane.cpp).
+// Every rank comes here after a mismatch, so this exchange cannot hang on one of them. Where the backend finds
+// mismatches by itself that includes ranks which met the others unchecked: they make the same exchange.
 [[noreturn]] void throw_mismatch(Group& group, const Call& call) {
-  auto lines = at::zeros({group.size, kLineRoom}, at::kByte);
-  auto* begin = lines.mutable_data_ptr<std::uint8_t>();
-  write_line(begin, group.rank, describe(call));
-  all_reduce_max(group, lines, call.operation);
-  throw MismatchError(mismatch_text(begin, group.rank, group.size) +
-                      (call.tensor && !call.any_shape ? ", or all_gather, which takes unequal shapes" : ""));
+  const char* advice = call.tensor && !call.any_shape ? ", or all_gather, which takes unequal shapes" : "";
+  throw_exchanged_lines(
+      group.id.rank, group.id.size, describe(call), advice, [&](const void* line, void* lines, std::int64_t bytes) {
+        auto mine = at::from_blob(const_cast<void*>(line), {bytes}, at::kByte);
+        auto all = at::from_blob(lines, {bytes * group.id.size}, at::kByte);
+        group.run(call.operation, [&] { return group.transport.cpu->c10d()->_allgather_base(all, mine); });
+      });
 }
 
 const char* name_of(ReduceOp op) {
@@ -91,24 +80,15 @@ std::string describe(const Call& call) {
 }
 
 void verify(Group& group, const Call& call) {
-  group.require_usable(call.operation);
-  if (!group.config.check || group.size == 1) return;
-  auto mine = fingerprint_of(call);
-  if (group.mpi) {
-    bool same = true;
-    group.run(call.operation, [&]() -> c10::intrusive_ptr<c10d::Work> {
-      same = group.mpi->agree(mine, call.operation);
-      return nullptr;
-    });
-    if (!same) throw_mismatch(group, call);
-    return;
-  }
-  if (!group.fingerprint.defined()) group.fingerprint = at::empty({2}, at::kLong);
-  auto* both = group.fingerprint.mutable_data_ptr<std::int64_t>();
-  both[0] = mine;
-  both[1] = -mine;
-  all_reduce_max(group, group.fingerprint, call.operation);
-  if (both[0] != -both[1]) throw_mismatch(group, call);
+  group.health.require_usable(call.operation);
+  if (!group.id.config.check || group.id.size == 1) return;
+  bool same = true;
+  group.run(call.operation, [&]() -> c10::intrusive_ptr<c10d::Work> {
+    same = group.transport.cpu->agree(fingerprint_of(call), call.operation);
+    return nullptr;
+  });
+  if (!same) [[unlikely]]
+    throw_mismatch(group, call);
 }
 
 void require_dense(const char* operation, const at::Tensor& tensor) {

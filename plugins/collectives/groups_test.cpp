@@ -6,7 +6,7 @@
 #include <fabric/base/plugin_library_internal.h>
 #include <fabric/plugins/collectives/process_group.h>
 
-#include "plugins/collectives/mpi/mpi_backend.h"
+#include "plugins/collectives/mpi/mpi_library.h"
 #include "tests/support/group_of_ranks.h"
 
 using at::Tensor;
@@ -157,10 +157,10 @@ TEST_CASE("ranks of mpirun that need a port find one", "[collectives][groups][mp
 RANKS_BODY("mpi in pieces") {
   using namespace fabric::collectives;
   auto make = reinterpret_cast<MakeMpi>(fabric::load_plugin_symbol("torchfabric_mpi", kMakeMpi, fabric::kPluginAbi));
-  c10::intrusive_ptr<MpiBackend> mpi;
+  std::shared_ptr<fabric::CollectiveBackend> mpi;
   make({.timeout = std::chrono::seconds(30), .most_items = 7}, mpi);
   auto group = c10::make_intrusive<c10d::ProcessGroup>(nullptr, rank, world_size);
-  group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::CUSTOM, mpi);
+  group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::CUSTOM, mpi->c10d());
   group->setDefaultBackend(c10d::ProcessGroup::BackendType::CUSTOM);
   auto wrapped = ProcessGroup::wrap(group, {.timeout_seconds = 30});
   auto base = torch::arange(23, torch::kDouble);

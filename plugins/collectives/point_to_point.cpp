@@ -17,9 +17,9 @@ using namespace collectives;
 namespace {
 
 void require_other(const Group& group, const char* operation, const char* what, int rank, int tag) {
-  group.require_usable(operation);
-  require_rank(operation, what, rank, group.size);
-  if (rank == group.rank)
+  group.health.require_usable(operation);
+  require_rank(operation, what, rank, group.id.size);
+  if (rank == group.id.rank)
     throw MisuseError(std::string(operation) + ": " + what + " is this rank itself (" + std::to_string(rank) +
                       "); copy the tensor instead");
   if (tag < 0)
@@ -37,16 +37,16 @@ void ProcessGroup::send(const at::Tensor& tensor, int dst, int tag) const {
   require_dense("send", tensor);
   require_other(group, "send", "dst", dst, tag);
   at::AutoGradMode no_grad(false);
-  auto bytes = bytes_of(group.needs_staging(tensor) ? tensor.cpu() : tensor);
+  auto bytes = bytes_of(group.transport.needs_staging(tensor) ? tensor.cpu() : tensor);
   c10::intrusive_ptr<c10d::Work> record_work;
   group.run("send", [&] {
-    if (group.config.check) {
+    if (group.id.config.check) {
       std::vector<at::Tensor> record{shape_record("send", tensor)};
-      record_work = group.cpu->send(record, dst, tag);
+      record_work = group.transport.cpu->c10d()->send(record, dst, tag);
     }
     if (bytes.numel() == 0) return std::exchange(record_work, nullptr);
     std::vector<at::Tensor> payload{bytes};
-    return group.carrier(bytes).send(payload, dst, tag);
+    return group.transport.carrier(bytes).send(payload, dst, tag);
   });
   if (record_work) group.run("send", [&] { return record_work; });
 }
@@ -58,18 +58,19 @@ void ProcessGroup::recv_(at::Tensor& tensor, int src, int tag) const {
   at::AutoGradMode no_grad(false);
   auto receive = [&](at::Tensor bytes) {
     std::vector<at::Tensor> arrived{bytes};
-    if (bytes.numel() > 0) group.run("recv", [&] { return group.carrier(bytes).recv(arrived, src, tag); });
+    if (bytes.numel() > 0) group.run("recv", [&] { return group.transport.carrier(bytes).recv(arrived, src, tag); });
   };
-  auto bytes = bytes_of(group.needs_staging(tensor) ? tensor.cpu() : tensor);
-  if (group.config.check) {
+  auto bytes = bytes_of(group.transport.needs_staging(tensor) ? tensor.cpu() : tensor);
+  if (group.id.config.check) {
     auto theirs = at::empty_like(shape_record("recv", tensor));
     std::vector<at::Tensor> record{theirs};
-    group.run("recv", [&] { return group.cpu->recv(record, src, tag); });
+    group.run("recv", [&] { return group.transport.cpu->c10d()->recv(record, src, tag); });
     if (!same_record(theirs, tensor)) {
       // Taken off the wire, so that the next message is the next one.
       receive(at::empty({bytes_in_record(theirs)}, bytes.options()));
-      throw MismatchError("rank " + std::to_string(group.rank) + ": recv" + place(src, group.rank, tag) + " expects " +
-                          describe_record(shape_record("recv", tensor)) + ", but " + describe_record(theirs) +
+      throw MismatchError("rank " + std::to_string(group.id.rank) + ": recv" + place(src, group.id.rank, tag) +
+                          " expects " + describe_record(shape_record("recv", tensor)) + ", but " +
+                          describe_record(theirs) +
                           " was sent. Pass a tensor of the shape and type that the other rank sends");
     }
   }

@@ -32,65 +32,65 @@ Type native(ReduceOp op) {
 // A logical value as 0 or 1: "or" is the maximum, "and" the minimum. The truncated mean is 1 where all are.
 Type logical(ReduceOp op) { return op == ReduceOp::sum || op == ReduceOp::max ? Type::MAX : Type::MIN; }
 
-// The nearest type that every backend reduces.
-at::ScalarType carried_as(const at::Tensor& tensor, ReduceOp op, const char* operation) {
-  switch (tensor.scalar_type()) {
+// The next type that holds all values of this one; undefined where there is none.
+at::ScalarType wider(at::ScalarType type) {
+  switch (type) {
+    case at::kByte:
+    case at::kChar:
     case at::kShort:
     case at::kUInt16:
       return at::kInt;
+    case at::kInt:
     case at::kUInt32:
-      return at::kLong;
-    case at::kUInt64:
-      // Sums and products of the two agree bit by bit; the order of large values does not.
-      if (op == ReduceOp::min || op == ReduceOp::max || op == ReduceOp::mean)
-        refuse(operation, tensor, "a minimum, maximum or mean", "Convert to int64 or double first");
+    case at::kUInt64:  // whose sums and products agree bit by bit
       return at::kLong;
     case at::kFloat8_e5m2:
     case at::kFloat8_e4m3fn:
     case at::kFloat8_e5m2fnuz:
     case at::kFloat8_e4m3fnuz:
-      return at::kFloat;
-    case at::kByte:
-    case at::kChar:
-    case at::kInt:
-    case at::kLong:
     case at::kHalf:
     case at::kBFloat16:
+      return at::kFloat;
     case at::kFloat:
-    case at::kDouble:
-      return tensor.scalar_type();
+      return at::kDouble;
     default:
-      refuse(operation, tensor, "a reduction", "Convert the tensor to a float or integer type first");
+      return at::ScalarType::Undefined;
   }
+}
+
+// The nearest type that the backend reduces.
+at::ScalarType carried_as(const CollectiveBackend& backend, const at::Tensor& tensor, ReduceOp op,
+                          const char* operation) {
+  // The order of large values differs.
+  if (tensor.scalar_type() == at::kUInt64 && op != ReduceOp::sum && op != ReduceOp::product)
+    refuse(operation, tensor, "a minimum, maximum or mean", "Convert to int64 or double first");
+  for (auto type = wider(tensor.scalar_type()); type != at::ScalarType::Undefined; type = wider(type))
+    if (backend.reduces(type, op)) return type;
+  refuse(operation, tensor, "this reduction",
+         "Convert the tensor to another type first; the backend is " + backend.describe());
 }
 
 }  // namespace
 
 Reducible make_reducible(const Group& group, const at::Tensor& tensor, ReduceOp op, const char* operation) {
   Reducible made;
-  made.buffer = group.needs_staging(tensor) ? tensor.cpu() : tensor;
+  made.buffer = group.transport.needs_staging(tensor) ? tensor.cpu() : tensor;
   if (!made.buffer.is_contiguous()) made.buffer = made.buffer.contiguous();
   if (tensor.is_complex()) {
     if (op != ReduceOp::sum && op != ReduceOp::mean)
       refuse(operation, tensor, "a minimum, maximum or product", "Sum and mean are there for complex types");
     made.buffer = at::view_as_real(made.buffer.resolve_conj());
   }
-  if (group.mpi && made.buffer.is_cpu() && !at::isFloat8Type(made.buffer.scalar_type())) {
-    made.op = native(op);
-    return made;
-  }
-  if (made.buffer.scalar_type() == at::kBool) {
+  const auto& backend = group.transport.of(made.buffer.device());
+  bool natively = backend.reduces(made.buffer.scalar_type(), op);
+  if (made.buffer.scalar_type() == at::kBool && !(natively && backend.divides(at::kBool))) {
     made.buffer = made.buffer.view(at::kByte);
     made.op = logical(op);
     return made;
   }
-  made.buffer = made.buffer.to(carried_as(made.buffer, op, operation));
-  made.divide = op == ReduceOp::mean;
+  if (!natively) made.buffer = made.buffer.to(carried_as(backend, made.buffer, op, operation));
+  made.divide = op == ReduceOp::mean && !backend.divides(made.buffer.scalar_type());
   made.op = made.divide ? Type::SUM : native(op);
-  if (made.divide && group.on_device && !made.buffer.is_cpu() && made.buffer.is_floating_point()) {
-    made.divide = false;
-    made.op = Type::AVG;
-  }
   return made;
 }
 

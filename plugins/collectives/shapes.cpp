@@ -30,13 +30,13 @@ std::string text_of(const std::int64_t* record) {
 // All ranks see the same records, so all of them throw.
 void require_alike(const Group& group, const char* operation, const std::int64_t* records, std::int64_t count) {
   bool alike = true;
-  for (std::int64_t i = 1; i < count * group.size; ++i)
+  for (std::int64_t i = 1; i < count * group.id.size; ++i)
     alike = alike && records[i * kRecord] == records[0] && records[i * kRecord + 1] == records[1];
   if (alike) return;
   std::ostringstream text;
-  text << "rank " << group.rank << ": " << operation
+  text << "rank " << group.id.rank << ": " << operation
        << " needs tensors of one type and one number of dimensions on every rank; only the sizes may differ.";
-  for (int rank = 0; rank < group.size; ++rank)
+  for (int rank = 0; rank < group.id.size; ++rank)
     text << "\n  rank " << rank << ": " << text_of(records + rank * count * kRecord);
   throw MismatchError(text.str());
 }
@@ -46,16 +46,16 @@ void require_alike(const Group& group, const char* operation, const std::int64_t
 std::vector<std::vector<Shape>> exchange_shapes(Group& group, const char* operation, at::ArrayRef<at::Tensor> tensors) {
   auto count = static_cast<std::int64_t>(tensors.size());
   auto mine = at::full({count * kRecord}, -1, at::kLong);
-  auto all = at::empty({group.size * count * kRecord}, at::kLong);
+  auto all = at::empty({group.id.size * count * kRecord}, at::kLong);
   for (std::int64_t i = 0; i < count; ++i) {
     write_record(mine.mutable_data_ptr<std::int64_t>() + i * kRecord, tensors[i], operation);
   }
-  group.run(operation, [&] { return group.cpu->_allgather_base(all, mine); });
+  group.run(operation, [&] { return group.transport.cpu->c10d()->_allgather_base(all, mine); });
   const auto* records = all.const_data_ptr<std::int64_t>();
   require_alike(group, operation, records, count);
-  std::vector<std::vector<Shape>> shapes(group.size);
+  std::vector<std::vector<Shape>> shapes(group.id.size);
   auto item = static_cast<std::int64_t>(tensors[0].element_size());
-  for (int rank = 0; rank < group.size; ++rank) {
+  for (int rank = 0; rank < group.id.size; ++rank) {
     for (std::int64_t i = 0; i < count; ++i) {
       const auto* record = records + (rank * count + i) * kRecord;
       Shape shape{{record + 2, record + 2 + record[1]}, item};
@@ -68,9 +68,9 @@ std::vector<std::vector<Shape>> exchange_shapes(Group& group, const char* operat
 
 void require_one_per_rank(const Group& group, const char* operation, const std::vector<at::Tensor>& tensors,
                           const at::Tensor* like, bool any_shape) {
-  if (static_cast<int>(tensors.size()) != group.size)
+  if (static_cast<int>(tensors.size()) != group.id.size)
     throw MisuseError(std::string(operation) + " got " + std::to_string(tensors.size()) + " tensors; the group of " +
-                      std::to_string(group.size) + " ranks needs one for each");
+                      std::to_string(group.id.size) + " ranks needs one for each");
   const auto& model = like ? *like : tensors.front();
   for (const auto& tensor : tensors) {
     require_dense(operation, tensor);

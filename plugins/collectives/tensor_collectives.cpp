@@ -22,7 +22,7 @@ namespace {
 
 // What travels: on the CPU when no backend carries the tensor's own device.
 at::Tensor outgoing(const Group& group, const at::Tensor& tensor) {
-  return bytes_of(group.needs_staging(tensor) ? tensor.cpu() : tensor);
+  return bytes_of(group.transport.needs_staging(tensor) ? tensor.cpu() : tensor);
 }
 
 at::Tensor buffer_like(const at::Tensor& bytes, std::int64_t size) { return at::empty({size}, bytes.options()); }
@@ -50,16 +50,16 @@ void reduce_in_place(Group& group, at::Tensor& tensor, ReduceOp op, const char* 
     c10d::AllreduceOptions options;
     options.reduceOp = reducible.op;
     options.asyncOp = false;
-    return group.carrier(reducible.buffer).allreduce(group.one, options);
+    return group.transport.carrier(reducible.buffer).allreduce(group.one, options);
   });
   group.one.clear();
-  reducible.store_in(tensor, group.size);
+  reducible.store_in(tensor, group.id.size);
 }
 
 // One flat buffer with `size` bytes of each rank.
 at::Tensor gather_bytes(Group& group, const char* operation, at::Tensor mine) {
-  auto all = buffer_like(mine, mine.numel() * group.size);
-  if (all.numel() > 0) group.run(operation, [&] { return group.carrier(mine)._allgather_base(all, mine); });
+  auto all = buffer_like(mine, mine.numel() * group.id.size);
+  if (all.numel() > 0) group.run(operation, [&] { return group.transport.carrier(mine)._allgather_base(all, mine); });
   return all;
 }
 
@@ -70,7 +70,7 @@ void broadcast_bytes(Group& group, const char* operation, at::Tensor& bytes, int
     c10d::BroadcastOptions options;
     options.rootRank = src;
     options.asyncOp = false;
-    return group.carrier(bytes).broadcast(group.one, options);
+    return group.transport.carrier(bytes).broadcast(group.one, options);
   });
   group.one.clear();
 }
@@ -90,7 +90,7 @@ void ProcessGroup::all_reduce_(at::Tensor& tensor, ReduceOp op) const {
   auto& group = use("all_reduce");
   require_dense("all_reduce", tensor);
   verify(group, {.operation = "all_reduce", .tensor = &tensor, .op = static_cast<int>(op)});
-  if (group.size == 1 || tensor.numel() == 0) return;
+  if (group.id.size == 1 || tensor.numel() == 0) return;
   reduce_in_place(group, tensor, op, "all_reduce");
 }
 
@@ -104,11 +104,11 @@ at::Tensor ProcessGroup::all_reduce(const at::Tensor& tensor, ReduceOp op) const
 at::Tensor ProcessGroup::reduce(const at::Tensor& tensor, ReduceOp op, int dst) const {
   auto& group = use("reduce");
   require_dense("reduce", tensor);
-  require_rank("reduce", "dst", dst, group.size);
+  require_rank("reduce", "dst", dst, group.id.size);
   verify(group, {.operation = "reduce", .tensor = &tensor, .op = static_cast<int>(op), .root = dst});
   at::AutoGradMode no_grad(false);
   auto result = tensor.detach().clone(at::MemoryFormat::Contiguous);
-  if (group.size > 1 && tensor.numel() > 0) {
+  if (group.id.size > 1 && tensor.numel() > 0) {
     auto reducible = make_reducible(group, result, op, "reduce");
     group.run("reduce", [&] {
       group.one.assign(1, reducible.buffer);
@@ -116,24 +116,24 @@ at::Tensor ProcessGroup::reduce(const at::Tensor& tensor, ReduceOp op, int dst) 
       options.reduceOp = reducible.op;
       options.rootRank = dst;
       options.asyncOp = false;
-      return group.carrier(reducible.buffer).reduce(group.one, options);
+      return group.transport.carrier(reducible.buffer).reduce(group.one, options);
     });
     group.one.clear();
-    if (group.rank == dst) reducible.store_in(result, group.size);
+    if (group.id.rank == dst) reducible.store_in(result, group.id.size);
   }
-  return group.rank == dst ? result : at::Tensor();
+  return group.id.rank == dst ? result : at::Tensor();
 }
 
 void ProcessGroup::broadcast_(at::Tensor& tensor, int src) const {
   auto& group = use("broadcast");
   require_dense("broadcast", tensor);
-  require_rank("broadcast", "src", src, group.size);
+  require_rank("broadcast", "src", src, group.id.size);
   verify(group, {.operation = "broadcast", .tensor = &tensor, .root = src});
-  if (group.size == 1 || tensor.numel() == 0) return;
+  if (group.id.size == 1 || tensor.numel() == 0) return;
   at::AutoGradMode no_grad(false);
   auto bytes = outgoing(group, tensor);
   broadcast_bytes(group, "broadcast", bytes, src);
-  if (group.rank != src && bytes.data_ptr() != tensor.data_ptr()) {
+  if (group.id.rank != src && bytes.data_ptr() != tensor.data_ptr()) {
     auto arrived = incoming(bytes, tensor.sizes(), tensor);
     tensor.copy_(arrived);
   }
@@ -145,9 +145,9 @@ std::vector<at::Tensor> ProcessGroup::all_gather(const at::Tensor& tensor, bool 
   verify(group,
          {.operation = uneven ? "all_gather (unequal shapes)" : "all_gather", .tensor = &tensor, .any_shape = uneven});
   at::AutoGradMode no_grad(false);
-  if (group.size == 1) return {tensor.detach().clone(at::MemoryFormat::Contiguous)};
+  if (group.id.size == 1) return {tensor.detach().clone(at::MemoryFormat::Contiguous)};
   auto mine = outgoing(group, tensor);
-  if (!uneven) return split_evenly(gather_bytes(group, "all_gather", mine), tensor, group.size);
+  if (!uneven) return split_evenly(gather_bytes(group, "all_gather", mine), tensor, group.id.size);
 
   auto shapes = exchange_shapes(group, "all_gather", {&tensor, 1});
   std::int64_t longest = 0;
@@ -160,7 +160,7 @@ std::vector<at::Tensor> ProcessGroup::all_gather(const at::Tensor& tensor, bool 
   }
   auto flat = gather_bytes(group, "all_gather", padded);
   std::vector<at::Tensor> parts;
-  for (int rank = 0; rank < group.size; ++rank) {
+  for (int rank = 0; rank < group.id.size; ++rank) {
     const auto& shape = shapes[rank].front();
     parts.push_back(incoming(flat.narrow(0, rank * longest, shape.bytes), shape.sizes, tensor));
   }
@@ -170,38 +170,38 @@ std::vector<at::Tensor> ProcessGroup::all_gather(const at::Tensor& tensor, bool 
 std::vector<at::Tensor> ProcessGroup::gather(const at::Tensor& tensor, int dst) const {
   auto& group = use("gather");
   require_dense("gather", tensor);
-  require_rank("gather", "dst", dst, group.size);
+  require_rank("gather", "dst", dst, group.id.size);
   verify(group, {.operation = "gather", .tensor = &tensor, .root = dst});
   at::AutoGradMode no_grad(false);
-  if (group.size == 1) return {tensor.detach().clone(at::MemoryFormat::Contiguous)};
+  if (group.id.size == 1) return {tensor.detach().clone(at::MemoryFormat::Contiguous)};
   std::vector<at::Tensor> mine{outgoing(group, tensor)};
   std::vector<std::vector<at::Tensor>> outputs;
   at::Tensor flat;
-  if (group.rank == dst) {
-    flat = buffer_like(mine[0], mine[0].numel() * group.size);
+  if (group.id.rank == dst) {
+    flat = buffer_like(mine[0], mine[0].numel() * group.id.size);
     outputs.emplace_back();
-    for (int rank = 0; rank < group.size; ++rank)
+    for (int rank = 0; rank < group.id.size; ++rank)
       outputs[0].push_back(flat.narrow(0, rank * mine[0].numel(), mine[0].numel()));
   }
   if (mine[0].numel() > 0)
     group.run("gather", [&] {
       c10d::GatherOptions options;
       options.rootRank = dst;
-      return group.carrier(mine[0]).gather(outputs, mine, options);
+      return group.transport.carrier(mine[0]).gather(outputs, mine, options);
     });
-  return group.rank == dst ? split_evenly(flat, tensor, group.size) : std::vector<at::Tensor>();
+  return group.id.rank == dst ? split_evenly(flat, tensor, group.id.size) : std::vector<at::Tensor>();
 }
 
 at::Tensor ProcessGroup::scatter(const std::vector<at::Tensor>& inputs, const at::Tensor& like, int src) const {
   auto& group = use("scatter");
   require_dense("scatter", like);
-  require_rank("scatter", "src", src, group.size);
-  if (group.rank == src) require_one_per_rank(group, "scatter", inputs, &like);
+  require_rank("scatter", "src", src, group.id.size);
+  if (group.id.rank == src) require_one_per_rank(group, "scatter", inputs, &like);
   verify(group, {.operation = "scatter", .tensor = &like, .root = src});
   at::AutoGradMode no_grad(false);
-  if (group.size == 1) return inputs[0].detach().clone(at::MemoryFormat::Contiguous);
+  if (group.id.size == 1) return inputs[0].detach().clone(at::MemoryFormat::Contiguous);
   std::vector<std::vector<at::Tensor>> parts;
-  if (group.rank == src) {
+  if (group.id.rank == src) {
     parts.emplace_back();
     for (const auto& input : inputs) parts[0].push_back(outgoing(group, input));
   }
@@ -210,7 +210,7 @@ at::Tensor ProcessGroup::scatter(const std::vector<at::Tensor>& inputs, const at
     group.run("scatter", [&] {
       c10d::ScatterOptions options;
       options.rootRank = src;
-      return group.carrier(arrived[0]).scatter(arrived, parts, options);
+      return group.transport.carrier(arrived[0]).scatter(arrived, parts, options);
     });
   return incoming(arrived[0], like.sizes(), like);
 }
@@ -219,18 +219,18 @@ at::Tensor ProcessGroup::reduce_scatter(const std::vector<at::Tensor>& inputs, R
   auto& group = use("reduce_scatter");
   require_one_per_rank(group, "reduce_scatter", inputs, nullptr);
   std::string shapes;
-  if (group.config.check)
+  if (group.id.config.check)
     for (const auto& input : inputs) shapes += c10::str(input.sizes());
   verify(group, {.operation = "reduce_scatter", .tensor = &inputs[0], .op = static_cast<int>(op), .label = &shapes});
   at::AutoGradMode no_grad(false);
-  const auto& own = inputs[group.rank];
-  if (group.size == 1) return own.detach().clone(at::MemoryFormat::Contiguous);
+  const auto& own = inputs[group.id.rank];
+  if (group.id.size == 1) return own.detach().clone(at::MemoryFormat::Contiguous);
   std::vector<at::Tensor> flat_inputs;
   for (const auto& input : inputs) flat_inputs.push_back(input.detach().reshape({-1}));
   auto reducible = make_reducible(group, at::cat(flat_inputs), op, "reduce_scatter");
   auto result = at::empty(own.sizes(), own.options().requires_grad(false).memory_format(at::MemoryFormat::Contiguous));
   bool even = std::all_of(inputs.begin(), inputs.end(), [&](const auto& each) { return each.numel() == own.numel(); });
-  auto& carrier = group.carrier(reducible.buffer);
+  auto& carrier = group.transport.carrier(reducible.buffer);
   std::int64_t per_item = own.is_complex() ? 2 : 1;
   if (reducible.buffer.numel() == 0) return result;
   if (even) {
@@ -251,11 +251,11 @@ at::Tensor ProcessGroup::reduce_scatter(const std::vector<at::Tensor>& inputs, R
     });
     group.one.clear();
     std::int64_t before = 0;
-    for (int rank = 0; rank < group.rank; ++rank) before += inputs[rank].numel();
+    for (int rank = 0; rank < group.id.rank; ++rank) before += inputs[rank].numel();
     reducible.buffer = reducible.buffer.narrow(0, before, own.numel()).contiguous();
   }
   auto flat_result = result.view({-1});
-  reducible.store_in(flat_result, group.size);
+  reducible.store_in(flat_result, group.id.size);
   return result;
 }
 
@@ -264,25 +264,25 @@ std::vector<at::Tensor> ProcessGroup::all_to_all(const std::vector<at::Tensor>& 
   require_one_per_rank(group, "all_to_all", inputs, nullptr, /*any_shape=*/true);
   verify(group, {.operation = "all_to_all", .tensor = &inputs[0], .any_shape = true});
   at::AutoGradMode no_grad(false);
-  if (group.size == 1) return {inputs[0].detach().clone(at::MemoryFormat::Contiguous)};
+  if (group.id.size == 1) return {inputs[0].detach().clone(at::MemoryFormat::Contiguous)};
   auto shapes = exchange_shapes(group, "all_to_all", inputs);
   std::vector<at::Tensor> bytes;
   std::vector<std::int64_t> sent, received;
   std::int64_t total = 0;
-  for (int rank = 0; rank < group.size; ++rank) {
+  for (int rank = 0; rank < group.id.size; ++rank) {
     bytes.push_back(outgoing(group, inputs[rank]));
     sent.push_back(bytes.back().numel());
-    received.push_back(shapes[rank][group.rank].bytes);
+    received.push_back(shapes[rank][group.id.rank].bytes);
     total += received.back();
   }
   auto input = at::cat(bytes);
   auto output = buffer_like(input, total);
   auto splits = received;  // LibTorch may take the lists' contents
-  group.run("all_to_all", [&] { return group.carrier(input).alltoall_base(output, input, splits, sent); });
+  group.run("all_to_all", [&] { return group.transport.carrier(input).alltoall_base(output, input, splits, sent); });
   std::vector<at::Tensor> parts;
   std::int64_t begin = 0;
-  for (int rank = 0; rank < group.size; ++rank) {
-    parts.push_back(incoming(output.narrow(0, begin, received[rank]), shapes[rank][group.rank].sizes, inputs[0]));
+  for (int rank = 0; rank < group.id.size; ++rank) {
+    parts.push_back(incoming(output.narrow(0, begin, received[rank]), shapes[rank][group.id.rank].sizes, inputs[0]));
     begin += received[rank];
   }
   return parts;
@@ -292,12 +292,12 @@ void ProcessGroup::barrier(const std::string& name) const {
   auto& group = use("barrier");
   verify(group, {.operation = "barrier", .label = &name});
   // A check on the CPU's backend has already waited for everybody; what is queued on a device needs its own.
-  if (group.size == 1 || (group.config.check && !group.on_device)) return;
+  if (group.id.size == 1 || (group.id.config.check && !group.transport.on_device)) return;
   group.run("barrier", [&] {
     c10d::BarrierOptions options;
-    if (!group.on_device) return group.cpu->barrier(options);
-    if (group.device.has_index()) options.device_ids.push_back(group.device.index());
-    return group.on_device->barrier(options);
+    if (!group.transport.on_device) return group.transport.cpu->c10d()->barrier(options);
+    if (group.id.device.has_index()) options.device_ids.push_back(group.id.device.index());
+    return group.transport.on_device->c10d()->barrier(options);
   });
 }
 

@@ -7,7 +7,7 @@
 
 namespace fabric::collectives {
 
-/// What one lane is doing, for the watchdog: who waits, in which operation, since when and until when.
+/// What one communicator is doing, for the watchdog: who waits, in which operation, since when and until when.
 class Watched {
  public:
   explicit Watched(int rank);

@@ -11,9 +11,54 @@
 #include <fabric/plugins/environments/slurm.h>
 #include <fabric/plugins/environments/torchelastic.h>
 
+#include "fabric/base/registry/registry_internal.h"
 #include "plugins/environments/checks.h"
 
 namespace fabric {
+namespace {
+
+struct EnvironmentKind {
+  MakeEnvironment make;
+  DetectEnvironment detect;
+};
+
+template <class Environment>
+std::shared_ptr<ClusterEnvironment> make_external(const std::shared_ptr<EnvReader>& env) {
+  return std::make_shared<Environment>(*env);
+}
+
+// Open MPI's variables are looked at first: they may contradict those of srun, which is an error.
+bool detect_slurm(const EnvReader& env) {
+  MpiEnvironment::detect(env);
+  return SlurmEnvironment::detect(env);
+}
+
+constexpr int kBuiltInEnvironments = 7;
+
+// In the order of precedence.
+Registry<EnvironmentKind>& environment_registry() {
+  static Registry<EnvironmentKind> all(
+      "environment",
+      {{"torchelastic", {make_external<TorchElasticEnvironment>, TorchElasticEnvironment::detect}, "torchrun"},
+       {"slurm", {make_external<SlurmEnvironment>, detect_slurm}, "srun"},
+       {"lsf", {make_external<LsfEnvironment>, LsfEnvironment::detect}, "jsrun in a job of LSF"},
+       {"mpi", {make_external<MpiEnvironment>, MpiEnvironment::detect}, "mpirun of Open MPI"},
+       {"pmi", {make_external<PmiEnvironment>, PmiEnvironment::detect}, "launchers of MPICH, Intel MPI, Flux and PALS"},
+       {"kubeflow", {make_external<KubeflowEnvironment>, {}}, "Kubeflow's training operator; by name only"},
+       {"fabric",
+        {[](const std::shared_ptr<EnvReader>& env) { return std::make_shared<FabricEnvironment>(env); }, {}},
+        "our own launcher, or ranks that a program starts itself"}});
+  return all;
+}
+
+std::shared_ptr<ClusterEnvironment> make_known(const std::string& name, const EnvironmentKind& kind,
+                                               const std::shared_ptr<EnvReader>& env) {
+  auto environment = kind.make(env);
+  if (!environment) throw MisuseError("the function registered for environment '" + name + "' returned nothing");
+  return environment;
+}
+
+}  // namespace
 
 void ClusterEnvironment::validate_settings(int devices, int num_nodes) const {
   if (!creates_processes_externally()) return;
@@ -42,12 +87,11 @@ RankInfo ClusterEnvironment::rank_info() const {
 }
 
 std::shared_ptr<ClusterEnvironment> detect_environment(std::shared_ptr<EnvReader> env) {
-  if (TorchElasticEnvironment::detect(*env)) return std::make_shared<TorchElasticEnvironment>(*env);
-  bool mpi = MpiEnvironment::detect(*env);
-  if (SlurmEnvironment::detect(*env)) return std::make_shared<SlurmEnvironment>(*env);
-  if (LsfEnvironment::detect(*env)) return std::make_shared<LsfEnvironment>(*env);
-  if (mpi) return std::make_shared<MpiEnvironment>(*env);
-  if (PmiEnvironment::detect(*env)) return std::make_shared<PmiEnvironment>(*env);
+  auto kinds = environment_registry().entries();
+  // Those of the program's own first: who brings one along means it.
+  std::rotate(kinds.begin(), kinds.begin() + kBuiltInEnvironments, kinds.end());
+  for (const auto& [name, kind, description] : kinds)
+    if (kind.detect && kind.detect(*env)) return make_known(name, kind, env);
   return std::make_shared<FabricEnvironment>(env);
 }
 
@@ -57,20 +101,15 @@ void mention_unused_launchers(const EnvReader& env) {
 }
 
 std::shared_ptr<ClusterEnvironment> make_environment(const std::string& name, std::shared_ptr<EnvReader> env) {
-  if (name == "fabric") return std::make_shared<FabricEnvironment>(env);
-  if (name == "torchelastic") return std::make_shared<TorchElasticEnvironment>(*env);
-  if (name == "slurm") return std::make_shared<SlurmEnvironment>(*env);
-  if (name == "lsf") return std::make_shared<LsfEnvironment>(*env);
-  if (name == "mpi") return std::make_shared<MpiEnvironment>(*env);
-  if (name == "pmi") return std::make_shared<PmiEnvironment>(*env);
-  if (name == "kubeflow") return std::make_shared<KubeflowEnvironment>(*env);
-  std::string known;
-  for (const auto& other : available_environments()) known += (known.empty() ? "" : ", ") + other;
-  throw ConfigError("unknown environment '" + name + "'; known are " + known);
+  auto [known, kind, description] = environment_registry().get(name);
+  return make_known(known, kind, env);
 }
 
-std::vector<std::string> available_environments() {
-  return {"fabric", "torchelastic", "slurm", "lsf", "mpi", "pmi", "kubeflow"};
+void register_environment(const std::string& name, MakeEnvironment make, DetectEnvironment detect,
+                          bool override_existing, std::string description) {
+  environment_registry().add(name, {std::move(make), std::move(detect)}, override_existing, std::move(description));
 }
+
+std::vector<std::string> available_environments() { return environment_registry().names(); }
 
 }  // namespace fabric

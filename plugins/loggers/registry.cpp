@@ -2,9 +2,10 @@
 
 #include <algorithm>
 
-#include <fabric/base/named_registry_internal.h>
 #include <fabric/plugins/loggers/csv_logger.h>
 #include <fabric/plugins/loggers/tensorboard_logger.h>
+
+#include "fabric/base/registry/registry_internal.h"
 
 namespace fabric {
 namespace {
@@ -14,15 +15,16 @@ std::shared_ptr<Logger> make(const Tree::Map& params) {
   return std::make_shared<L>(from_tree<typename L::Config>(params));
 }
 
-NamedRegistry<MakeLogger>& logger_registry() {
-  static NamedRegistry<MakeLogger> all("logger", {{"csv", make<CsvLogger>}, {"tensorboard", make<TensorBoardLogger>}});
+Registry<MakeLogger>& logger_registry() {
+  static Registry<MakeLogger> all("logger", {{"csv", make<CsvLogger>, "metrics.csv in a folder for each run"},
+                                             {"tensorboard", make<TensorBoardLogger>, "TensorBoard's event files"}});
   return all;
 }
 
 }  // namespace
 
-void register_logger(const std::string& name, MakeLogger make, bool override_existing) {
-  logger_registry().add(name, std::move(make), override_existing);
+void register_logger(const std::string& name, MakeLogger make, bool override_existing, std::string description) {
+  logger_registry().add(name, std::move(make), override_existing, std::move(description));
 }
 
 std::vector<std::string> available_loggers() {
@@ -32,7 +34,7 @@ std::vector<std::string> available_loggers() {
 }
 
 std::shared_ptr<Logger> make_logger(const Choice& choice) {
-  auto make = logger_registry().get(choice.name);
+  auto make = logger_registry().get(choice.name).value;
   try {
     auto logger = make(choice.params);
     if (!logger) throw ConfigError("its function returned nothing");

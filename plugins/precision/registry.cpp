@@ -3,9 +3,9 @@
 #include <c10/core/Device.h>
 
 #include <fabric/base/log.h>
-#include <fabric/base/named_registry_internal.h>
 #include <fabric/plugins/precision/mixed_precision.h>
 #include <fabric/plugins/precision/true_precision.h>
+#include "fabric/base/registry/registry_internal.h"
 
 namespace fabric {
 namespace {
@@ -31,17 +31,21 @@ std::shared_ptr<Precision> make_half_mixed(const std::string& device_type) {
   return std::make_shared<MixedPrecision>(ScalarType::Half, type);
 }
 
-NamedRegistry<MakePrecision>& precision_registry() {
-  static NamedRegistry<MakePrecision> all(
+Registry<MakePrecision>& precision_registry() {
+  static Registry<MakePrecision> all(
       "precision",
-      {{"64-true", [](const std::string&) { return std::make_shared<DoublePrecision>(); }},
-       {"32-true", [](const std::string&) { return std::make_shared<Precision>(); }},
-       {"16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::Half); }},
-       {"bf16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::BFloat16); }},
-       {"16-mixed", make_half_mixed},
-       {"bf16-mixed", [](const std::string& device_type) {
+      {{"64-true", [](const std::string&) { return std::make_shared<DoublePrecision>(); }, "double throughout"},
+       {"32-true", [](const std::string&) { return std::make_shared<Precision>(); }, "float throughout"},
+       {"16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::Half); },
+        "half parameters and operators"},
+       {"bf16-true", [](const std::string&) { return std::make_shared<HalfPrecision>(ScalarType::BFloat16); },
+        "bfloat16 parameters and operators"},
+       {"16-mixed", make_half_mixed, "float parameters, half operators, scaled gradients"},
+       {"bf16-mixed",
+        [](const std::string& device_type) {
           return std::make_shared<MixedPrecision>(ScalarType::BFloat16, device_type_of(device_type));
-        }}});
+        },
+        "float parameters, bfloat16 operators"}});
   return all;
 }
 
@@ -57,13 +61,13 @@ std::string without_alias(const std::string& name) {
 
 std::shared_ptr<Precision> make_precision(const std::string& given, const std::string& device_type) {
   std::string name = without_alias(lower_case(given));
-  auto precision = precision_registry().get(name)(device_type);
+  auto precision = precision_registry().get(name).value(device_type);
   if (!precision) throw MisuseError("the function registered for precision '" + name + "' returned null");
   return precision;
 }
 
-void register_precision(const std::string& name, MakePrecision make, bool override_existing) {
-  precision_registry().add(name, std::move(make), override_existing);
+void register_precision(const std::string& name, MakePrecision make, bool override_existing, std::string description) {
+  precision_registry().add(name, std::move(make), override_existing, std::move(description));
 }
 
 std::vector<std::string> available_precisions() { return precision_registry().names(); }

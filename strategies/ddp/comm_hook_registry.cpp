@@ -1,5 +1,5 @@
-#include <fabric/base/named_registry_internal.h>
 #include <fabric/strategies/ddp_comm_hooks.h>
+#include "fabric/base/registry/registry_internal.h"
 
 #include "strategies/ddp/bucket_hooks.h"
 #include "strategies/ddp/powersgd_hook.h"
@@ -19,29 +19,31 @@ CommHookFactory plain(const std::string& name, std::function<std::shared_ptr<Com
   };
 }
 
-NamedRegistry<CommHookFactory>& comm_hook_registry() {
+Registry<CommHookFactory>& comm_hook_registry() {
   auto compress = [](at::ScalarType type) {
     return [type](const ProcessGroup& group) { return std::make_shared<ddp::CompressHook>(group, type); };
   };
-  static NamedRegistry<CommHookFactory> all(
+  static Registry<CommHookFactory> all(
       "communication hook",
-      {{"allreduce", plain("allreduce", [](const ProcessGroup& g) { return std::make_shared<ddp::AllReduceHook>(g); })},
-       {"fp16_compress", plain("fp16_compress", compress(at::kHalf))},
-       {"bf16_compress", plain("bf16_compress", compress(at::kBFloat16))},
-       {"powersgd", ddp::make_powersgd}});
+      {{"allreduce", plain("allreduce", [](const ProcessGroup& g) { return std::make_shared<ddp::AllReduceHook>(g); }),
+        "the mean over the ranks"},
+       {"fp16_compress", plain("fp16_compress", compress(at::kHalf)), "sent as half"},
+       {"bf16_compress", plain("bf16_compress", compress(at::kBFloat16)), "sent as bfloat16"},
+       {"powersgd", ddp::make_powersgd, "sent as products of thin matrices"}});
   return all;
 }
 
 }  // namespace
 
-void register_comm_hook(const std::string& name, CommHookFactory factory, bool override_existing) {
-  comm_hook_registry().add(name, std::move(factory), override_existing);
+void register_comm_hook(const std::string& name, CommHookFactory factory, bool override_existing,
+                        std::string description) {
+  comm_hook_registry().add(name, std::move(factory), override_existing, std::move(description));
 }
 
 std::vector<std::string> available_comm_hooks() { return comm_hook_registry().names(); }
 
 std::shared_ptr<CommHook> make_comm_hook(const Choice& choice, const std::string& wrapper, const ProcessGroup& group) {
-  auto hook = comm_hook_registry().get(choice.name)(group, Tree(choice.params));
+  auto hook = comm_hook_registry().get(choice.name).value(group, Tree(choice.params));
   if (!hook) throw MisuseError("the factory of communication hook '" + choice.name + "' returned nothing");
   if (wrapper.empty()) return hook;
   if (wrapper == "fp16") return std::make_shared<ddp::CastWrapper>(std::move(hook), at::kHalf);

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "fabric/torch/messages_internal.h"
 #include "strategies/ddp/bucket_hooks.h"
 #include "strategies/ddp/collective_failure.h"
 #include "strategies/ddp/ddp_join.h"
@@ -45,20 +46,6 @@ std::unordered_set<const void*> sparse_parameters(const torch::nn::Module& modul
       sparse.insert(bag->weight.unsafeGetTensorImpl());
   }
   return sparse;
-}
-
-// The indices in LibTorch's message about parameters without a gradient.
-std::vector<std::size_t> indices_without_gradient(const std::string& message) {
-  std::vector<std::size_t> indices;
-  std::size_t at = message.find("indices which did not receive grad");
-  at = at == std::string::npos ? at : message.find(": ", at);
-  if (at == std::string::npos) return indices;
-  const char* text = message.c_str() + at + 2;
-  for (char* end = nullptr;; text = end) {
-    auto index = std::strtoul(text, &end, 10);
-    if (end == text) return indices;
-    indices.push_back(index);
-  }
 }
 
 }  // namespace
@@ -292,7 +279,7 @@ void Engine::report_unfinished() {
     message = error.what_without_backtrace();
   }
   std::string named;
-  auto missing = indices_without_gradient(message);
+  auto missing = torch_messages::indices_without_gradient(message);
   for (std::size_t i = 0; i < missing.size() && i < 5; ++i)
     if (missing[i] < names_.size()) named += (named.empty() ? " (" : ", ") + names_[missing[i]];
   if (!named.empty()) named += missing.size() > 5 ? ", …)" : ")";

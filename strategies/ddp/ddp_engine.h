@@ -9,7 +9,7 @@
 
 #include <fabric/strategies/ddp.h>
 
-#include "strategies/ddp/grad_reducer.h"
+#include "fabric/torch/grad_reducer_internal.h"
 #include "strategies/ddp/replica_sync.h"
 
 namespace fabric::ddp {

@@ -2,7 +2,6 @@
 
 #include <ATen/ThreadLocalState.h>
 #include <ATen/ops/cat.h>
-#include <torch/nn/parallel/data_parallel.h>
 
 #include <algorithm>
 #include <exception>
@@ -12,6 +11,7 @@
 #include <fabric/base/log.h>
 
 #include "strategies/dp/dp_register.h"
+#include "strategies/dp/replicate.h"
 
 namespace fabric {
 namespace {
@@ -81,14 +81,7 @@ void ReplicatedModule::call(ForwardCall& forward) {
 
 std::vector<std::shared_ptr<torch::nn::Module>> ReplicatedModule::replicate(std::size_t count) const {
   std::vector<std::shared_ptr<torch::nn::Module>> targets{module()};
-  if (count == 1) return targets;
-  std::vector<c10::Device> where(devices_.begin() + 1, devices_.begin() + static_cast<std::ptrdiff_t>(count));
-  try {
-    for (auto& replica : torch::nn::parallel::replicate(module(), where)) targets.push_back(std::move(replica));
-  } catch (const c10::Error& error) {
-    throw MisuseError("dp could not copy module " + module()->name() + ": " + error.what_without_backtrace() +
-                      ". Derive it (and its parts) from torch::nn::Cloneable<Type>, or use the strategy ddp");
-  }
+  for (std::size_t i = 1; i < count; ++i) targets.push_back(fabric::replicate(module(), devices_[i]));
   return targets;
 }
 

@@ -266,8 +266,9 @@ TEST_CASE("a launcher inside of a launcher starts a job of its own", "[run]") {
 TEST_CASE("the other commands of fabric", "[run]") {
   auto doctor = run({"doctor"});
   CHECK(doctor.code == 0);
-  for (const char* text :
-       {"What a run would choose", "strategy", "process group", "--nproc-per-node auto", "A run would work here"}) {
+  for (const char* text : {"What a run would choose", "strategy", "process group", "--nproc-per-node auto",
+                           "A run would work here", "kubeflow", "tensorboard", "ddp_find_unused_parameters_true",
+                           "powersgd", "bf16-mixed", "safetensors", "OneCycleLR"}) {
     INFO(text);
     CHECK(doctor.out.find(text) != std::string::npos);
   }

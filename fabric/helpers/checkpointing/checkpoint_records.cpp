@@ -8,7 +8,7 @@
 namespace fabric {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kInfiniteScore = std::numeric_limits<double>::infinity();
 
 const Value& entry(const Value& state, const char* key) {
   if (const Value* found = state.find(key)) return *found;
@@ -46,7 +46,7 @@ std::vector<std::filesystem::path> CheckpointRecords::evict_for_new(int k) {
 }
 
 void CheckpointRecords::admit(const std::filesystem::path& path, double score, int k) {
-  if (std::isnan(score)) score = lower_ ? kInfinity : -kInfinity;
+  if (std::isnan(score)) score = lower_ ? kInfiniteScore : -kInfiniteScore;
   std::erase_if(best_k, [&](const auto& known) { return known.path == path; });  // one that is written over
   current_score = score;
   best_k.push_back({path, score});
@@ -59,7 +59,7 @@ void CheckpointRecords::drop(const std::filesystem::path& path, int k) {
 }
 
 void CheckpointRecords::rank(int k) {
-  kth = {{}, lower_ ? kInfinity : -kInfinity};
+  kth = {{}, lower_ ? kInfiniteScore : -kInfiniteScore};
   if (best_k.empty()) {
     best = {};
     return;

@@ -39,7 +39,7 @@ double default_lr(const torch::optim::Optimizer& optimizer) {
   return get_lr(torch::optim::OptimizerParamGroup({}, optimizer.defaults().clone()));
 }
 
-std::string listed(const std::vector<std::string>& names) {
+std::string listed_names(const std::vector<std::string>& names) {
   std::string out;
   for (std::size_t i = 0; i < names.size() && i < 10; ++i) out += (i == 0 ? "" : ", ") + names[i];
   return names.empty() ? "nothing" : out + (names.size() > 10 ? ", … (" + std::to_string(names.size()) + ")" : "");
@@ -190,7 +190,7 @@ void FinetuningScheduler::Impl::enforce_phase0() {
     messages.warn(
         "the optimizer does not hold exactly phase 0 and is left as it is (enforce_phase0_params is off). It "
         "holds " +
-        listed(held) + "; phase 0 is " + listed(wanted) + ". " + std::to_string(foreign.size()) +
+        listed_names(held) + "; phase 0 is " + listed_names(wanted) + ". " + std::to_string(foreign.size()) +
         " of its parameters are frozen now");
     return;
   }

@@ -8,6 +8,8 @@
 #include <fabric/helpers/finetuning/frozen_parameters.h>
 #include <fabric/state/state.h>
 
+#include "fabric/base/registry/registry_internal.h"
+
 namespace fabric {
 namespace {
 
@@ -40,6 +42,12 @@ std::shared_ptr<StrategyAdapter> make_base(const Tree& config) {
   return std::make_shared<StrategyAdapter>();
 }
 
+Registry<StrategyAdapterRegistry::Make>& adapter_makers() {
+  static Registry<StrategyAdapterRegistry::Make> all(
+      "strategy adapter", {{"base", make_base, "parameters stay as the module has them"}}, {.key = normalized});
+  return all;
+}
+
 }  // namespace
 
 StrategyAdapter::~StrategyAdapter() = default;
@@ -66,7 +74,7 @@ void StrategyAdapter::restore_optimizer(torch::optim::Optimizer& optimizer, cons
     load_optimizer_state_dict(optimizer, state);
 }
 
-StrategyAdapterRegistry::StrategyAdapterRegistry() { makers_.emplace("base", make_base); }
+StrategyAdapterRegistry::StrategyAdapterRegistry() { adapter_makers(); }
 
 StrategyAdapterRegistry& StrategyAdapterRegistry::instance() {
   static StrategyAdapterRegistry registry;
@@ -74,31 +82,23 @@ StrategyAdapterRegistry& StrategyAdapterRegistry::instance() {
 }
 
 void StrategyAdapterRegistry::register_adapter(const std::string& name, Make make, bool override_existing) {
-  std::string key = normalized(name);
-  if (!make) throw ConfigError("strategy adapter '" + name + "': the function that makes it is empty");
-  if (makers_.contains(key) && !override_existing)
-    throw ConfigError("a strategy adapter named '" + name +
-                      "' is registered already; pass override_existing to replace it");
-  makers_[key] = std::move(make);
+  adapter_makers().add(name, std::move(make), override_existing);
 }
 
 std::shared_ptr<StrategyAdapter> StrategyAdapterRegistry::make(const std::string& name, const Tree& config) const {
-  auto found = makers_.find(normalized(name));
-  if (found == makers_.end())
+  if (!adapter_makers().contains(name))
     throw ConfigError("no strategy adapter is registered as '" + name + "'" + did_you_mean(name, available_adapters()) +
                       ". Call StrategyAdapterRegistry::instance().register_adapter before the scheduler is made");
-  auto adapter = found->second(config);
+  auto adapter = adapter_makers().get(name).value(config);
   if (!adapter) throw ConfigError("the function registered for strategy adapter '" + name + "' returned nothing");
   return adapter;
 }
 
-std::vector<std::string> StrategyAdapterRegistry::available_adapters() const {
-  std::vector<std::string> names;
-  for (const auto& [name, make] : makers_) names.push_back(name);
-  return names;
-}
+std::vector<std::string> StrategyAdapterRegistry::available_adapters() const { return adapter_makers().names(); }
 
-void StrategyAdapterRegistry::remove(const std::string& name) { makers_.erase(normalized(name)); }
+void StrategyAdapterRegistry::remove(const std::string& name) {
+  if (adapter_makers().contains(name)) adapter_makers().remove(name);
+}
 
 std::shared_ptr<StrategyAdapter> resolve_strategy_adapter(const AdapterRequest& request,
                                                           const FinetuningMessages& messages) {

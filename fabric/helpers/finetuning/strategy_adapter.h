@@ -92,7 +92,6 @@ class FABRIC_API StrategyAdapterRegistry {
 
  private:
   StrategyAdapterRegistry();
-  std::map<std::string, Make> makers_;
 };
 
 /// The adapter for a strategy: the one that `custom` names for it, or the built-in one. With `custom` given, a strategy

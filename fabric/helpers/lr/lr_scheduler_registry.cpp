@@ -1,7 +1,8 @@
 #include <fabric/helpers/lr/lr_scheduler_registry.h>
 
-#include <fabric/helpers/class_registry_internal.h>
 #include <fabric/helpers/lr/lr_schedulers.h>
+
+#include "fabric/base/registry/registry_internal.h"
 
 namespace fabric {
 namespace {
@@ -47,24 +48,24 @@ std::unique_ptr<LRScheduler> chained(torch::optim::Optimizer& optimizer, const T
   return std::make_unique<ChainedScheduler>(inner_schedulers(optimizer, config));
 }
 
-detail::ClassRegistry<MakeLRScheduler>& schedulers() {
-  static detail::ClassRegistry<MakeLRScheduler> all(
-      "LR scheduler", {"torch.optim.lr_scheduler.", "lr_scheduler.", "fabric."},
-      {{"LambdaLR", refuse_functions<LambdaLR>},
-       {"MultiplicativeLR", refuse_functions<MultiplicativeLR>},
-       {"StepLR", configured<StepLR>},
-       {"MultiStepLR", configured<MultiStepLR>},
-       {"ConstantLR", configured<ConstantLR>},
-       {"LinearLR", configured<LinearLR>},
-       {"ExponentialLR", configured<ExponentialLR>},
-       {"CosineAnnealingLR", configured<CosineAnnealingLR>},
-       {"CosineAnnealingWarmRestarts", configured<CosineAnnealingWarmRestarts>},
-       {"ReduceLROnPlateau", configured<ReduceLROnPlateau>},
-       {"PolynomialLR", configured<PolynomialLR>},
-       {"OneCycleLR", configured<OneCycleLR>},
-       {"CyclicLR", configured<CyclicLR>},
-       {"SequentialLR", sequential},
-       {"ChainedScheduler", chained}});
+Registry<MakeLRScheduler>& schedulers() {
+  static Registry<MakeLRScheduler> all("LR scheduler",
+                                       {{"LambdaLR", refuse_functions<LambdaLR>},
+                                        {"MultiplicativeLR", refuse_functions<MultiplicativeLR>},
+                                        {"StepLR", configured<StepLR>},
+                                        {"MultiStepLR", configured<MultiStepLR>},
+                                        {"ConstantLR", configured<ConstantLR>},
+                                        {"LinearLR", configured<LinearLR>},
+                                        {"ExponentialLR", configured<ExponentialLR>},
+                                        {"CosineAnnealingLR", configured<CosineAnnealingLR>},
+                                        {"CosineAnnealingWarmRestarts", configured<CosineAnnealingWarmRestarts>},
+                                        {"ReduceLROnPlateau", configured<ReduceLROnPlateau>},
+                                        {"PolynomialLR", configured<PolynomialLR>},
+                                        {"OneCycleLR", configured<OneCycleLR>},
+                                        {"CyclicLR", configured<CyclicLR>},
+                                        {"SequentialLR", sequential},
+                                        {"ChainedScheduler", chained}},
+                                       class_names({"torch.optim.lr_scheduler.", "lr_scheduler.", "fabric."}));
   return all;
 }
 
@@ -72,7 +73,7 @@ detail::ClassRegistry<MakeLRScheduler>& schedulers() {
 
 std::unique_ptr<LRScheduler> make_lr_scheduler(const std::string& class_path, const Tree& init_args,
                                                torch::optim::Optimizer& optimizer) {
-  auto [name, make] = schedulers().find(class_path);
+  auto [name, make, description] = schedulers().get(class_path);
   try {
     return make(optimizer, init_args);
   } catch (const ConfigError& error) {
@@ -87,6 +88,6 @@ void register_lr_scheduler(const std::string& name, MakeLRScheduler make, bool o
 
 std::vector<std::string> available_lr_schedulers() { return schedulers().names(); }
 
-std::string lr_scheduler_name(const std::string& class_path) { return schedulers().find(class_path).first; }
+std::string lr_scheduler_name(const std::string& class_path) { return schedulers().get(class_path).name; }
 
 }  // namespace fabric

@@ -6,7 +6,7 @@
 namespace fabric {
 namespace {
 
-constexpr const char* kSupported =
+constexpr const char* kSupportedSchedulers =
     "LambdaLR, MultiplicativeLR, StepLR, MultiStepLR, ExponentialLR, CosineAnnealingLR, ReduceLROnPlateau, "
     "CosineAnnealingWarmRestarts, ConstantLR, LinearLR";
 
@@ -28,7 +28,7 @@ void require_supported(const LRScheduler& scheduler, bool allow_untested, const 
   std::string what = where + ": " + scheduler.name() +
                      " is not among the schedulers known to work with groups that are added while training";
   if (!allow_untested)
-    throw ConfigError(what + " (" + kSupported + "). Take one of these, or set allow_untested to try it");
+    throw ConfigError(what + " (" + kSupportedSchedulers + "). Take one of these, or set allow_untested to try it");
   messages.warn(what + "; it is used because of allow_untested");
 }
 

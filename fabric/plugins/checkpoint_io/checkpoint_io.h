@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,7 +28,14 @@ class FABRIC_API CheckpointIO {
 
 /// "safetensors" (the default) or "torch" (a file for Python's torch.load). Either loads files of both formats,
 /// recognised by their content: also what Python wrote with torch.save, as long as it holds plain values and tensors;
-/// no code in it is ever run. Throws ConfigError for another name.
+/// no code in it is ever run. Throws ConfigError for a name that is not registered.
 FABRIC_API std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name = "safetensors");
+
+using MakeCheckpointIO = std::function<std::shared_ptr<CheckpointIO>()>;
+/// Adds a format for the setting `checkpoint_io`. Throws ConfigError for a name that is taken, unless
+/// `override_existing`. Names are case-insensitive.
+FABRIC_API void register_checkpoint_io(const std::string& name, MakeCheckpointIO make, bool override_existing = false,
+                                       std::string description = "");
+FABRIC_API std::vector<std::string> available_checkpoint_ios();
 
 }  // namespace fabric

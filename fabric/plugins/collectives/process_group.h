@@ -8,8 +8,10 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
+#include <c10/core/TensorOptions.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/base/rank_info.h>
 #include <fabric/base/value.h>
 #include <fabric/config.h>
@@ -22,7 +24,7 @@ class Store;
 namespace fabric {
 
 namespace collectives {
-struct Group;
+class Group;
 }
 
 /// `mean` divides the sum by the group's size; on integer tensors it truncates.
@@ -38,7 +40,8 @@ FABRIC_API ReduceOp parse_reduce_op(const std::string& name);
 class FABRIC_API ProcessGroup {
  public:
   struct Config {
-    /// "auto" (mpi under mpirun, nccl on CUDA, gloo otherwise), "gloo", "mpi", "nccl".
+    /// "auto" (nccl on CUDA, single for one rank, mpi under mpirun, gloo otherwise), "gloo", "mpi", "nccl", "single",
+    /// or what register_backend (backend.h) added.
     std::string backend = "auto";
     double timeout_seconds = 1800;
     /// Compares operation, shape and type across the ranks before each collective that Fabric makes. Costs one small
@@ -54,7 +57,8 @@ class FABRIC_API ProcessGroup {
   /// An empty handle; operator bool is false.
   ProcessGroup() = default;
   /// Joins the job's group of all ranks; waits for all of them, at most the timeout.
-  static ProcessGroup create(const Config& config, const RankInfo& ranks, c10::Device device);
+  static ProcessGroup create(const Config& config, const RankInfo& ranks, c10::Device device,
+                             std::shared_ptr<EnvReader> env = process_env());
   /// A group over a communicator that the caller owns and that must outlive it (`MPI_Comm*`, so that mpi.h is not
   /// needed here). Never initialises or finalises MPI.
   static ProcessGroup from_mpi_comm(const Config& config, const void* mpi_comm);
@@ -71,10 +75,17 @@ class FABRIC_API ProcessGroup {
   int rank() const;
   int size() const;
   const Config& config() const;
-  /// The backend in use: "gloo", "mpi", "nccl", "single".
+  /// The backend in use, by its registered name: "gloo", "mpi", "nccl", "single", …
   const std::string& backend() const;
+  /// One line about what carries which tensors, for logs.
+  std::string describe() const;
   /// LibTorch's own object, for the Reducer and for the user's own operations.
   const c10::intrusive_ptr<c10d::ProcessGroup>& c10d() const;
+
+  /// Memory for tensors that this group moves often: where the backend knows a better place than ordinary memory
+  /// (shared with the other ranks, say), the tensor lies there. Uninitialised; freed like any tensor, and may outlive
+  /// the group.
+  at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options = {}) const;
 
   // --- tensors. The in-place forms end in an underscore. Tensors must be dense; non-contiguous ones are copied.
   void all_reduce_(at::Tensor& tensor, ReduceOp op) const;

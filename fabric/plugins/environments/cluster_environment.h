@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -45,16 +46,25 @@ class FABRIC_API ClusterEnvironment {
   RankInfo rank_info() const;
 };
 
-/// Makes the environment that applies, in the order of precedence torchelastic > slurm > lsf > mpi > pmi > fabric.
-/// Variables that contradict each other are a ConfigError that names them.
+/// Makes the environment that applies: one that the program registered, else in the order of precedence torchelastic >
+/// slurm > lsf > mpi > pmi > fabric. Variables that contradict each other are a ConfigError that names them.
 FABRIC_API std::shared_ptr<ClusterEnvironment> detect_environment(std::shared_ptr<EnvReader> env = process_env());
 /// For a process that found no environment, before it starts ranks itself: warns when the variables of a launcher that
 /// is not known say that there are other ranks already, and mentions srun, once for each user and machine, where it
 /// could be used.
 FABRIC_API void mention_unused_launchers(const EnvReader& env);
-/// The named environment ("fabric", "torchelastic", "slurm", "lsf", "mpi", "pmi", "kubeflow"), whether detected or not.
+/// The named environment ("fabric", "torchelastic", "slurm", "lsf", "mpi", "pmi", "kubeflow", or a registered one),
+/// whether detected or not.
 FABRIC_API std::shared_ptr<ClusterEnvironment> make_environment(const std::string& name,
                                                                 std::shared_ptr<EnvReader> env = process_env());
 FABRIC_API std::vector<std::string> available_environments();
+
+using MakeEnvironment = std::function<std::shared_ptr<ClusterEnvironment>(const std::shared_ptr<EnvReader>& env)>;
+using DetectEnvironment = std::function<bool(const EnvReader& env)>;
+/// Adds a kind of environment: a scheduler of your own. `detect` says whether it started this process; kinds that a
+/// program adds are asked before the built-in ones. Empty: the kind is made by name only. Throws ConfigError for a name
+/// that is taken, unless `override_existing`. Names are case-insensitive.
+FABRIC_API void register_environment(const std::string& name, MakeEnvironment make, DetectEnvironment detect = {},
+                                     bool override_existing = false, std::string description = "");
 
 }  // namespace fabric

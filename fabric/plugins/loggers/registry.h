@@ -17,7 +17,8 @@ FABRIC_API std::shared_ptr<Logger> make_logger(const Choice& choice);
 using MakeLogger = std::function<std::shared_ptr<Logger>(const Tree::Map& params)>;
 /// Adds a kind of logger; throws ConfigError for a name that is taken unless `override_existing`. Names are
 /// case-insensitive.
-FABRIC_API void register_logger(const std::string& name, MakeLogger make, bool override_existing = false);
+FABRIC_API void register_logger(const std::string& name, MakeLogger make, bool override_existing = false,
+                                std::string description = "");
 FABRIC_API std::vector<std::string> available_loggers();
 
 }  // namespace fabric

@@ -86,7 +86,7 @@ FABRIC_API std::shared_ptr<Precision> make_precision(const std::string& name, co
 /// Adds a precision; throws ConfigError for a name that is taken unless `override_existing`.
 FABRIC_API void register_precision(const std::string& name,
                                    std::function<std::shared_ptr<Precision>(const std::string& device_type)> make,
-                                   bool override_existing = false);
+                                   bool override_existing = false, std::string description = "");
 FABRIC_API std::vector<std::string> available_precisions();
 
 }  // namespace fabric

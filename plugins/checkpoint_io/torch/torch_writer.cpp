@@ -18,8 +18,8 @@
 namespace fabric::checkpoint {
 namespace {
 
-constexpr int kMaxDepth = 60;
-constexpr std::size_t kMaxText = UINT32_MAX;
+constexpr int kDeepestWritten = 60;
+constexpr std::size_t kLongestWritten = UINT32_MAX;
 
 const TorchType& torch_type(const at::Tensor& tensor, const std::string& path) {
   for (const auto& known : kTorchTypes)
@@ -45,9 +45,9 @@ bool is_optimizer_state(const Value& value) {
 class Composer {
  public:
   void value(const Value& value, const std::string& path, int depth) {
-    if (depth > kMaxDepth)
+    if (depth > kDeepestWritten)
       throw CheckpointError("the value at '" + path.substr(0, 80) + "…' is nested deeper than " +
-                            std::to_string(kMaxDepth) + " levels");
+                            std::to_string(kDeepestWritten) + " levels");
     if (value.is_null())
       out_.none();
     else if (value.is_bool())
@@ -75,7 +75,7 @@ class Composer {
   }
 
   void text(const std::string& value) {
-    if (value.size() > kMaxText / 2)
+    if (value.size() > kLongestWritten / 2)
       throw CheckpointError("the checkpoint holds a string of " + std::to_string(value.size()) +
                             " bytes; keep large data in tensors");
     if (detail::find_invalid_utf8(value) == value.npos)

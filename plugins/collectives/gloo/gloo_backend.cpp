@@ -1,9 +1,4 @@
-// The only file that sees LibTorch's Gloo header. The wheel ships that header without Gloo's own, so gloo_headers/
-// declares what it needs.
-#define USE_C10D_GLOO
 #include "plugins/collectives/gloo/gloo_backend.h"
-
-#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include <arpa/inet.h>
 #include <ifaddrs.h>
@@ -13,25 +8,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <thread>
+
+#include "fabric/torch/gloo_internal.h"
+#include "plugins/collectives/backend_kinds.h"
 
 namespace fabric::collectives {
 namespace {
-
-class ClosableGloo : public c10d::ProcessGroupGloo {
- public:
-  using c10d::ProcessGroupGloo::ProcessGroupGloo;
-  bool busy() {
-    std::lock_guard lock(workMutex_);
-    bool any = !workQueue_.empty();
-    for (const auto& work : workInProgress_) any = any || work;
-    return any;
-  }
-  void break_connections() {
-    for (auto& context : contexts_) context->closeConnections();
-  }
-};
 
 std::string numeric_address(const sockaddr* address) {
   char text[INET6_ADDRSTRLEN] = "";
@@ -83,36 +66,31 @@ std::string own_address(const RankInfo& ranks) {
   return address.empty() ? "127.0.0.1" : address;
 }
 
-c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> options_for(const BackendRequest& request) {
-  // GLOO_SOCKET_IFNAME is LibTorch's own way to choose an interface; its default knows how to read it.
-  if (std::getenv("GLOO_SOCKET_IFNAME")) {
-    auto options = c10d::ProcessGroupGloo::Options::create_default(request.timeout);
-    options->timeout = request.timeout;
-    return options;
+class GlooBackend : public CollectiveBackend {
+ public:
+  using CollectiveBackend::CollectiveBackend;
+  void break_connections() override { torch_gloo::close_connections(*c10d()); }
+  // Freeing it waits for operations that are still in flight: a thread holds it until they are over.
+  void close() override {
+    if (!torch_gloo::is_busy(*c10d())) return;
+    break_connections();
+    std::thread([gloo = c10d()] {
+      while (torch_gloo::is_busy(*gloo)) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }).detach();
   }
-  auto options = c10d::ProcessGroupGloo::Options::create(request.timeout);
-  options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(own_address(request.ranks)));
-  return options;
-}
+};
 
 }  // namespace
 
-c10::intrusive_ptr<c10d::Backend> make_gloo(const BackendRequest& request) {
-  return c10::make_intrusive<ClosableGloo>(request.store, request.rank, request.size, options_for(request));
+std::shared_ptr<CollectiveBackend> make_gloo(const BackendRequest& request) {
+  // GLOO_SOCKET_IFNAME is LibTorch's own way to choose an interface; its default knows how to read it.
+  auto address = request.env->has("GLOO_SOCKET_IFNAME") ? "" : own_address(request.ranks);
+  return std::make_shared<GlooBackend>(
+      torch_gloo::make(request.store, request.rank, request.size, request.timeout, address));
 }
 
-void break_connections(c10d::Backend& backend) {
-  if (auto* gloo = dynamic_cast<ClosableGloo*>(&backend)) gloo->break_connections();
-}
-
-void release_without_waiting(c10::intrusive_ptr<c10d::Backend> backend) {
-  auto* gloo = dynamic_cast<ClosableGloo*>(backend.get());
-  if (!gloo) return backend->abort();
-  if (!gloo->busy()) return;
-  gloo->break_connections();
-  std::thread([backend = std::move(backend), gloo] {
-    while (gloo->busy()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }).detach();
+BackendKind gloo_kind() {
+  return {.make = make_gloo, .suits = [](const RankInfo&, c10::Device) { return 10; }};
 }
 
 }  // namespace fabric::collectives

@@ -1,0 +1,40 @@
+// The only file that sees LibTorch's Gloo header. The wheel ships that header without Gloo's own, so gloo_headers/
+// declares what it needs.
+#define USE_C10D_GLOO
+#include "fabric/torch/gloo_internal.h"
+
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+
+namespace fabric::torch_gloo {
+namespace {
+
+class ClosableGloo : public c10d::ProcessGroupGloo {
+ public:
+  using c10d::ProcessGroupGloo::ProcessGroupGloo;
+  bool busy() {
+    std::lock_guard lock(workMutex_);
+    bool any = !workQueue_.empty();
+    for (const auto& work : workInProgress_) any = any || work;
+    return any;
+  }
+  void break_connections() {
+    for (auto& context : contexts_) context->closeConnections();
+  }
+};
+
+}  // namespace
+
+c10::intrusive_ptr<c10d::Backend> make(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
+                                       std::chrono::milliseconds timeout, const std::string& address) {
+  using Options = c10d::ProcessGroupGloo::Options;
+  auto options = address.empty() ? Options::create_default(timeout) : Options::create(timeout);
+  options->timeout = timeout;
+  if (!address.empty()) options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+  return c10::make_intrusive<ClosableGloo>(store, rank, size, std::move(options));
+}
+
+bool is_busy(c10d::Backend& made) { return static_cast<ClosableGloo&>(made).busy(); }
+
+void close_connections(c10d::Backend& made) { static_cast<ClosableGloo&>(made).break_connections(); }
+
+}  // namespace fabric::torch_gloo

@@ -1,0 +1,150 @@
+#include "plugins/collectives/shm/shared_memory_barrier.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <random>
+#include <thread>
+
+#include <fabric/base/error.h>
+
+#include "plugins/collectives/rank_list.h"
+
+namespace fabric::collectives {
+
+// One cache line per rank: written by that rank, read by all.
+struct alignas(64) SharedMemoryBarrier::Line {
+  std::atomic<std::uint64_t> arrived;
+  // Two, by the parity of the count: a rank may be one operation ahead of one that still reads.
+  std::atomic<std::int64_t> mark[2];
+  std::atomic<std::uint32_t> gave_up;
+};
+
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr std::size_t kMostEach = 64 * 1024, kMostTogether = 256 * 1024;
+
+std::string fresh_name() {
+  std::random_device random;
+  return "/torchfabric." + std::to_string(getpid()) + "." + std::to_string(random());
+}
+
+// Waits politely: a few turns of the processor's own pause, then the scheduler's turn, then short sleeps, since who
+// waits milliseconds waits for a rank that is busy elsewhere and may need the core.
+class Patience {
+ public:
+  explicit Patience(milliseconds timeout) : timeout_(timeout) {}
+  /// False when the time is over.
+  bool wait() {
+    ++turns_;
+    if (turns_ < kSpins) {
+      pause();
+      return true;
+    }
+    if (turns_ == kSpins) begin_ = steady_clock::now();
+    auto waited = steady_clock::now() - begin_;
+    if (waited > timeout_) return false;
+    if (waited < kYielding)
+      sched_yield();
+    else
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+    return true;
+  }
+  milliseconds waited() const { return std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin_); }
+
+ private:
+  static constexpr int kSpins = 400;
+  static constexpr milliseconds kYielding{3};
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+  milliseconds timeout_;
+  int turns_ = 0;
+  steady_clock::time_point begin_;
+};
+
+}  // namespace
+
+std::unique_ptr<SharedMemoryBarrier> SharedMemoryBarrier::open(int rank, int size, const std::string& name) {
+  std::unique_ptr<SharedMemoryBarrier> barrier(new SharedMemoryBarrier);
+  barrier->name_ = name.empty() ? fresh_name() : name;
+  barrier->rank_ = rank;
+  barrier->size_ = size;
+  barrier->capacity_ =
+      std::min(kMostEach, kMostTogether / static_cast<std::size_t>(size)) / sizeof(Line) * sizeof(Line);
+  auto bytes = barrier->bytes();
+  int flags = name.empty() ? O_RDWR | O_CREAT | O_EXCL : O_RDWR;
+  int fd = shm_open(barrier->name_.c_str(), flags | O_CLOEXEC, 0600);
+  if (fd < 0) return nullptr;
+  barrier->linked_ = name.empty();
+  // posix_fallocate, since a full /dev/shm would otherwise show as SIGBUS later. New memory is zero.
+  bool sized = !name.empty() || posix_fallocate(fd, 0, static_cast<off_t>(bytes)) == 0;
+  void* memory = sized ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+  close(fd);
+  if (memory == MAP_FAILED) return nullptr;
+  barrier->lines_ = static_cast<Line*>(memory);
+  barrier->boxes_ = static_cast<char*>(memory) + sizeof(Line) * static_cast<std::size_t>(size);
+  return barrier;
+}
+
+SharedMemoryBarrier::~SharedMemoryBarrier() {
+  if (linked_) unlink();
+  if (lines_) munmap(lines_, bytes());
+}
+
+std::size_t SharedMemoryBarrier::bytes() const {
+  return (sizeof(Line) + 2 * capacity_) * static_cast<std::size_t>(size_);
+}
+
+void SharedMemoryBarrier::unlink() {
+  linked_ = false;
+  shm_unlink(name_.c_str());
+}
+
+bool SharedMemoryBarrier::meet(std::int64_t mark, const char* operation, milliseconds timeout) {
+  auto turn = ++count_;
+  auto& mine = lines_[rank_];
+  mine.mark[turn & 1].store(mark, std::memory_order_relaxed);
+  mine.arrived.store(turn, std::memory_order_release);
+  bool same = true;
+  Patience patience(timeout);
+  for (int rank = 0; rank < size_; ++rank) {
+    auto& line = lines_[rank];
+    while (line.arrived.load(std::memory_order_acquire) < turn) {
+      if (line.gave_up.load(std::memory_order_relaxed)) require_nobody_gave_up(operation);
+      if (!patience.wait()) give_up(operation, patience.waited());
+    }
+    same = same && line.mark[turn & 1].load(std::memory_order_relaxed) == mark;
+  }
+  require_nobody_gave_up(operation);
+  return same;
+}
+
+void SharedMemoryBarrier::require_nobody_gave_up(const char* operation) const {
+  for (int rank = 0; rank < size_; ++rank)
+    if (lines_[rank].gave_up.load(std::memory_order_relaxed))
+      throw CollectiveError("rank " + std::to_string(rank_) + ": " + operation + " cannot run, since rank " +
+                            std::to_string(rank) + " waited too long for the others and gave up");
+}
+
+void SharedMemoryBarrier::give_up(const char* operation, milliseconds waited) {
+  lines_[rank_].gave_up.store(1, std::memory_order_relaxed);
+  std::vector<int> missing;
+  for (int rank = 0; rank < size_; ++rank)
+    if (lines_[rank].arrived.load(std::memory_order_relaxed) < count_) missing.push_back(rank);
+  throw TimeoutError(rank_, operation, waited,
+                     list_of_ranks(missing) + " did not come: ended, stuck, or calling something else");
+}
+
+}  // namespace fabric::collectives
