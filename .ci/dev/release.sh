@@ -107,7 +107,8 @@ release_problems() {
   fi
   sed -n '/<!-- compatibility -->/,/<!-- \/compatibility -->/p' fabric/docs/versioning.md | grep -q "^| $wanted |" ||
     echo "the table of fabric/docs/versioning.md has no row for $wanted"
-  grep -q "^TorchFabric $wanted, " fabric/docs/numerics.md || echo "fabric/docs/numerics.md has no numbers of $wanted: ./dev numerics --keep"
+  grep -q "^TorchFabric $wanted, " fabric/docs/numerics.md ||
+    echo "fabric/docs/numerics.md has no numbers of $wanted: ./dev numerics --keep"
   python3 tests/lifecycle.py . "$wanted" >/dev/null || python3 tests/lifecycle.py . "$wanted" || true
   for result in launchers python $(printf '2.%s ' 11 12 13 14 15); do
     if ! found=$(cat "build/matrix/$result.txt" 2>/dev/null); then
@@ -117,7 +118,8 @@ release_problems() {
     fi
   done
   [[ -z $(git status --porcelain --untracked-files=no) ]] || echo "there are changes that are not committed"
-  ! git rev-parse --quiet --verify "refs/tags/v$wanted" >/dev/null || [[ $(git rev-parse "v$wanted^{commit}") == "$(git rev-parse HEAD)" ]] ||
+  ! git rev-parse --quiet --verify "refs/tags/v$wanted" >/dev/null ||
+    [[ $(git rev-parse "v$wanted^{commit}") == "$(git rev-parse HEAD)" ]] ||
     echo "the tag v$wanted exists and is another commit"
 }
 

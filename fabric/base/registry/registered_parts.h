@@ -7,6 +7,7 @@
 
 namespace fabric {
 
+/// One part, as users write it.
 struct RegisteredPart {
   std::string name;
   std::string description;
