@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <climits>
-#include <cstdlib>
 
 #include "launcher/start/plan.h"
 #include "strategies/dp/gather_with_grad.h"
@@ -69,7 +68,7 @@ std::unique_ptr<Launcher> ParallelStrategy::make_launcher() {
   if (group_is_given_) return nullptr;
   auto method = start_method();
   // A rank that was started to run a function hands its result over to the launcher.
-  bool runs_function = method == "spawn" && std::getenv(kLaunchedVariable);
+  bool runs_function = method == "spawn" && env_->has(kLaunchedVariable);
   if (environment_ && environment_->creates_processes_externally() && !runs_function) return nullptr;
   // What other devices' drivers hold does not survive in a copy of the process.
   if (method == "auto" && !root_device().is_cpu()) method = "popen";
@@ -86,11 +85,11 @@ void ParallelStrategy::setup_environment() {
   log::set_rank(ranks_.world_size > 1 ? ranks_.rank : -1);
   accelerator()->setup_device(root_device());
   // Without a word from the user, ranks share the node's cores instead of each taking all.
-  if (!std::getenv("OMP_NUM_THREADS") && ranks_.local_world_size > 1)
+  if (!env_->has("OMP_NUM_THREADS") && ranks_.local_world_size > 1)
     at::set_num_threads(accelerator()->threads_per_rank(ranks_.local_world_size));
   if (group_is_given_) return;
   log::debug("joining " + ranks_.to_string());
-  group_ = ProcessGroup::create(group_config_, ranks_, root_device());
+  group_ = ProcessGroup::create(group_config_, ranks_, root_device(), env_);
   log::rank_zero_info("process group: " + std::to_string(group_.size()) + (group_.size() == 1 ? " rank" : " ranks") +
                       " over " + group_.backend());
 }

@@ -207,6 +207,7 @@ class Connector {
         throw ConfigError("strategy " + strategy.name() + " runs one process and takes no process_group; use ddp");
       return;
     }
+    parallel->set_env_reader(env_);
     parallel->set_num_nodes(config_.num_nodes);
     if (parallel->has_own_group()) return;
     if (parts_.process_group.is_set()) {
@@ -227,7 +228,7 @@ class Connector {
     resolved_.loggers = parts_.loggers;
     for (const auto& logger : parts_.loggers)
       if (!logger) throw MisuseError("a logger is null");
-    for (const auto& choice : config_.loggers) resolved_.loggers.push_back(make_logger(choice));
+    for (const auto& choice : config_.loggers) resolved_.loggers.push_back(make_logger(choice, *env_));
     resolved_.callbacks = parts_.callbacks;
     for (const auto& callback : resolved_.callbacks)
       if (!callback) throw MisuseError("a callback is null");

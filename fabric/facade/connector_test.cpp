@@ -8,6 +8,7 @@
 #include <fabric/strategies/dp.h>
 #include <fabric/strategies/single_device.h>
 
+#include "launcher/start/plan.h"
 #include "tests/support/catch.h"
 
 using Catch::Contains;
@@ -87,6 +88,19 @@ TEST_CASE("variables stand above settings, ours above Lightning's", "[connector]
   CHECK(strategy_of({.accelerator = "cpu"}, {{"FABRIC_NUM_NODES", "2"}}) == "ddp");
   CHECK(strategy_of({.accelerator = "cpu"}, {{"LT_NUM_NODES", "2"}}) == "ddp");
   CHECK(strategy_of({.accelerator = "auto"}, {{"LT_ACCELERATOR", "cpu"}, {"FABRIC_DEVICES", "2"}}) == "ddp");
+}
+
+TEST_CASE("parts read the variables that the Fabric is given, not those of the process", "[connector]") {
+  auto variables = torchrun(0, 2);
+  variables["HOME"] = "/home/of/the/map";
+  Fabric::Config config{.accelerator = "cpu", .strategy = "ddp_spawn"};
+  config.loggers = {fabric::Choice("csv", {{"root_dir", "~/runs"}})};
+  auto waiting = resolve(config, with(variables));
+  CHECK(waiting.loggers.at(0)->root_dir() == "/home/of/the/map/runs");
+  CHECK_FALSE(waiting.strategy->make_launcher());
+  // A rank that was started to run a function, by the variables, hands its result to the launcher.
+  variables[fabric::kLaunchedVariable] = "1";
+  CHECK(resolve(config, with(variables)).strategy->make_launcher());
 }
 
 TEST_CASE("what is given twice is refused", "[connector]") {

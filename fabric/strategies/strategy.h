@@ -225,6 +225,8 @@ class FABRIC_API ParallelStrategy : public Strategy {
   void set_devices(std::vector<c10::Device> devices) override;
   ParallelStrategy* parallel() override { return this; }
   void set_num_nodes(int num_nodes) { num_nodes_ = num_nodes; }
+  /// Whose variables count; those of the process unless the connector says otherwise.
+  void set_env_reader(std::shared_ptr<EnvReader> env) { env_ = std::move(env); }
   int num_nodes() const { return num_nodes_; }
   /// Uses a group that exists already (an MPI program's communicator, say) instead of making one, and never closes it.
   /// The ranks' places on their machines are known from `launch` on.
@@ -254,6 +256,7 @@ class FABRIC_API ParallelStrategy : public Strategy {
 
  private:
   ProcessGroup::Config group_config_;
+  std::shared_ptr<EnvReader> env_ = process_env();
   std::shared_ptr<ClusterEnvironment> environment_;
   std::vector<c10::Device> devices_;
   int num_nodes_ = 1;

@@ -21,8 +21,8 @@ std::string number_text(double value) {
 }  // namespace
 
 struct CsvLogger::Core {
-  explicit Core(Config given)
-      : config(std::move(given)), folder(expanded_path(config.root_dir), config.run_name, config.version) {
+  Core(Config given, const EnvReader& env)
+      : config(std::move(given)), folder(expanded_path(config.root_dir, env), config.run_name, config.version) {
     config.validate();
   }
   CsvTable& open() {
@@ -52,7 +52,7 @@ void CsvLogger::Config::validate() const {
 }
 
 CsvLogger::CsvLogger() : CsvLogger(Config{}) {}
-CsvLogger::CsvLogger(Config config) : core_(std::make_unique<Core>(std::move(config))) {}
+CsvLogger::CsvLogger(Config config, const EnvReader& env) : core_(std::make_unique<Core>(std::move(config), env)) {}
 
 CsvLogger::~CsvLogger() {
   try {

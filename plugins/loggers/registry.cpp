@@ -10,21 +10,28 @@
 namespace fabric {
 namespace {
 
+struct LoggerMaker {
+  std::function<std::shared_ptr<Logger>(const Tree::Map& params, const EnvReader& env)> make;
+};
+
 template <class L>
-std::shared_ptr<Logger> make(const Tree::Map& params) {
-  return std::make_shared<L>(from_tree<typename L::Config>(params));
+std::shared_ptr<Logger> make_built_in(const Tree::Map& params, const EnvReader& env) {
+  return std::make_shared<L>(from_tree<typename L::Config>(params), env);
 }
 
-Registry<MakeLogger>& logger_registry() {
-  static Registry<MakeLogger> all("logger", {{"csv", make<CsvLogger>, "metrics.csv in a folder for each run"},
-                                             {"tensorboard", make<TensorBoardLogger>, "TensorBoard's event files"}});
+Registry<LoggerMaker>& logger_registry() {
+  static Registry<LoggerMaker> all("logger",
+                                   {{"csv", {make_built_in<CsvLogger>}, "metrics.csv in a folder for each run"},
+                                    {"tensorboard", {make_built_in<TensorBoardLogger>}, "TensorBoard's event files"}});
   return all;
 }
 
 }  // namespace
 
 void register_logger(const std::string& name, MakeLogger make, bool override_existing, std::string description) {
-  logger_registry().add(name, std::move(make), override_existing, std::move(description));
+  LoggerMaker maker;
+  if (make) maker.make = [make = std::move(make)](const Tree::Map& params, const EnvReader&) { return make(params); };
+  logger_registry().add(name, std::move(maker), override_existing, std::move(description));
 }
 
 std::vector<std::string> available_loggers() {
@@ -33,10 +40,10 @@ std::vector<std::string> available_loggers() {
   return names;
 }
 
-std::shared_ptr<Logger> make_logger(const Choice& choice) {
-  auto make = logger_registry().get(choice.name).value;
+std::shared_ptr<Logger> make_logger(const Choice& choice, const EnvReader& env) {
+  auto maker = logger_registry().get(choice.name).value;
   try {
-    auto logger = make(choice.params);
+    auto logger = maker.make(choice.params, env);
     if (!logger) throw ConfigError("its function returned nothing");
     return logger;
   } catch (const ConfigError& error) {

@@ -4,7 +4,6 @@
 #include <cctype>
 #include <charconv>
 
-#include <fabric/base/env_reader.h>
 #include <fabric/base/error.h>
 
 namespace fabric {
@@ -22,11 +21,10 @@ long version_number(const std::string& folder) {
 
 }  // namespace
 
-std::string expanded_path(const std::string& path) {
-  auto env = process_env();
+std::string expanded_path(const std::string& path, const EnvReader& env) {
   std::string out;
   std::size_t at = 0;
-  if (path == "~" || path.rfind("~/", 0) == 0) out = env->get_or("HOME", "~"), at = 1;
+  if (path == "~" || path.rfind("~/", 0) == 0) out = env.get_or("HOME", "~"), at = 1;
   auto is_name = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
   while (at < path.size()) {
     bool braces = path.compare(at, 2, "${") == 0;
@@ -35,7 +33,7 @@ std::string expanded_path(const std::string& path) {
     bool whole = end > begin && (!braces || (end < path.size() && path[end] == '}'));
     if (whole) {
       std::size_t next = braces ? end + 1 : end;
-      out += env->get_or(path.substr(begin, end - begin), path.substr(at, next - at));
+      out += env.get_or(path.substr(begin, end - begin), path.substr(at, next - at));
       at = next;
     } else {
       out += path[at++];

@@ -3,10 +3,12 @@
 #include <filesystem>
 #include <string>
 
+#include <fabric/base/env_reader.h>
+
 namespace fabric {
 
 /// `path` with a leading ~, $NAME and ${NAME} replaced; names that are not set stay as they are.
-std::string expanded_path(const std::string& path);
+std::string expanded_path(const std::string& path, const EnvReader& env);
 
 /// The folder of one run, root/name/version. An automatic version is decided at the first question and stays.
 class RunFolder {

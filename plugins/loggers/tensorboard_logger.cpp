@@ -9,10 +9,10 @@
 namespace fabric {
 
 struct TensorBoardLogger::Core {
-  explicit Core(Config given)
+  Core(Config given, const EnvReader& env)
       : config(std::move(given)),
-        folder(expanded_path(config.root_dir), config.run_name, config.version),
-        sub_dir(expanded_path(config.sub_dir)) {
+        folder(expanded_path(config.root_dir, env), config.run_name, config.version),
+        sub_dir(expanded_path(config.sub_dir, env)) {
     config.validate();
   }
   EventFile& open() {
@@ -40,7 +40,8 @@ void TensorBoardLogger::Config::validate() const {
 }
 
 TensorBoardLogger::TensorBoardLogger() : TensorBoardLogger(Config{}) {}
-TensorBoardLogger::TensorBoardLogger(Config config) : core_(std::make_unique<Core>(std::move(config))) {}
+TensorBoardLogger::TensorBoardLogger(Config config, const EnvReader& env)
+    : core_(std::make_unique<Core>(std::move(config), env)) {}
 
 TensorBoardLogger::~TensorBoardLogger() {
   try {

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/config.h>
 #include <fabric/plugins/loggers/logger.h>
 
@@ -29,7 +30,8 @@ class FABRIC_API CsvLogger : public Logger {
   };
 
   CsvLogger();
-  explicit CsvLogger(Config config);
+  /// Paths are expanded by the variables of `env`.
+  explicit CsvLogger(Config config, const EnvReader& env = *process_env());
   /// Writes what is buffered; errors at that point are logged, not thrown.
   ~CsvLogger() override;
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/config.h>
 #include <fabric/plugins/loggers/logger.h>
 
@@ -12,7 +13,7 @@ namespace fabric {
 
 /// A logger by name, with its settings: "csv", "tensorboard", or what was registered. Throws ConfigError for an unknown
 /// name or setting, naming the nearest valid one.
-FABRIC_API std::shared_ptr<Logger> make_logger(const Choice& choice);
+FABRIC_API std::shared_ptr<Logger> make_logger(const Choice& choice, const EnvReader& env = *process_env());
 
 using MakeLogger = std::function<std::shared_ptr<Logger>(const Tree::Map& params)>;
 /// Adds a kind of logger; throws ConfigError for a name that is taken unless `override_existing`. Names are

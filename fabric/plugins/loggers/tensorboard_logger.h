@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/config.h>
 #include <fabric/plugins/loggers/logger.h>
 
@@ -32,7 +33,8 @@ class FABRIC_API TensorBoardLogger : public Logger {
   };
 
   TensorBoardLogger();
-  explicit TensorBoardLogger(Config config);
+  /// Paths are expanded by the variables of `env`.
+  explicit TensorBoardLogger(Config config, const EnvReader& env = *process_env());
   /// Writes what is buffered; errors at that point are logged, not thrown.
   ~TensorBoardLogger() override;
 
