@@ -17,17 +17,12 @@
 #include <fabric/facade/wrappers.h>
 #include <fabric/launcher/heartbeat.h>
 #include <fabric/plugins/loggers/logger.h>
+#include <fabric/state/tie.h>
 #include <fabric/strategies/registry.h>
 #include <fabric/strategies/strategy.h>
 #include <fabric/utilities/progress.h>
 
 namespace fabric {
-
-/// What Fabric::setup does with a module beside wrapping it.
-struct SetupOptions {
-  /// Moves the module to this rank's device; off: the module stays where it is.
-  bool move_to_device = true;
-};
 
 /// How Fabric::clip_gradients bounds the gradients.
 struct ClipOptions {
@@ -117,8 +112,8 @@ class FABRIC_API Fabric {
 
   /// Returns the wrapped module, or a tuple of it and the wrapped optimizers. Each optimizer is an object the caller
   /// made over the module's parameters, or a function from parameters to an optimizer. A SetupOptions may come last.
-  /// Converts the parameters to the precision and moves them to the device, in place. Throws MismatchError where the
-  /// ranks' modules differ.
+  /// Converts the parameters to the precision and moves them to the device, in place; functions get them as they are
+  /// then. Throws MismatchError where the ranks' modules differ.
   template <class M, class... Rest>
   auto setup(M&& module, Rest&&... rest);
   /// The module alone; `on_after_setup` is not called.
@@ -160,14 +155,14 @@ class FABRIC_API Fabric {
   template <class M>
   at::Tensor clip_gradients(const FabricModule<M>& model, const FabricOptimizer& optimizer,
                             const ClipOptions& options) {
-    return clip(*model, *optimizer, options);
+    return clip(model.strategy_module(), *optimizer, options);
   }
   /// The precision's context (autocast, default dtype) for code that runs outside a wrapped model.
   Scope autocast() const;
   /// Gradients stay local until the scope closes: forward and backward must both be inside.
   template <class M>
   Scope no_backward_sync(const FabricModule<M>& model, bool enabled = true) const {
-    return no_sync(model.strategy_module(), enabled);
+    return model.strategy_module().no_backward_sync(enabled);
   }
   /// Runs `body`, a training loop over `models`, although the ranks have different numbers of batches: ranks that are
   /// done take part in the others' communication, and all end with the parameters of one that trained longest.
@@ -264,18 +259,22 @@ class FABRIC_API Fabric {
   struct Core;
   using OptimizerPtr = std::shared_ptr<torch::optim::Optimizer>;
 
-  void prepare_module(const std::shared_ptr<torch::nn::Module>& module, const SetupOptions& options);
-  std::shared_ptr<detail::ModuleCore> wrap_module(std::shared_ptr<torch::nn::Module> module,
-                                                  std::vector<OptimizerPtr>* optimizers, const SetupOptions& options);
-  FabricOptimizer wrap_optimizer(OptimizerPtr optimizer, bool with_module);
+  struct SetUp {
+    std::shared_ptr<detail::ModuleCore> module;
+    std::vector<OptimizerPtr> optimizers;
+  };
+  SetUp set_up(std::shared_ptr<torch::nn::Module> module, const std::vector<OptimizerSource>& optimizers,
+               const SetupOptions& options);
+  void after_setup(torch::nn::Module& module);
+  FabricOptimizer set_up_optimizer(const OptimizerSource& source);
+  FabricOptimizer wrap_optimizer(OptimizerPtr optimizer) const;
   void require_launched(const char* what) const;
   void join_job();
   void silence_loggers();
   void launch_function(const std::function<Value()>& run, bool& ran_here, Value& from_children);
   LoaderContext loader_context() const;
   void backward_through(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options);
-  at::Tensor clip(torch::nn::Module& module, torch::optim::Optimizer& optimizer, const ClipOptions& options);
-  Scope no_sync(StrategyModule& module, bool enabled) const;
+  at::Tensor clip(StrategyModule& module, torch::optim::Optimizer& optimizer, const ClipOptions& options);
   void join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
                    const std::function<void()>& body);
   Value load_together(const std::filesystem::path& path, State* state, bool strict) const;

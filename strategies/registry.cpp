@@ -57,6 +57,8 @@ std::shared_ptr<Strategy> StrategyRegistry::get(const std::string& name, const T
 
 bool StrategyRegistry::contains(const std::string& name) const { return strategy_makers().contains(name); }
 
+std::string StrategyRegistry::automatic(bool several_processes) { return several_processes ? "ddp" : "single_device"; }
+
 std::string StrategyRegistry::description(const std::string& name) const {
   return contains(name) ? strategy_makers().get(name).description : "";
 }

@@ -3,7 +3,9 @@
 #include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 
-#include <fabric/optim/clip.h>
+#include <set>
+
+#include <fabric/base/log.h>
 
 namespace fabric {
 
@@ -37,19 +39,63 @@ at::Tensor Strategy::batch_to_device(const at::Tensor& tensor, std::optional<c10
   return tensor.to(target, /*non_blocking=*/!target.is_cpu());
 }
 
-std::unique_ptr<StrategyModule> Strategy::setup_module(std::shared_ptr<torch::nn::Module> module) {
-  return std::make_unique<StrategyModule>(std::move(module));
+namespace {
+
+void warn_about_mixed_devices(const torch::nn::Module& module, c10::Device target) {
+  std::set<std::string> devices;
+  std::vector<std::string> elsewhere;
+  auto parameters = module.named_parameters();
+  for (const auto& parameter : parameters) {
+    devices.insert(parameter.value().device().str());
+    if (parameter.value().device() != parameters[0].value().device()) elsewhere.push_back(parameter.key());
+  }
+  if (devices.size() < 2) return;
+  std::string names = elsewhere[0] + (elsewhere.size() > 1 ? ", " + elsewhere[1] : "");
+  log::rank_zero_warn("the module has parameters on " + std::to_string(devices.size()) +
+                      " devices; setup moves all to " + target.str() + ". " + std::to_string(elsewhere.size()) +
+                      " are not where the first one is: " + names + (elsewhere.size() > 2 ? ", …" : "") +
+                      ". To keep them, pass SetupOptions{.move_to_device = false}");
+}
+
+void require_content(const torch::nn::Module& module, const std::string& strategy) {
+  auto require = [&](const auto& tensors) {
+    for (const auto& item : tensors)
+      if (item.value().defined() && item.value().is_meta())
+        throw MisuseError("'" + item.key() + "' is on the meta device, which keeps no content, and strategy " +
+                          strategy +
+                          " cannot make it. Build the module on a real device, or use a strategy that builds modules "
+                          "part by part");
+  };
+  require(module.named_parameters());
+  require(module.named_buffers());
+}
+
+}  // namespace
+
+void Strategy::place_module(torch::nn::Module& module, const SetupOptions& options) {
+  if (options.move_to_device) require_content(module, name());
+  precision_->convert_module(module);
+  if (!options.move_to_device) return;
+  warn_about_mixed_devices(module, root_device());
+  module_to_device(module);
+}
+
+std::unique_ptr<StrategyModule> Strategy::setup_module(std::shared_ptr<torch::nn::Module> module,
+                                                       const SetupOptions& options) {
+  place_module(*module, options);
+  return std::make_unique<StrategyModule>(*this, std::move(module));
 }
 
 std::shared_ptr<torch::optim::Optimizer> Strategy::setup_optimizer(std::shared_ptr<torch::optim::Optimizer> optimizer) {
   return optimizer;
 }
 
-Strategy::JointSetup Strategy::setup_module_and_optimizers(
-    std::shared_ptr<torch::nn::Module> module, std::vector<std::shared_ptr<torch::optim::Optimizer>> optimizers) {
+Strategy::JointSetup Strategy::setup_module_and_optimizers(std::shared_ptr<torch::nn::Module> module,
+                                                           const std::vector<OptimizerSource>& optimizers,
+                                                           const SetupOptions& options) {
   JointSetup joint;
-  joint.module = setup_module(std::move(module));
-  for (auto& optimizer : optimizers) joint.optimizers.push_back(setup_optimizer(std::move(optimizer)));
+  joint.module = setup_module(module, options);
+  for (const auto& source : optimizers) joint.optimizers.push_back(setup_optimizer(source.take(*module)));
   return joint;
 }
 
@@ -64,19 +110,6 @@ at::Tensor Strategy::optimizer_step(torch::optim::Optimizer& optimizer, const Pr
 void Strategy::zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none) {
   optimizer.zero_grad(set_to_none);
   precision_->gradients_cleared(optimizer);
-}
-
-at::Tensor Strategy::clip_gradients_norm(torch::nn::Module&, torch::optim::Optimizer& optimizer, double max_norm,
-                                         double norm_type, bool error_if_nonfinite) {
-  precision_->unscale_gradients(optimizer);
-  // Infinities that a loss scaler is about to deal with are no error.
-  bool complain = error_if_nonfinite && !precision_->will_skip_step(optimizer);
-  return optim::clip_grad_norm(precision_->main_params(optimizer), max_norm, norm_type, complain);
-}
-
-void Strategy::clip_gradients_value(torch::nn::Module&, torch::optim::Optimizer& optimizer, double clip_value) {
-  precision_->unscale_gradients(optimizer);
-  optim::clip_grad_value(precision_->main_params(optimizer), clip_value);
 }
 
 // Apart from the input, as it is with several ranks, so that a loop may change the result on either.

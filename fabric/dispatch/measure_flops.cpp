@@ -1,8 +1,5 @@
 #include <fabric/dispatch/measure_flops.h>
 
-#include <ATen/record_function.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
-
 #include <atomic>
 #include <memory>
 #include <string_view>
@@ -10,22 +7,13 @@
 #include <utility>
 #include <vector>
 
+#include <fabric/dispatch/operator_hooks.h>
+
 namespace fabric {
 namespace {
 
 using Inputs = c10::ArrayRef<const c10::IValue>;
 using Count = std::int64_t (*)(Inputs);
-
-// LibTorch hands it from thread to thread together with the callback: a backward pass runs on a thread for each device.
-struct FlopSum : c10::DebugInfoBase {
-  std::atomic<std::int64_t> flops{0};
-};
-
-// The innermost sum while measure_flops runs, on its thread or on one that works for it; null otherwise.
-FlopSum* current_sum() {
-  // The one kind of each supported version of LibTorch that nothing in it uses.
-  return dynamic_cast<FlopSum*>(c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::TEST_INFO));
-}
 
 c10::IntArrayRef sizes(Inputs in, std::size_t i) { return in[i].toTensor().sizes(); }
 
@@ -109,41 +97,31 @@ const std::unordered_map<std::string_view, Count>& counts() {
   return all;
 }
 
-std::unique_ptr<at::ObserverContext> count_operator(const at::RecordFunction& function) {
-  auto known = counts().find(function.name());
-  if (known == counts().end()) return nullptr;
-  if (FlopSum* sum = current_sum()) sum->flops += known->second(function.inputs());
-  return nullptr;
-}
-
-// Switches counting on for this thread; the outermost one holds the callback.
-class Counting {
+// A backward pass may run on several threads.
+class FlopCounter : public dispatch::Client {
  public:
-  explicit Counting(std::shared_ptr<FlopSum> sum)
-      : outermost_(!current_sum()), guard_(c10::DebugInfoKind::TEST_INFO, std::move(sum)) {
-    if (outermost_)
-      callback_ = at::addThreadLocalCallback(
-          at::RecordFunctionCallback(count_operator).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
+  void operator_called(dispatch::OperatorCall& call) override {
+    if (auto known = counts().find(call.op().schema().name()); known != counts().end())
+      flops_.fetch_add(known->second(call.arguments()), std::memory_order_relaxed);
+    call.proceed();
   }
-  ~Counting() {
-    if (outermost_) at::removeCallback(callback_);
-  }
-  Counting(const Counting&) = delete;
-  Counting& operator=(const Counting&) = delete;
+  const void* kind() const override { return &kKind; }
+  std::int64_t flops() const { return flops_.load(std::memory_order_relaxed); }
 
  private:
-  bool outermost_;
-  c10::DebugInfoGuard guard_;
-  at::CallbackHandle callback_ = 0;
+  static constexpr char kKind = 0;
+  std::atomic<std::int64_t> flops_{0};
 };
 
 }  // namespace
 
 std::int64_t measure_flops(const std::function<void()>& run) {
-  auto sum = std::make_shared<FlopSum>();
-  Counting counting(sum);
-  run();
-  return sum->flops;
+  auto counter = std::make_shared<FlopCounter>();
+  {
+    dispatch::Activation counting(dispatch::Level::below_autograd, counter);
+    run();
+  }
+  return counter->flops();
 }
 
 std::int64_t measure_flops(const std::function<at::Tensor()>& forward,

@@ -36,6 +36,18 @@ TEST_CASE("operations are counted as PyTorch counts them, backward passes too", 
   CHECK(measure_flops([&] { torch::baddbmm(torch::randn({3, 4, 6}), a, b); }) == 720);
 }
 
+TEST_CASE("operations count without autograd, too", "[flops]") {
+  torch::nn::Sequential mlp(torch::nn::Linear(32, 64), torch::nn::ReLU(), torch::nn::Linear(64, 10));
+  auto x = torch::randn({32, 32});
+  {
+    torch::NoGradGuard no_grad;
+    CHECK(measure_flops([&] { mlp->forward(x); }) == 172032);
+  }
+  c10::InferenceMode inference;
+  torch::nn::Sequential frozen(torch::nn::Linear(32, 64), torch::nn::ReLU(), torch::nn::Linear(64, 10));
+  CHECK(measure_flops([&] { frozen->forward(torch::randn({32, 32})); }) == 172032);
+}
+
 TEST_CASE("groups of a convolution share its filters out", "[flops]") {
   torch::nn::Conv2d conv(torch::nn::Conv2dOptions(4, 8, 3).groups(2));
   auto image = torch::randn({2, 4, 9, 9}, torch::requires_grad());

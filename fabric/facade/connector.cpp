@@ -153,10 +153,9 @@ class Connector {
     }
   }
 
-  std::string auto_strategy() const {
-    if (parts_.process_group.is_set() || config_.num_nodes > 1 || devices_.size() > 1) return "ddp";
-    if (external_ && environment_->world_size() > 1) return "ddp";
-    return "single_device";
+  bool needs_several_processes() const {
+    return parts_.process_group.is_set() || config_.num_nodes > 1 || devices_.size() > 1 ||
+           (external_ && environment_->world_size() > 1);
   }
 
   void choose_strategy() {
@@ -165,17 +164,21 @@ class Connector {
       strategy = parts_.strategy;
       return;
     }
+    auto& registry = StrategyRegistry::instance();
     Choice choice = config_.strategy;
     choice.name = lower_case(choice.name);
     if (choice.name == "auto") {
-      choice.name = auto_strategy();
+      choice.name = registry.automatic(needs_several_processes());
       decide("strategy = " + choice.name);
-    } else if (choice.name == "dp" && accelerator_->device_type() == c10::kCPU) {
-      log::rank_zero_warn("strategy dp needs several GPUs in one process; on the CPU ddp is used instead");
-      choice.name = "ddp";
-      decide("strategy = ddp, since dp does not run on the CPU");
     }
-    strategy = StrategyRegistry::instance().get(choice.name, Tree(choice.params));
+    strategy = registry.get(choice.name, Tree(choice.params));
+    auto reason = strategy->reason_against(*accelerator_);
+    if (reason.empty()) return;
+    auto other = registry.automatic(/*several_processes=*/true);
+    log::rank_zero_warn("strategy " + choice.name + " " + reason + "; on accelerator " + accelerator_->name() + " " +
+                        other + " is used instead");
+    decide("strategy = " + other + ", since " + choice.name + " does not run on " + accelerator_->name());
+    strategy = registry.get(other);
   }
 
   void choose_precision() {
@@ -204,7 +207,8 @@ class Connector {
                             " started " + std::to_string(environment_->world_size()) +
                             ": each of them trains a model of its own");
       if (parts_.process_group.is_set())
-        throw ConfigError("strategy " + strategy.name() + " runs one process and takes no process_group; use ddp");
+        throw ConfigError("strategy " + strategy.name() + " runs one process and takes no process_group; use " +
+                          StrategyRegistry::automatic(/*several_processes=*/true));
       return;
     }
     parallel->set_env_reader(env_);

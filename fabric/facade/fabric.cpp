@@ -3,7 +3,6 @@
 #include <exception>
 #include <iostream>
 #include <limits>
-#include <set>
 
 #include <fabric/base/log.h>
 #include <fabric/launcher/error_file.h>
@@ -184,82 +183,48 @@ void Fabric::shutdown() {
 
 // --- setup
 
-namespace {
-
-void warn_about_mixed_devices(const torch::nn::Module& module, c10::Device target) {
-  std::set<std::string> devices;
-  std::vector<std::string> elsewhere;
-  auto parameters = module.named_parameters();
-  for (const auto& parameter : parameters) {
-    devices.insert(parameter.value().device().str());
-    if (parameter.value().device() != parameters[0].value().device()) elsewhere.push_back(parameter.key());
-  }
-  if (devices.size() < 2) return;
-  std::string names = elsewhere[0] + (elsewhere.size() > 1 ? ", " + elsewhere[1] : "");
-  log::rank_zero_warn("the module has parameters on " + std::to_string(devices.size()) +
-                      " devices; setup moves all to " + target.str() + ". " + std::to_string(elsewhere.size()) +
-                      " are not where the first one is: " + names + (elsewhere.size() > 2 ? ", …" : "") +
-                      ". To keep them, pass SetupOptions{.move_to_device = false}");
-}
-
-}  // namespace
-
-void Fabric::prepare_module(const std::shared_ptr<torch::nn::Module>& module, const SetupOptions& options) {
+Fabric::SetUp Fabric::set_up(std::shared_ptr<torch::nn::Module> module, const std::vector<OptimizerSource>& optimizers,
+                             const SetupOptions& options) {
   require_launched("setup");
+  Strategy& strategy = *core_->strategy;
   if (!module) throw MisuseError("setup was given an empty module");
   std::erase_if(core_->modules, [](const auto& known) { return known.expired(); });
   for (const auto& known : core_->modules)
     if (auto core = known.lock(); core && &core->module() == module.get())
       throw MisuseError("this module is set up already: use the one that setup returned, and set it up only once");
-  precision()->convert_module(*module);
-  if (options.move_to_device) {
-    warn_about_mixed_devices(*module, device());
-    core_->strategy->module_to_device(*module);
-  }
-}
-
-std::shared_ptr<detail::ModuleCore> Fabric::wrap_module(std::shared_ptr<torch::nn::Module> module,
-                                                        std::vector<OptimizerPtr>* optimizers,
-                                                        const SetupOptions& options) {
-  Strategy& strategy = *core_->strategy;
-  auto& raw = *module;
-  std::unique_ptr<StrategyModule> wrapped;
-  if (optimizers && !optimizers->empty()) {
-    for (const auto& optimizer : *optimizers)
-      if (!optimizer) throw MisuseError("setup was given an empty optimizer");
-    auto joint = strategy.setup_module_and_optimizers(module, std::move(*optimizers));
-    wrapped = std::move(joint.module);
-    *optimizers = std::move(joint.optimizers);
-  } else {
-    wrapped = strategy.setup_module(module);
-  }
-  auto parameters = raw.parameters();
+  auto joint = strategy.setup_module_and_optimizers(module, optimizers, options);
+  auto parameters = module->parameters();
   c10::Device where = options.move_to_device ? device()
                       : parameters.empty()   ? c10::Device(c10::kCPU)
                                              : parameters[0].device();
-  auto core = std::make_shared<detail::ModuleCore>(core_->strategy, std::move(wrapped), core_->backward_depth, where);
+  auto core =
+      std::make_shared<detail::ModuleCore>(core_->strategy, std::move(joint.module), core_->backward_depth, where);
   core_->modules.push_back(core);
   ++core_->models_setup;
-  if (optimizers)
-    for (const auto& callback : *core_->callbacks) callback->on_after_setup(*this, raw);
-  return core;
+  return {std::move(core), std::move(joint.optimizers)};
 }
 
-FabricOptimizer Fabric::wrap_optimizer(OptimizerPtr optimizer, bool with_module) {
-  if (!with_module) {
-    require_launched("setup_optimizers");
-    if (!optimizer) throw MisuseError("setup_optimizers was given an empty optimizer");
-    if (core_->strategy->requires_joint_setup())
-      throw MisuseError("strategy " + core_->strategy->name() +
-                        " sets up optimizers together with their module: use fabric.setup(module, optimizer)");
-    for (const auto& group : optimizer->param_groups())
-      for (const auto& parameter : group.params())
-        if (parameter.is_meta())
-          throw MisuseError(
-              "the optimizer holds parameters on the meta device, which have no content yet. Set the module up "
-              "first, then make the optimizer over its parameters");
-    optimizer = core_->strategy->setup_optimizer(std::move(optimizer));
-  }
+void Fabric::after_setup(torch::nn::Module& module) {
+  for (const auto& callback : *core_->callbacks) callback->on_after_setup(*this, module);
+}
+
+FabricOptimizer Fabric::set_up_optimizer(const OptimizerSource& source) {
+  if (source.make) throw MisuseError("a function that makes an optimizer needs a module: use setup(module, function)");
+  require_launched("setup_optimizers");
+  if (!source.ready) throw MisuseError("setup_optimizers was given an empty optimizer");
+  if (core_->strategy->requires_joint_setup())
+    throw MisuseError("strategy " + core_->strategy->name() +
+                      " sets up optimizers together with their module: use fabric.setup(module, optimizer)");
+  for (const auto& group : source.ready->param_groups())
+    for (const auto& parameter : group.params())
+      if (parameter.is_meta())
+        throw MisuseError(
+            "the optimizer holds parameters on the meta device, which have no content yet. Set the module up "
+            "first, then make the optimizer over its parameters");
+  return wrap_optimizer(core_->strategy->setup_optimizer(source.take(torch::nn::Module())));
+}
+
+FabricOptimizer Fabric::wrap_optimizer(OptimizerPtr optimizer) const {
   return FabricOptimizer(std::move(optimizer), core_->strategy, core_->callbacks);
 }
 
@@ -302,24 +267,18 @@ void Fabric::backward_through(const at::Tensor& loss, StrategyModule* module, co
   core_->strategy->backward(loss, module, options);
 }
 
-at::Tensor Fabric::clip(torch::nn::Module& module, torch::optim::Optimizer& optimizer, const ClipOptions& options) {
+at::Tensor Fabric::clip(StrategyModule& module, torch::optim::Optimizer& optimizer, const ClipOptions& options) {
   if (options.clip_val.has_value() == options.max_norm.has_value())
     throw MisuseError(options.clip_val ? "clip_gradients was given clip_val and max_norm; give one of the two"
                                        : "clip_gradients needs clip_val or max_norm");
   if (options.clip_val) {
-    core_->strategy->clip_gradients_value(module, optimizer, *options.clip_val);
+    module.clip_gradients_value(optimizer, *options.clip_val);
     return {};
   }
-  return core_->strategy->clip_gradients_norm(module, optimizer, *options.max_norm, options.norm_type,
-                                              options.error_if_nonfinite);
+  return module.clip_gradients_norm(optimizer, *options.max_norm, options.norm_type, options.error_if_nonfinite);
 }
 
 Scope Fabric::autocast() const { return precision()->forward_context(); }
-
-Scope Fabric::no_sync(StrategyModule& module, bool enabled) const {
-  auto* control = core_->strategy->backward_sync_control();
-  return control ? control->no_backward_sync(module, enabled) : Scope();
-}
 
 void Fabric::join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
                          const std::function<void()>& body) {

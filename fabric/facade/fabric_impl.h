@@ -9,7 +9,7 @@ namespace detail {
 template <class T>
 struct IsOptions : std::is_same<std::decay_t<T>, SetupOptions> {};
 
-/// Refuses, before anything is changed, what share_optimizer or the strategy would refuse later.
+/// Refuses, before anything is changed, what optimizer_source or the strategy would refuse later.
 template <class O>
 void require_optimizer(const O& optimizer) {
   if constexpr (std::is_same_v<O, FabricOptimizer>)
@@ -18,23 +18,24 @@ void require_optimizer(const O& optimizer) {
     if (!optimizer) throw MisuseError("setup was given an empty optimizer");
 }
 
-/// An optimizer in any of the forms a caller may hold it, as the shared pointer that Fabric works with.
+/// An optimizer in any of the forms a caller may hold it. A function is borrowed.
 template <class O>
-std::shared_ptr<torch::optim::Optimizer> share_optimizer(O&& optimizer, torch::nn::Module* module) {
+OptimizerSource optimizer_source(O&& optimizer) {
   using Plain = std::decay_t<O>;
   if constexpr (std::is_same_v<Plain, FabricOptimizer>) {
     require_optimizer(optimizer);
-    return nullptr;
+    return {};
   } else if constexpr (std::is_convertible_v<O, std::shared_ptr<torch::optim::Optimizer>>) {
-    return std::forward<O>(optimizer);
+    return {.ready = std::forward<O>(optimizer)};
   } else if constexpr (std::is_base_of_v<torch::optim::Optimizer, Plain>) {
     if constexpr (std::is_lvalue_reference_v<O>)  // the caller keeps it alive
-      return std::shared_ptr<torch::optim::Optimizer>(std::shared_ptr<void>(), &optimizer);
+      return {.ready = std::shared_ptr<torch::optim::Optimizer>(std::shared_ptr<void>(), &optimizer)};
     else
-      return std::make_shared<Plain>(std::forward<O>(optimizer));
+      return {.ready = std::make_shared<Plain>(std::forward<O>(optimizer))};
   } else if constexpr (std::is_invocable_v<O&, std::vector<at::Tensor>>) {
-    if (!module) throw MisuseError("a function that makes an optimizer needs a module: use setup(module, function)");
-    return share_optimizer(optimizer(module->parameters()), nullptr);
+    return {.make = [&optimizer](std::vector<at::Tensor> parameters) {
+      return optimizer_source(optimizer(std::move(parameters))).ready;
+    }};
   } else {
     static_assert(std::is_base_of_v<torch::optim::Optimizer, Plain>,
                   "setup takes torch::optim optimizers, shared or unique pointers to them, or functions "
@@ -110,21 +111,21 @@ auto Fabric::setup(M&& module, Rest&&... rest) {
     auto impl = detail::ModuleTraits<std::decay_t<M>>::share(std::forward<M>(module));
     using Wrapped = FabricModule<typename detail::ModuleTraits<std::decay_t<M>>::ImplType>;
     (detail::require_optimizer(rest), ...);
-    prepare_module(impl, options);
-    std::vector<OptimizerPtr> optimizers;
+    std::vector<OptimizerSource> sources;
     (
         [&] {
           if constexpr (!detail::IsOptions<Rest>::value)
-            optimizers.push_back(detail::share_optimizer(std::forward<Rest>(rest), impl.get()));
+            sources.push_back(detail::optimizer_source(std::forward<Rest>(rest)));
         }(),
         ...);
-    auto core = wrap_module(impl, &optimizers, options);
+    SetUp done = set_up(impl, sources, options);
+    after_setup(*impl);
     constexpr std::size_t kCount = (0 + ... + (detail::IsOptions<Rest>::value ? 0 : 1));
     if constexpr (kCount == 0) {
-      return Wrapped(impl, core);
+      return Wrapped(impl, done.module);
     } else {
       return [&]<std::size_t... I>(std::index_sequence<I...>) {
-        return std::make_tuple(Wrapped(impl, core), wrap_optimizer(optimizers[I], true)...);
+        return std::make_tuple(Wrapped(impl, done.module), wrap_optimizer(done.optimizers[I])...);
       }
       (std::make_index_sequence<kCount>());
     }
@@ -138,9 +139,8 @@ auto Fabric::setup_module(M&& module, SetupOptions options) {
     return std::forward<M>(module);
   } else {
     auto impl = detail::ModuleTraits<std::decay_t<M>>::share(std::forward<M>(module));
-    prepare_module(impl, options);
     return FabricModule<typename detail::ModuleTraits<std::decay_t<M>>::ImplType>(impl,
-                                                                                  wrap_module(impl, nullptr, options));
+                                                                                  set_up(impl, {}, options).module);
   }
 }
 
@@ -148,10 +148,9 @@ template <class... Optimizers>
 auto Fabric::setup_optimizers(Optimizers&&... optimizers) {
   static_assert(sizeof...(Optimizers) > 0, "setup_optimizers needs at least one optimizer");
   if constexpr (sizeof...(Optimizers) == 1)
-    return (wrap_optimizer(detail::share_optimizer(std::forward<Optimizers>(optimizers), nullptr), false), ...);
+    return (set_up_optimizer(detail::optimizer_source(std::forward<Optimizers>(optimizers))), ...);
   else
-    return std::make_tuple(
-        wrap_optimizer(detail::share_optimizer(std::forward<Optimizers>(optimizers), nullptr), false)...);
+    return std::make_tuple(set_up_optimizer(detail::optimizer_source(std::forward<Optimizers>(optimizers)))...);
 }
 
 template <class Dataset>

@@ -25,7 +25,7 @@ class ModelAveraging;
 /// then copies parameters and buffers from rank 0. Call the model through its wrapper: gradients of a forward pass that
 /// went around it are reported as a MisuseError by `backward`, or by the optimizer's step after a plain
 /// `loss.backward()`.
-class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncControl, public JoinControl {
+class FABRIC_API DDPStrategy : public ParallelStrategy, public JoinControl {
  public:
   struct Config {
     /// Gradients are reduced in buckets of that size; 0 puts each gradient into its own. Empty: 25 on GPUs, 4 on the
@@ -69,15 +69,15 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public BackwardSyncContr
 
   std::string name() const override { return "ddp"; }
   const Config& config() const { return config_; }
-  BackwardSyncControl* backward_sync_control() override { return this; }
   JoinControl* join_control() override { return this; }
+  std::string finetuning_adapter() const override { return "base"; }
 
-  std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module) override;
+  std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module,
+                                               const SetupOptions& options = {}) override;
   void backward(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options = {}) override;
   at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure) override;
   void teardown() override;
 
-  Scope no_backward_sync(StrategyModule& module, bool enabled) override;
   void join(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
             const std::function<void()>& body) override;
 

@@ -16,14 +16,13 @@ namespace fabric {
 /// that has one; others go to every device as they are. Outputs are joined along the first dimension, scalars become a
 /// vector of one per device. Modules must be able to clone themselves (derive from torch::nn::Cloneable).
 /// @experimental
-class FABRIC_API DataParallelStrategy : public Strategy, private BackwardSyncControl {
+class FABRIC_API DataParallelStrategy : public Strategy {
  public:
   explicit DataParallelStrategy(std::vector<c10::Device> devices = {});
 
   std::string name() const override { return "dp"; }
   bool requires_launch() const override { return false; }
-  /// Nothing is synchronised, so there is nothing to leave out: warns once.
-  BackwardSyncControl* backward_sync_control() override { return this; }
+  std::string reason_against(const fabric::Accelerator& accelerator) const override;
   c10::Device root_device() const override { return devices_.front(); }
   std::vector<c10::Device> own_devices() const override { return are_own_ ? devices_ : std::vector<c10::Device>{}; }
   void set_devices(std::vector<c10::Device> devices) override;
@@ -31,7 +30,8 @@ class FABRIC_API DataParallelStrategy : public Strategy, private BackwardSyncCon
   const RankInfo& ranks() const override { return ranks_; }
   const ProcessGroup& process_group() const override { return group_; }
 
-  std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module) override;
+  std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module,
+                                               const SetupOptions& options = {}) override;
   /// Batches stay where they are; the forward pass spreads them, or moves them to the only device.
   at::Tensor batch_to_device(const at::Tensor& tensor, std::optional<c10::Device> device = std::nullopt) override;
   /// The mean over the tensor's own elements (one value per device) for `mean`, the tensor itself otherwise.
@@ -39,8 +39,6 @@ class FABRIC_API DataParallelStrategy : public Strategy, private BackwardSyncCon
   void all_reduce_(at::Tensor& tensor, ReduceOp op, const ProcessGroup& group = {}) override;
 
  private:
-  Scope no_backward_sync(StrategyModule& module, bool enabled) override;
-
   std::vector<c10::Device> devices_;
   bool are_own_;
   RankInfo ranks_;

@@ -26,6 +26,8 @@ class FABRIC_API StrategyRegistry {
   bool contains(const std::string& name) const;
   std::string description(const std::string& name) const;
   std::vector<std::string> available_strategies() const;
+  /// The one that "auto" stands for.
+  static std::string automatic(bool several_processes);
   void remove(const std::string& name);
 
  private:

@@ -11,6 +11,7 @@ class FABRIC_API SingleDeviceStrategy : public Strategy {
   explicit SingleDeviceStrategy(c10::Device device) : device_(device), is_own_(true) {}
   std::string name() const override { return "single_device"; }
   bool requires_launch() const override { return false; }
+  std::string finetuning_adapter() const override { return "base"; }
   c10::Device root_device() const override { return device_; }
   std::vector<c10::Device> own_devices() const override {
     return is_own_ ? std::vector<c10::Device>{device_} : std::vector<c10::Device>{};

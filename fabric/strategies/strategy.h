@@ -18,49 +18,9 @@
 #include <fabric/plugins/environments/cluster_environment.h>
 #include <fabric/plugins/precision/precision.h>
 #include <fabric/state/state.h>
+#include <fabric/strategies/strategy_module.h>
 
 namespace fabric {
-
-/// One call of a method of the user's module, its types hidden, so that a strategy can run things before and after it,
-/// or run it several times. Lives on the caller's stack.
-class FABRIC_API ForwardCall {
- public:
-  using Visit = std::function<void(at::Tensor&)>;
-  virtual ~ForwardCall() = default;
-  /// Calls the method on `target` (the user's module or a replica of it) and keeps the result.
-  virtual void run(torch::nn::Module& target) = 0;
-  /// False when an argument's type is opaque, so that tensors may have been missed (see fabric/state/tensors.h).
-  virtual bool for_each_input(const Visit& visit) = 0;
-  virtual bool for_each_output(const Visit& visit) = 0;
-  /// The same method with the same arguments and no result yet.
-  virtual std::unique_ptr<ForwardCall> clone() const = 0;
-};
-
-/// What a strategy makes of a module: owned by the FabricModule wrapper, one per `setup`.
-class FABRIC_API StrategyModule {
- public:
-  explicit StrategyModule(std::shared_ptr<torch::nn::Module> module) : module_(std::move(module)) {}
-  virtual ~StrategyModule() = default;
-  const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
-  /// False when `call` would only run the method, so that the wrapper may do so itself.
-  virtual bool intercepts_forward() const { return false; }
-  /// Runs one forward pass (or another method) the strategy's way.
-  virtual void call(ForwardCall& forward) { forward.run(*module_); }
-  /// `requires_grad` of some parameters was changed since `setup`. Every rank calls it, between an optimizer step and
-  /// the next forward pass. Strategies that synchronise gradients then expect them of those that require one.
-  virtual void parameters_changed() {}
-
- private:
-  std::shared_ptr<torch::nn::Module> module_;
-};
-
-/// Capability: gradients can be kept local for some backward passes (gradient accumulation).
-class FABRIC_API BackwardSyncControl {
- public:
-  virtual ~BackwardSyncControl() = default;
-  /// No synchronisation until the scope closes; covers forward and backward within.
-  virtual Scope no_backward_sync(StrategyModule& module, bool enabled) = 0;
-};
 
 /// Capability: ranks may run out of data at different times.
 class FABRIC_API JoinControl {
@@ -106,8 +66,6 @@ class FABRIC_API Strategy {
   virtual void set_checkpoint_io(std::shared_ptr<fabric::CheckpointIO> io);
 
   // --- capabilities
-  /// Null: there is nothing to leave out in a backward pass, and `no_backward_sync` does nothing.
-  virtual BackwardSyncControl* backward_sync_control() { return nullptr; }
   /// Null: ranks must have as many batches as each other.
   virtual JoinControl* join_control() { return nullptr; }
   /// True when collectives and setup are errors before `Fabric::launch`.
@@ -121,6 +79,12 @@ class FABRIC_API Strategy {
   virtual std::optional<SamplerShard> sampler_shard() const { return std::nullopt; }
   /// Changes what loaders are told by `setup_dataloader`: another way to the device, say.
   virtual void process_dataloader(LoaderContext&) {}
+  /// The adapter by which FinetuningScheduler freezes, thaws, saves and restores under this strategy ("base" where
+  /// parameters stay as the user's module has them; see fabric/helpers/finetuning/strategy_adapter.h). Empty: it was
+  /// not tried.
+  virtual std::string finetuning_adapter() const { return ""; }
+  /// Why this strategy should not be chosen by name on that accelerator; the one that runs there takes its place.
+  virtual std::string reason_against(const fabric::Accelerator&) const { return ""; }
 
   // --- place
   /// Where this rank's parameters and batches go. Throws ConfigError when there is no device for the rank.
@@ -145,13 +109,15 @@ class FABRIC_API Strategy {
   virtual Scope tensor_init_context();
   /// Holds while the user's code makes a module; a strategy that builds modules in parts does that here.
   virtual Scope module_init_context(std::optional<bool> empty_init);
-  /// Moves the parameters and buffers, in place.
+  /// Moves the parameters and buffers of a module that is not set up, in place.
   virtual void module_to_device(torch::nn::Module& module);
   /// A tensor of a batch on `device`, by default the root device; without waiting where the device allows that.
   virtual at::Tensor batch_to_device(const at::Tensor& tensor, std::optional<c10::Device> device = std::nullopt);
-  /// The module as this strategy runs it. Called after conversion and move. Throws MismatchError where the ranks'
-  /// modules differ.
-  virtual std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module);
+  /// The module as this strategy runs it. It comes as the user made it: neither converted to the precision nor moved,
+  /// and on the meta device after a `module_init_context` that put it there. A strategy may take it part by part; those
+  /// whose ranks hold it whole begin with `place_module`. Throws MismatchError where the ranks' modules differ.
+  virtual std::unique_ptr<StrategyModule> setup_module(std::shared_ptr<torch::nn::Module> module,
+                                                       const SetupOptions& options = {});
   /// The optimizer that is stepped from now on: the given one, or one in its place.
   virtual std::shared_ptr<torch::optim::Optimizer> setup_optimizer(std::shared_ptr<torch::optim::Optimizer> optimizer);
   struct JointSetup {
@@ -160,7 +126,8 @@ class FABRIC_API Strategy {
   };
   /// Both at once, for strategies that change what the optimizers step. By default one after the other.
   virtual JointSetup setup_module_and_optimizers(std::shared_ptr<torch::nn::Module> module,
-                                                 std::vector<std::shared_ptr<torch::optim::Optimizer>> optimizers);
+                                                 const std::vector<OptimizerSource>& optimizers,
+                                                 const SetupOptions& options = {});
 
   // --- the step
   /// `module`: the model the loss belongs to, where the caller said so; may be null.
@@ -168,11 +135,6 @@ class FABRIC_API Strategy {
   /// The closure's loss, or an undefined tensor.
   virtual at::Tensor optimizer_step(torch::optim::Optimizer& optimizer, const Precision::Closure& closure);
   virtual void zero_grad(torch::optim::Optimizer& optimizer, bool set_to_none);
-  /// Both clip the gradients of `optimizer`'s parameters in place, unscaled. The norm of all gradients before clipping,
-  /// over all ranks that hold a part of them.
-  virtual at::Tensor clip_gradients_norm(torch::nn::Module& module, torch::optim::Optimizer& optimizer, double max_norm,
-                                         double norm_type, bool error_if_nonfinite);
-  virtual void clip_gradients_value(torch::nn::Module& module, torch::optim::Optimizer& optimizer, double clip_value);
 
   // --- collectives; a group that is empty means all ranks
   /// A new tensor, without a gradient.
@@ -205,6 +167,8 @@ class FABRIC_API Strategy {
 
  protected:
   Strategy() = default;
+  /// Converts the whole module to the precision and moves it to the root device, in place.
+  void place_module(torch::nn::Module& module, const SetupOptions& options);
 
  private:
   std::shared_ptr<fabric::Accelerator> accelerator_;

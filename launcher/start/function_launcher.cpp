@@ -53,7 +53,7 @@ int run_as_rank(const Launcher::Function& function, const RankInfo& rank, int re
 
 void FunctionLauncher::launch() {
   throw MisuseError("the start method '" + kind() +
-                    "' needs a function to run in the ranks: write launch(function), or choose 'popen' (strategy ddp)");
+                    "' needs a function to run in the ranks: write launch(function), or choose 'popen'");
 }
 
 std::string FunctionLauncher::launch_function(const Function& function) {

@@ -55,6 +55,39 @@ TEST_CASE("32-true leaves everything alone", "[precision]") {
   CHECK(weight[0].item<float>() == 0.0f);
 }
 
+// As a model does that has a TorchScript module inside: what it holds is not registered.
+struct Outer : torch::nn::Module {
+  Outer() {
+    inner = register_module("inner", std::make_shared<Inner>());
+    count = register_buffer("count", torch::tensor({(std::int64_t{1} << 53) + 1}));
+  }
+  struct Inner : torch::nn::Module {
+    using torch::nn::Module::to;
+    void to(torch::Dtype dtype, bool non_blocking) override {
+      torch::nn::Module::to(dtype, non_blocking);
+      hidden = hidden.to(dtype);
+    }
+    torch::Tensor hidden = torch::ones({2});
+  };
+  std::shared_ptr<Inner> inner;
+  torch::Tensor count;
+};
+
+TEST_CASE("a module's own conversion is called", "[precision]") {
+  Outer net;
+  auto count = net.count.data_ptr();
+  fabric::DoublePrecision().convert_module(net);
+  CHECK(net.inner->hidden.scalar_type() == torch::kDouble);
+  CHECK(net.count.scalar_type() == torch::kLong);
+  CHECK(net.count.data_ptr() == count);  // not by way of a double, which has no such number
+  struct Refusing : Outer {
+    using Outer::to;
+    void to(torch::Dtype, bool) override { throw std::runtime_error("no"); }
+  } refusing;
+  CHECK_THROWS_AS(fabric::DoublePrecision().convert_module(refusing), std::runtime_error);
+  CHECK(refusing.count.scalar_type() == torch::kLong);
+}
+
 TEST_CASE("true precisions convert floating parameters and buffers, and nothing else", "[precision]") {
   for (auto dtype : {ScalarType::Double, ScalarType::Half, ScalarType::BFloat16}) {
     Net net;

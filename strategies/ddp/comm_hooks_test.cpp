@@ -30,7 +30,7 @@ Reduced reduce(const std::shared_ptr<fabric::DDPStrategy>& strategy, Net& net, c
   for (auto& param : net->parameters()) result.given.push_back(param.grad().clone());
   net->zero_grad();
   {
-    auto local = strategy->no_backward_sync(model.strategy_module(), true);
+    auto local = model.strategy_module().no_backward_sync(true);
     strategy->backward((model(x) * weights).pow(2).mean(), nullptr);
   }
   for (auto& param : net->parameters()) {

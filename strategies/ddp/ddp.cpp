@@ -49,7 +49,9 @@ DDPStrategy::DDPStrategy(Config config)
 
 DDPStrategy::~DDPStrategy() = default;
 
-std::unique_ptr<StrategyModule> DDPStrategy::setup_module(std::shared_ptr<torch::nn::Module> module) {
+std::unique_ptr<StrategyModule> DDPStrategy::setup_module(std::shared_ptr<torch::nn::Module> module,
+                                                          const SetupOptions& options) {
+  place_module(*module, options);
   const ProcessGroup& group = process_group();
   if (group.size() > 1) {
     ddp::check_same_parameters(*module, group);
@@ -65,7 +67,7 @@ std::unique_ptr<StrategyModule> DDPStrategy::setup_module(std::shared_ptr<torch:
     other->tolerate_foreign_gradients();
     engine->tolerate_foreign_gradients();
   }
-  return std::make_unique<ddp::WrappedModule>(std::move(engine));
+  return std::make_unique<ddp::WrappedModule>(*this, std::move(engine));
 }
 
 void DDPStrategy::backward(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options) {
@@ -106,15 +108,9 @@ void DDPStrategy::teardown() {
 }
 
 ddp::Engine& DDPStrategy::engine_of(StrategyModule& module, const char* what) const {
-  auto* wrapped = dynamic_cast<ddp::WrappedModule*>(&module);
-  if (!wrapped)
-    throw MisuseError(std::string(what) + " got a module that ddp did not set up; pass what fabric.setup returned");
-  return wrapped->engine();
-}
-
-Scope DDPStrategy::no_backward_sync(StrategyModule& module, bool enabled) {
-  ddp::Engine& engine = engine_of(module, "no_backward_sync");
-  return enabled ? engine.no_sync() : Scope();
+  for (ddp::Engine* engine : modules_->engines)
+    if (&module.strategy() == this && engine->module() == module.module()) return *engine;
+  throw MisuseError(std::string(what) + " got a module that ddp did not set up; pass what fabric.setup returned");
 }
 
 std::shared_ptr<CommHook> DDPStrategy::comm_hook(StrategyModule& module) {

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include <fabric/state/tie.h>
+
 #include "fabric/torch/messages_internal.h"
 #include "strategies/ddp/bucket_hooks.h"
 #include "strategies/ddp/collective_failure.h"
@@ -58,11 +60,10 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> module, const DDPStrategy::Con
       options_{.first_bucket_bytes = megabytes(config.first_bucket_mb),
                .find_unused_parameters = config.find_unused_parameters && !config.static_graph,
                .gradient_as_bucket_view = config.gradient_as_bucket_view},
+      bucket_cap_mb_(config.bucket_cap_mb),
       static_graph_(config.static_graph),
       broadcast_buffers_(config.broadcast_buffers) {
-  require_parameters();
   collect_parameters();
-  options_.bucket_bytes = megabytes(config.bucket_cap_mb.value_or(params_.front().is_cpu() ? 4 : 25));
   if (group_.size() > 1) {
     if (!config.comm_hook.name.empty() || !config.comm_hook_wrapper.empty())
       hook_ = make_comm_hook(config.comm_hook.name.empty() ? Choice("allreduce") : config.comm_hook,
@@ -79,19 +80,15 @@ void Engine::collect_parameters() {
   std::unordered_set<const void*> seen;  // tied weights count once
   for (auto& item : module_->named_parameters()) {
     const at::Tensor& param = item.value();
-    if (!param.requires_grad() || !seen.insert(param.unsafeGetTensorImpl()).second) continue;
+    if (!seen.insert(param.unsafeGetTensorImpl()).second) continue;
+    if (!param.requires_grad()) {
+      frozen_.push_back({item.key(), param});
+      continue;
+    }
     params_.push_back(param);
     names_.push_back(item.key());
     sparse_.push_back(sparse.count(param.unsafeGetTensorImpl()) > 0);
   }
-}
-
-void Engine::require_parameters() const {
-  for (const auto& param : module_->parameters())
-    if (param.requires_grad()) return;
-  throw MisuseError(
-      "the module has no parameter that requires a gradient, so that ddp has nothing to synchronise. Leave it out of "
-      "setup and move it yourself: module->to(fabric.device())");
 }
 
 // The reducer and the broadcast of buffers hand their tensors to LibTorch's group as they are; our own operations would
@@ -118,13 +115,13 @@ void Engine::parameters_changed() {
     throw MisuseError(
         "parameters were frozen or thawed inside join, whose ranks are at different steps; do it outside");
   if (reducer_ && reducer_->unfinished()) report_unfinished();
-  if (reducer_) check_same_parameters(*module_, group_);
-  require_parameters();
+  if (active()) check_same_parameters(*module_, group_);
   params_.clear();
+  frozen_.clear();
   names_.clear();
   sparse_.clear();
   collect_parameters();
-  if (!reducer_) return;
+  if (!active()) return;
   build({}, hook_);
   forwarded_ = false;
 }
@@ -132,18 +129,23 @@ void Engine::parameters_changed() {
 void Engine::build(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook) {
   require_carrier();
   reducer_.reset();
-  reducer_ = make_reducer(params_, names_, sparse_, group_.c10d(), options_, layout);
   accumulators_.clear();
-  for (const auto& param : params_)
-    accumulators_.push_back(torch::autograd::impl::try_get_grad_accumulator(param).get());
-  if (static_graph_) reducer_->set_static_graph();
-  if (hook) reducer_->register_comm_hook(std::make_unique<HookAdapter>(hook));
+  if (!params_.empty()) build_reducer(layout, hook);
   current_hook_ = hook;
   static_seen_ = static_queued_ = false;
   buffers_.reset();
   if (!broadcast_buffers_) return;
   auto buffers = std::make_unique<BufferSync>(module_->buffers(), group_);
   if (!buffers->empty()) buffers_ = std::move(buffers);
+}
+
+void Engine::build_reducer(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook) {
+  options_.bucket_bytes = megabytes(bucket_cap_mb_.value_or(params_.front().is_cpu() ? 4 : 25));
+  reducer_ = make_reducer(params_, names_, sparse_, group_.c10d(), options_, layout);
+  for (const auto& param : params_)
+    accumulators_.push_back(torch::autograd::impl::try_get_grad_accumulator(param).get());
+  if (static_graph_) reducer_->set_static_graph();
+  if (hook) reducer_->register_comm_hook(std::make_unique<HookAdapter>(hook));
 }
 
 bool Engine::moved() const {
@@ -159,8 +161,15 @@ void Engine::follow_move() {
 }
 
 void Engine::forward(ForwardCall& call) {
-  if (!reducer_ || no_sync_depth_ > 0 || modules_->gradients_local || !c10::GradMode::is_enabled()) {
+  if (!active() || no_sync_depth_ > 0 || modules_->gradients_local || !c10::GradMode::is_enabled()) {
     call.run(*module_);
+    return;
+  }
+  require_told();
+  if (!reducer_) {
+    // Nothing is trained, but running statistics may follow the batches.
+    call.run(*module_);
+    if (module_->is_training()) share_buffers();
     return;
   }
   begin_forward();
@@ -169,13 +178,27 @@ void Engine::forward(ForwardCall& call) {
   expect_backward(call);
 }
 
+// Its gradient would stay this rank's own.
+void Engine::require_told() const {
+  for (const auto& [name, param] : frozen_)
+    if (param.requires_grad())
+      throw MisuseError("parameter " + name +
+                        " requires a gradient now, but did not when ddp was last told: its gradient would not be "
+                        "synchronised. Call parameters_changed() of what setup returned, on every rank, whenever "
+                        "requires_grad was changed");
+}
+
+void Engine::require_listed() const {
+  if (modules_->join && join_index_ < 0)
+    throw MisuseError("this model is trained inside join but was not listed there; pass all models to join");
+}
+
 void Engine::begin_forward() {
   if (failed_)
     throw CollectiveError(
         "an earlier backward pass of this model failed on its way; the ranks are no longer in step. "
         "Start again from the last checkpoint");
-  if (modules_->join && join_index_ < 0)
-    throw MisuseError("this model is trained inside join but was not listed there; pass all models to join");
+  require_listed();
   if (reducer_->unfinished()) report_unfinished();
   // module->to(device) and the like give parameters new gradient accumulators, which the reducer does not hear.
   if (moved()) follow_move();
@@ -192,6 +215,7 @@ void Engine::begin_forward() {
 
 void Engine::share_buffers() {
   if (!buffers_) return;
+  require_listed();
   int src = modules_->join ? modules_->join->announce(JoinSession::kBuffers, join_index_, 0) : 0;
   auto begin = std::chrono::steady_clock::now();
   try {
@@ -278,15 +302,27 @@ void Engine::report_unfinished() {
   } catch (const c10::Error& error) {
     message = error.what_without_backtrace();
   }
-  std::string named;
+  std::string named, advice;
   auto missing = torch_messages::indices_without_gradient(message);
-  for (std::size_t i = 0; i < missing.size() && i < 5; ++i)
-    if (missing[i] < names_.size()) named += (named.empty() ? " (" : ", ") + names_[missing[i]];
+  for (std::size_t i = 0; i < missing.size(); ++i) {
+    if (missing[i] >= names_.size()) continue;
+    const auto& name = names_[missing[i]];
+    if (i < 5) named += (named.empty() ? " (" : ", ") + name;
+    if (!advice.empty()) continue;
+    advice = advice_to_tie(*module_, name);
+    if (!params_[missing[i]].requires_grad())
+      advice = name +
+               " was frozen after setup: call parameters_changed() of what setup returned, on every rank, whenever "
+               "requires_grad was changed";
+  }
   if (!named.empty()) named += missing.size() > 5 ? ", …)" : ")";
-  throw MisuseError(std::to_string(missing.size()) + " parameters" + named +
-                    " got no gradient in the last backward pass, so that its gradients were not synchronised. Use the "
-                    "strategy ddp_find_unused_parameters_true (or find_unused_parameters = true), or let every "
-                    "parameter contribute to the loss");
+  if (advice.empty())
+    advice =
+        "use the strategy ddp_find_unused_parameters_true (or find_unused_parameters = true), or let every parameter "
+        "contribute to the loss";
+  throw MisuseError(
+      std::to_string(missing.size()) + " parameters" + named +
+      " got no gradient in the last backward pass, so that its gradients were not synchronised: " + advice);
 }
 
 void Engine::report_around_wrapper() {
@@ -306,16 +342,17 @@ Scope Engine::no_sync() {
 }
 
 void Engine::enter_join(int index, std::shared_ptr<CommHook> hook) {
+  join_index_ = index;
+  if (!reducer_) return;
   build(reducer_->bucket_layout(), hook);
   // Ranks without data cannot take part in a change of the layout.
   reducer_->keep_layout();
-  join_index_ = index;
 }
 
 void Engine::leave_join() {
   join_index_ = -1;
   failed_ = false;  // the new reducer has a clean state
-  build(reducer_->bucket_layout(), hook_);
+  if (reducer_) build(reducer_->bucket_layout(), hook_);
 }
 
 void Modules::check_gradients(const torch::optim::Optimizer& optimizer) const {

@@ -2,7 +2,9 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <torch/nn/module.h>
@@ -40,7 +42,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Engine& operator=(const Engine&) = delete;
 
   /// False with one rank, where there is nothing to do.
-  bool active() const { return reducer_ != nullptr; }
+  bool active() const { return group_.size() > 1; }
   const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
   const std::vector<at::Tensor>& params() const { return params_; }
   const ProcessGroup& group() const { return group_; }
@@ -77,10 +79,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
  private:
   bool quiet() const { return !reducer_ || no_sync_depth_ > 0 || modules_->gradients_local || tolerant_; }
   void collect_parameters();
-  void require_parameters() const;
   /// Throws ConfigError when the group cannot carry the model's tensors.
   void require_carrier() const;
+  /// Throws MisuseError for a parameter that was thawed without a word, and inside `join` for a model it does not know.
+  void require_told() const;
+  void require_listed() const;
   void build(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook);
+  void build_reducer(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook);
   bool moved() const;
   void follow_move();
   void begin_forward();
@@ -94,14 +99,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
   ProcessGroup group_;
   std::shared_ptr<Modules> modules_;
   ReducerOptions options_;
+  std::optional<double> bucket_cap_mb_;
   bool static_graph_;
   bool broadcast_buffers_;
-  std::vector<at::Tensor> params_;
+  std::vector<at::Tensor> params_;  // those that require gradients
+  std::vector<std::pair<std::string, at::Tensor>> frozen_;
   std::vector<std::string> names_;
   std::vector<bool> sparse_;
   std::shared_ptr<CommHook> hook_;          // of the settings
   std::shared_ptr<CommHook> current_hook_;  // what the reducer calls
-  ReducerPtr reducer_;
+  ReducerPtr reducer_;                      // none with one rank, or when nothing requires a gradient
   /// The nodes that add gradients to the parameters, which the reducer listens to and keeps alive; for comparison only.
   std::vector<const void*> accumulators_;
   std::unique_ptr<BufferSync> buffers_;
@@ -117,12 +124,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
 /// What the user's wrapper owns.
 class WrappedModule : public StrategyModule {
  public:
-  explicit WrappedModule(std::shared_ptr<Engine> engine)
-      : StrategyModule(engine->module()), engine_(std::move(engine)) {}
+  WrappedModule(Strategy& strategy, std::shared_ptr<Engine> engine)
+      : StrategyModule(strategy, engine->module()), engine_(std::move(engine)) {}
   bool intercepts_forward() const override { return engine_->active(); }
   void call(ForwardCall& forward) override { engine_->forward(forward); }
+  Scope no_backward_sync(bool enabled) override { return enabled ? engine_->no_sync() : Scope(); }
   void parameters_changed() override { engine_->parameters_changed(); }
-  Engine& engine() { return *engine_; }
 
  private:
   std::shared_ptr<Engine> engine_;

@@ -83,8 +83,8 @@ BOTH_BACKENDS_TEST("join covers buffers, several models and accumulation", "[ddp
     for (int step = 0; step < steps; ++step) {
       auto x = torch::randn({4, 6}, at::kDouble);
       {
-        auto local = strategy->no_backward_sync(second.strategy_module(), true);
-        auto local_first = strategy->no_backward_sync(first.strategy_module(), true);
+        auto local = second.strategy_module().no_backward_sync(true);
+        auto local_first = first.strategy_module().no_backward_sync(true);
         strategy->backward(second(first(x)).sum(), nullptr);
       }
       strategy->backward(second(first(x)).pow(2).sum() + second(x).sum(), nullptr);

@@ -1,4 +1,6 @@
+#include <fabric/state/tie.h>
 #include <fabric/strategies/registry.h>
+#include <fabric/strategies/single_device.h>
 
 #include "strategies/ddp/ddp_test_support.h"
 
@@ -32,7 +34,7 @@ double train_both(const fabric::ProcessGroup& group, DDPStrategy::Config config,
     for (int part = 0; part < accumulate; ++part) {
       auto x = torch::randn({rows, 6}, type), y = torch::randn({rows, 3}, type);
       {
-        fabric::Scope local = strategy->no_backward_sync(model.strategy_module(), part + 1 < accumulate);
+        fabric::Scope local = model.strategy_module().no_backward_sync(part + 1 < accumulate);
         auto out = model(share(x, group.rank(), group.size()));
         strategy->backward(torch::mse_loss(out, share(y, group.rank(), group.size())), nullptr);
       }
@@ -206,10 +208,8 @@ RANKS_TEST("ddp refuses ranks with different parameters, on every rank", "[ddp]"
   };
   auto unsynced = make_ddp(group, {.init_sync = false});
   auto elsewhere = std::make_shared<ElsewhereImpl>();
-  auto carrier = error_of<fabric::ConfigError>([&] { unsynced->setup_module(elsewhere); });
+  auto carrier = error_of<fabric::ConfigError>([&] { unsynced->setup_module(elsewhere, {.move_to_device = false}); });
   RANK_CHECK(contains(carrier, "model is on meta") && contains(carrier, "'gloo'") && contains(carrier, "nccl"));
-  for (auto& param : frozen->parameters()) param.requires_grad_(false);
-  RANK_CHECK(contains(error_of<fabric::MisuseError>([&] { strategy->setup_module(frozen.ptr()); }), "no parameter"));
   // The group is as good as before.
   Net good;
   auto model = wrap(strategy, good);
@@ -348,7 +348,112 @@ RANKS_TEST("ddp follows parameters that are frozen and thawed after setup, once 
     if (rank == 1) net->second->bias.set_requires_grad(false);
     RANK_CHECK(contains(error_of<fabric::MismatchError>([&] { model.parameters_changed(); }), "second.bias"));
     for (auto& parameter : net->parameters()) parameter.set_requires_grad(false);
-    RANK_CHECK(error_of<fabric::MisuseError>([&] { model.parameters_changed(); }) != "");
+    model.parameters_changed();
+    RANK_CHECK(!model(x).requires_grad());
+    for (auto& parameter : net->parameters()) parameter.set_requires_grad(true);
+    model.parameters_changed();
+    step();
+  }
+}
+
+RANKS_TEST("ddp says so when it was not told that parameters were frozen or thawed", "[ddp]", 2) {
+  auto group = join_group();
+  auto strategy = make_ddp(group);
+  auto x = torch::ones({3, 6}, at::kDouble);
+  Net net;
+  net->second->bias.set_requires_grad(false);
+  auto model = wrap(strategy, net);
+  net->second->bias.set_requires_grad(true);
+  auto thawed = error_of<fabric::MisuseError>([&] { model(x); });
+  RANK_CHECK(contains(thawed, "second.bias") && contains(thawed, "parameters_changed()"));
+  model.parameters_changed();
+  torch::optim::SGD optimizer(net->parameters(), 0.1);
+  for (auto& parameter : net->first->parameters()) parameter.set_requires_grad(false);
+  strategy->backward(model(x).sum(), nullptr);
+  auto frozen = error_of<fabric::MisuseError>([&] { strategy->optimizer_step(optimizer, nullptr); });
+  RANK_CHECK(contains(frozen, "2 parameters (first.weight, first.bias)") && contains(frozen, "parameters_changed()"));
+}
+
+RANKS_TEST("ddp runs modules without a parameter that is trained", "[ddp]", 2) {
+  auto group = join_group();
+  auto strategy = make_ddp(group);
+  struct TeacherImpl : torch::nn::Module {
+    TeacherImpl() {
+      register_module("norm", norm);
+      for (auto& parameter : parameters()) parameter.set_requires_grad(false);
+      to(at::kDouble);
+    }
+    at::Tensor forward(const at::Tensor& x) { return norm(x); }
+    torch::nn::BatchNorm1d norm{4};
+  };
+  torch::nn::ModuleHolder<TeacherImpl> teacher, silent;
+  auto model = wrap(strategy, teacher);
+  auto x = torch::randn({8, 4}, at::kDouble) + 3 * rank;
+  model(x);
+  model(x);
+  RANK_CHECK(teacher->norm->running_mean.abs().sum().item<double>() > 0);
+  RANK_CHECK(equal_on_all_ranks(*teacher, group));
+  teacher->eval();
+  if (rank == 0) model(x);  // alone: no other rank is needed
+  teacher->train();
+  struct NothingImpl : torch::nn::Module {
+    at::Tensor forward(const at::Tensor& x) { return x * 2; }
+  };
+  torch::nn::ModuleHolder<NothingImpl> nothing;
+  auto empty = wrap(strategy, nothing);
+  RANK_CHECK(empty(x).equal(x * 2));
+  // Beside one that is trained, inside join as well.
+  Net net;
+  auto student = wrap(strategy, net);
+  torch::optim::SGD optimizer(net->parameters(), 0.1);
+  strategy->join({&student.strategy_module(), &model.strategy_module()}, {}, [&] {
+    for (int step = 0; step < 2 + rank; ++step) {
+      auto target = model(torch::randn({8, 4}, at::kDouble)).slice(1, 0, 3);
+      strategy->backward((student(torch::randn({8, 6}, at::kDouble)) - target).square().mean(), nullptr);
+      strategy->optimizer_step(optimizer, nullptr);
+      optimizer.zero_grad();
+    }
+  });
+  RANK_CHECK(equal_on_all_ranks(*net, group) && equal_on_all_ranks(*teacher, group));
+  // Thawed later, it is trained as well.
+  for (auto& parameter : teacher->parameters()) parameter.set_requires_grad(true);
+  model.parameters_changed();
+  strategy->backward(model(x).square().sum(), nullptr);
+  auto own = teacher->norm->weight.grad().clone(), mean = own.clone();
+  group.all_reduce_(mean, fabric::ReduceOp::mean);
+  RANK_CHECK(torch::allclose(own, mean) && own.abs().sum().item<double>() > 0);
+}
+
+RANKS_TEST("ddp names the cure for weights that were tied by an assignment", "[ddp]", 2) {
+  auto group = join_group();
+  struct TextImpl : torch::nn::Module {
+    TextImpl() : wte(register_module("wte", torch::nn::Embedding(10, 4))) {
+      lm_head = register_module("lm_head", torch::nn::Linear(torch::nn::LinearOptions(4, 10).bias(false)));
+    }
+    at::Tensor forward(const at::Tensor& ids) { return lm_head(wte(ids)); }
+    torch::nn::Embedding wte;
+    torch::nn::Linear lm_head{nullptr};
+  };
+  torch::nn::ModuleHolder<TextImpl> net, tied;
+  auto ids = torch::tensor({1, 2}) + rank;
+  {
+    net->lm_head->weight = net->wte->weight;
+    auto strategy = make_ddp(group);
+    auto model = wrap(strategy, net);
+    torch::optim::SGD optimizer(net->parameters(), 0.1);
+    strategy->backward(model(ids).sum(), nullptr);
+    auto text = error_of<fabric::MisuseError>([&] { strategy->optimizer_step(optimizer, nullptr); });
+    RANK_CHECK(contains(text, "fabric::tie(module, \"lm_head.weight\", \"wte.weight\")"));
+  }
+  fabric::tie(tied, "lm_head.weight", "wte.weight");
+  auto strategy = make_ddp(group);
+  auto model = wrap(strategy, tied);
+  for (int step = 0; step < 2; ++step) {
+    tied->zero_grad();
+    strategy->backward(model(ids).square().sum(), nullptr);
+    auto own = tied->wte->weight.grad().clone(), mean = own.clone();
+    group.all_reduce_(mean, fabric::ReduceOp::mean);
+    RANK_CHECK(torch::allclose(own, mean) && own.abs().sum().item<double>() > 0);
   }
 }
 
@@ -396,12 +501,14 @@ TEST_CASE("ddp with one rank leaves the module alone", "[ddp]") {
   torch::optim::SGD optimizer(net->parameters(), 0.1);
   strategy->backward(net->forward(torch::randn({2, 6}, at::kDouble)).sum(), wrapped.get());
   CHECK(net->first->weight.grad().defined());
-  { auto scope = strategy->no_backward_sync(*wrapped, true); }
+  { auto scope = wrapped->no_backward_sync(true); }
   int runs = 0;
   strategy->join({wrapped.get()}, {}, [&] { ++runs; });
   CHECK(runs == 1);
-  fabric::StrategyModule foreign(net.ptr());
-  CHECK_THROWS_AS(strategy->no_backward_sync(foreign, true), fabric::MisuseError);
+  fabric::SingleDeviceStrategy other;
+  fabric::StrategyModule foreign(other, net.ptr());
+  CHECK_THROWS_AS(strategy->comm_hook(foreign), fabric::MisuseError);
+  CHECK_THROWS_AS(strategy->join({&foreign}, {}, [] {}), fabric::MisuseError);
 }
 
 TEST_CASE("ddp checks its settings", "[ddp]") {

@@ -18,10 +18,11 @@ namespace {
 
 class ReplicatedModule : public StrategyModule {
  public:
-  ReplicatedModule(std::shared_ptr<torch::nn::Module> module, std::vector<c10::Device> devices)
-      : StrategyModule(std::move(module)), devices_(std::move(devices)) {}
+  ReplicatedModule(Strategy& strategy, std::shared_ptr<torch::nn::Module> module, std::vector<c10::Device> devices)
+      : StrategyModule(strategy, std::move(module)), devices_(std::move(devices)) {}
   bool intercepts_forward() const override { return devices_.size() > 1 || !devices_.front().is_cpu(); }
   void call(ForwardCall& forward) override;
+  Scope no_backward_sync(bool enabled) override;
 
  private:
   using Calls = std::vector<ForwardCall*>;
@@ -133,6 +134,13 @@ void ReplicatedModule::gather(const Calls& calls) const {
   });
 }
 
+// Nothing is synchronised, so there is nothing to leave out.
+Scope ReplicatedModule::no_backward_sync(bool enabled) {
+  if (enabled)
+    log::warn_once("no_backward_sync does nothing with strategy dp: gradients add up in one process, without messages");
+  return {};
+}
+
 }  // namespace
 
 DataParallelStrategy::DataParallelStrategy(std::vector<c10::Device> devices) : are_own_(!devices.empty()) {
@@ -144,15 +152,15 @@ void DataParallelStrategy::set_devices(std::vector<c10::Device> devices) {
   devices_ = std::move(devices);
 }
 
-std::unique_ptr<StrategyModule> DataParallelStrategy::setup_module(std::shared_ptr<torch::nn::Module> module) {
-  FABRIC_WARN_EXPERIMENTAL("DataParallelStrategy");
-  return std::make_unique<ReplicatedModule>(std::move(module), devices_);
+std::string DataParallelStrategy::reason_against(const fabric::Accelerator& accelerator) const {
+  return accelerator.device_type() == c10::kCPU ? "needs several GPUs in one process" : "";
 }
 
-Scope DataParallelStrategy::no_backward_sync(StrategyModule&, bool enabled) {
-  if (enabled)
-    log::warn_once("no_backward_sync does nothing with strategy dp: gradients add up in one process, without messages");
-  return {};
+std::unique_ptr<StrategyModule> DataParallelStrategy::setup_module(std::shared_ptr<torch::nn::Module> module,
+                                                                   const SetupOptions& options) {
+  FABRIC_WARN_EXPERIMENTAL("DataParallelStrategy");
+  place_module(*module, options);
+  return std::make_unique<ReplicatedModule>(*this, std::move(module), devices_);
 }
 
 at::Tensor DataParallelStrategy::batch_to_device(const at::Tensor& tensor, std::optional<c10::Device> device) {

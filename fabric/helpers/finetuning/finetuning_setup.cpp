@@ -7,6 +7,7 @@
 #include <fabric/helpers/lr/lr_scheduler_support_internal.h>
 #include <fabric/optim/optimizer_group.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+#include <fabric/strategies/single_device.h>
 
 namespace fabric {
 namespace {
@@ -94,7 +95,9 @@ void FinetuningScheduler::Impl::set_up() {
 
 void FinetuningScheduler::Impl::resolve_adapter() {
   const auto& strategy = strategy_of(model, optimizer);
-  AdapterRequest request{strategy ? strategy->name() : "single_device", config.custom_strategy_adapters,
+  const SingleDeviceStrategy without_fabric;
+  const Strategy& used = strategy ? *strategy : static_cast<const Strategy&>(without_fabric);
+  AdapterRequest request{used.name(), used.finetuning_adapter(), config.custom_strategy_adapters,
                          config.strategy_adapter_cfg.is_null() ? Tree(Tree::Map{}) : config.strategy_adapter_cfg,
                          config.allow_untested};
   adapter = resolve_strategy_adapter(request, messages);

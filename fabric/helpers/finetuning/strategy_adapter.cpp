@@ -13,10 +13,6 @@
 namespace fabric {
 namespace {
 
-const std::vector<std::string> kSupported{
-    "single_device", "ddp",         "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "ddp_spawn",
-    "ddp_fork",      "ddp_notebook"};
-
 // "a:b", "a.b" and "a::b" name the same adapter.
 std::string normalized(const std::string& name) {
   std::string out;
@@ -113,15 +109,16 @@ std::shared_ptr<StrategyAdapter> resolve_strategy_adapter(const AdapterRequest& 
     }
     return registry.make(found->second, request.config);
   }
-  if (std::find(kSupported.begin(), kSupported.end(), request.strategy) == kSupported.end()) {
+  if (request.built_in.empty()) {
     std::string what = "the fine-tuning scheduler is not tested with strategy '" + request.strategy + "'";
     if (!request.allow_untested)
-      throw ConfigError(what + did_you_mean(request.strategy, kSupported) +
-                        ". Choose one of these, register an adapter and name it in custom_strategy_adapters, or set "
-                        "allow_untested");
+      throw ConfigError(what +
+                        ". Use a strategy that names an adapter (Strategy::finetuning_adapter), register one yourself "
+                        "and name it in custom_strategy_adapters, or set allow_untested");
     messages.warn(what + "; it is tried with the base adapter because of allow_untested");
+    return registry.make("base", request.config);
   }
-  return registry.make("base", request.config);
+  return registry.make(request.built_in, request.config);
 }
 
 }  // namespace fabric

@@ -16,8 +16,10 @@ namespace fabric {
 class FinetuningScheduler;
 
 /// What a strategy does differently when a schedule freezes, thaws, saves and restores. The base is whole: it serves
-/// strategies whose parameters stay as the user's module has them (one device, ddp). Strategies that shard or rename
-/// parameters derive from it and override the hooks that differ. Hooks are called on every rank, in the same order.
+/// strategies whose parameters stay as the user's module has them (one device, ddp), and those that shard them in place
+/// and say so (StrategyModule). For strategies that rename parameters derive from it and override the hooks that
+/// differ. A strategy names its adapter itself (Strategy::finetuning_adapter). Hooks are called on every rank, in the
+/// same order.
 class FABRIC_API StrategyAdapter {
  public:
   using Names = std::vector<std::string>;
@@ -94,11 +96,13 @@ class FABRIC_API StrategyAdapterRegistry {
   StrategyAdapterRegistry();
 };
 
-/// The adapter for a strategy: the one that `custom` names for it, or the built-in one. With `custom` given, a strategy
-/// that it does not name is a ConfigError. A strategy without an adapter is a ConfigError, or a warning with
-/// `allow_untested`.
+/// The adapter for a strategy: the one that `custom` names for it, or the one that the strategy itself names. With
+/// `custom` given, a strategy that it does not name is a ConfigError. A strategy without an adapter is a ConfigError,
+/// or a warning with `allow_untested`.
 struct AdapterRequest {
   std::string strategy;
+  /// Strategy::finetuning_adapter.
+  std::string built_in = {};
   std::map<std::string, std::string> custom;
   Tree config = Tree::Map{};
   bool allow_untested = false;

@@ -107,8 +107,14 @@ TEST_CASE("strategies without an adapter", "[finetuning][adapter]") {
   messages.set_sink(said.sink());
   CHECK(resolve_strategy_adapter({.strategy = "deepspeed", .allow_untested = true}, messages)->name() == "base");
   CHECK(said.warned("because of allow_untested"));
-  for (const char* name : {"single_device", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"})
-    CHECK(resolve_strategy_adapter({.strategy = name}, {})->name() == "base");
+  auto& registry = StrategyRegistry::instance();
+  for (const char* name :
+       {"single_device", "ddp", "ddp_find_unused_parameters_true", "ddp_spawn", "ddp_fork", "ddp_notebook"})
+    CHECK(registry.get(name)->finetuning_adapter() == "base");
+  CHECK(registry.get("dp")->finetuning_adapter().empty());
+  CHECK(resolve_strategy_adapter({.strategy = "ddp", .built_in = "base"}, {})->name() == "base");
+  register_counting();
+  CHECK(resolve_strategy_adapter({.strategy = "theirs", .built_in = "mine:Counting"}, {})->name() == "counting");
 }
 
 TEST_CASE("a user's own adapter gets every hook", "[finetuning][adapter]") {
