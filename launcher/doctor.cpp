@@ -29,6 +29,7 @@
 #include "fabric/base/files_internal.h"
 #include "fabric/base/ports_internal.h"
 #include "launcher/os/descriptor.h"
+#include "launcher/os/visible.h"
 #include "launcher/run/guard/containment.h"
 #include "launcher/run/machine.h"
 
@@ -54,9 +55,9 @@ class Doctor {
 
  private:
   void title(const char* text) { std::printf("\n%s\n", text); }
-  void line(const char* what, const std::string& text) { std::printf("  %-22s %s\n", what, text.c_str()); }
+  void line(const char* what, const std::string& text) { std::printf("  %-22s %s\n", what, visible(text).c_str()); }
   void fault(const char* what, const std::string& text) {
-    std::printf("!!%-22s %s\n", what, text.c_str());
+    std::printf("!!%-22s %s\n", what, visible(text).c_str());
     healthy_ = false;
   }
 

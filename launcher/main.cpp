@@ -16,6 +16,7 @@
 #include "launcher/completion.h"
 #include "launcher/doctor.h"
 #include "launcher/os/exit_codes.h"
+#include "launcher/os/visible.h"
 #include "launcher/run/agent.h"
 #include "launcher/run/mpirun.h"
 #include "launcher/start/command.h"
@@ -36,14 +37,14 @@ constexpr const char* kUsageText =
 )";
 
 int complain(const std::string& text, int code) {
-  std::fprintf(stderr, "fabric: %s\n", text.c_str());
+  std::fprintf(stderr, "fabric: %s\n", fabric::visible_lines(text).c_str());
   return code;
 }
 
 int run(const Words& words) {
   auto env = fabric::process_env();
   auto parsed = fabric::run::parse_options(words, *env);
-  if (parsed.information) return std::fputs(parsed.information->text.c_str(), stdout) < 0;
+  if (parsed.information) return std::fputs(parsed.information->text.c_str(), stdout), 0;
   auto options = parsed.options.mpi ? fabric::run::with_mpirun(parsed.options, *env) : parsed.options;
   return fabric::run::run_job(options, *env);
 }
@@ -92,7 +93,11 @@ int main(int argc, char** argv) {
   try {
     std::string called = argc > 0 ? argv[0] : "fabric";
     called = called.substr(called.rfind('/') + 1);
-    return dispatch(called, Words(argv + (argc > 0), argv + argc));
+    int code = dispatch(called, Words(argv + (argc > 0), argv + argc));
+    // What was printed may never have come to the disk.
+    if (std::fflush(stdout) != 0 || std::ferror(stdout))
+      return complain(std::string("stdout cannot be written: ") + std::strerror(errno), code ? code : 1);
+    return code;
   } catch (const fabric::ConfigError& error) {
     return complain(error.what(), fabric::run::kUsage);
   } catch (const std::exception& error) {

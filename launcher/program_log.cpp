@@ -5,12 +5,13 @@
 
 #include <fabric/base/log.h>
 
+#include "launcher/os/visible.h"
+
 namespace fabric::log {
 
 void write(Level level, std::string_view text) {
   if (level < Level::warn) return;
-  std::fprintf(stderr, "fabric: %s: %.*s\n", level == Level::warn ? "warning" : "error", static_cast<int>(text.size()),
-               text.data());
+  std::fprintf(stderr, "fabric: %s: %s\n", level == Level::warn ? "warning" : "error", visible_lines(text).c_str());
 }
 void debug(std::string_view) {}
 void info(std::string_view) {}

@@ -12,7 +12,7 @@ std::vector<Target> targets_of(const NodeInfo& node) {
   return targets;
 }
 
-ConnectAttempt::ConnectAttempt(int epoll, const std::vector<Target>& targets, const std::string& token, Time deadline)
+ConnectAttempt::ConnectAttempt(int epoll, const std::vector<Target>& targets, const Key& job_key, Time deadline)
     : deadline_(deadline) {
   for (const auto& target : targets) {
     auto socket = connect_to(target.address, target.port);
@@ -21,8 +21,9 @@ ConnectAttempt::ConnectAttempt(int epoll, const std::vector<Target>& targets, co
       fail({target, std::strerror(errno), refused});
       continue;
     }
-    tries_.push_back({target, std::make_unique<Connection>(epoll, std::move(socket), target.address)});
-    tries_.back().connection->send(Who{token});
+    tries_.push_back({target, std::make_unique<Connection>(epoll, std::move(socket), target.address,
+                                                           Handshake::Role::client, job_key)});
+    tries_.back().connection->send(Who{});
   }
 }
 
@@ -36,27 +37,48 @@ bool ConnectAttempt::handle(int fd) {
   return false;
 }
 
+// Words of ours alone: what a stranger says is not repeated.
+std::optional<ConnectAttempt::Failure> ConnectAttempt::failure_of(const Try& one) const {
+  Failure failure{.target = one.target};
+  switch (one.connection->handshake()) {
+    case Handshake::State::stranger:
+      failure.why = "what listens there is no rendezvous";
+      break;
+    case Handshake::State::other_version:
+      failure.why = "a launcher of another version is there; all nodes need the same TorchFabric";
+      break;
+    case Handshake::State::refused:
+      failure.why = "another job's rendezvous is there, or its --rdzv-id or secret (FABRIC_RDZV_TOKEN) is another";
+      break;
+    default:
+      return std::nullopt;
+  }
+  failure.stranger = true;
+  return failure;
+}
+
 void ConnectAttempt::settle(std::size_t index) {
-  auto& connection = *tries_[index].connection;
-  auto target = tries_[index].target;
+  auto& one = tries_[index];
+  auto& connection = *one.connection;
   try {
     auto answer = connection.next();
-    if (answer) {
+    auto failure = failure_of(one);
+    if (failure) {
+      fail(*failure);
+    } else if (answer) {
       if (auto* here = std::get_if<Here>(&*answer))
-        reached_.push_back({target, *here, std::move(tries_[index].connection)});
-      else if (auto* refused = std::get_if<Refused>(&*answer))
-        fail({.target = target, .why = refused->why, .stranger = true});
+        reached_.push_back({one.target, *here, std::move(one.connection)});
       else
-        fail({.target = target, .why = "it gives a wrong answer", .stranger = true});
+        fail({.target = one.target, .why = "it gives a wrong answer", .stranger = true});
     } else if (connection.is_closed()) {
       int error = connection.error();
-      fail({target, error ? std::strerror(error) : "it hangs up", error == ECONNREFUSED,
+      fail({one.target, error ? std::strerror(error) : "it hangs up", error == ECONNREFUSED,
             error == 0 || error == ECONNRESET || error == EPIPE, error == 0});
     } else {
       return;
     }
-  } catch (const FrameError&) {
-    fail({.target = target, .why = "what listens there is no rendezvous", .stranger = true});
+  } catch (const FrameError& error) {
+    fail({.target = one.target, .why = error.what(), .stranger = true});
   }
   tries_.erase(tries_.begin() + static_cast<std::ptrdiff_t>(index));
 }

@@ -19,7 +19,7 @@ std::vector<Target> targets_of(const NodeInfo& node);
 /// Connects to several addresses at once and asks each who is there.
 class ConnectAttempt {
  public:
-  ConnectAttempt(int epoll, const std::vector<Target>& targets, const std::string& token, Time deadline);
+  ConnectAttempt(int epoll, const std::vector<Target>& targets, const Key& job_key, Time deadline);
   /// True when the descriptor is one of its own.
   bool handle(int fd);
   void tick(Time now);
@@ -54,6 +54,7 @@ class ConnectAttempt {
     std::unique_ptr<Connection> connection;
   };
   void settle(std::size_t index);
+  std::optional<Failure> failure_of(const Try& one) const;
   void fail(Failure failure) { failures_.push_back(std::move(failure)); }
 
   Time deadline_;

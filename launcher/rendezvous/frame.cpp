@@ -7,35 +7,49 @@
 namespace fabric::rendezvous {
 namespace {
 
-constexpr std::string_view kMagic = "FAB1";
-constexpr std::size_t kHeader = 8;
+constexpr std::size_t kLength = 4, kMac = std::tuple_size_v<Key>, kHeader = kLength + kMac;
 constexpr ReadLimits kJsonLimits{.bytes = kMemberLimit, .depth = 8, .nodes = std::size_t{1} << 20};
+
+std::string big_endian(std::uint64_t number, std::size_t size) {
+  std::string bytes(size, '\0');
+  for (std::size_t i = size; i-- > 0; number >>= 8) bytes[i] = static_cast<char>(number);
+  return bytes;
+}
+
+Key mac_of_frame(const Key& key, std::uint64_t number, std::string_view text) {
+  return mac(as_text(key), {big_endian(number, 8), text});
+}
 
 }  // namespace
 
-std::string encode_frame(Tree message) {
+std::string seal(const Key& key, std::uint64_t number, std::string_view text) {
+  auto frame = big_endian(text.size(), kLength);
+  return frame.append(as_text(mac_of_frame(key, number, text))).append(text);
+}
+
+std::string FrameWriter::encode(Tree message) {
   make_utf8(message);
   auto text = write_json(message);
   if (text.size() > kMemberLimit)
     throw FrameError("a message of " + std::to_string(text.size()) + " bytes is too long to be sent");
-  std::string frame(kMagic);
-  for (int shift = 24; shift >= 0; shift -= 8) frame += static_cast<char>(text.size() >> shift);
-  return frame + text;
+  return seal(key_, count_++, text);
 }
 
 std::optional<Tree> FrameReader::next() {
-  auto known = std::min(buffer_.size(), kMagic.size());
-  if (std::string_view(buffer_).substr(0, known) != kMagic.substr(0, known))
-    throw FrameError("these are no frames of fabric run");
-  if (buffer_.size() < kHeader) return std::nullopt;
+  if (buffer_.size() < kLength) return std::nullopt;
   std::size_t length = 0;
-  for (std::size_t i = kMagic.size(); i < kHeader; ++i) length = length << 8 | static_cast<unsigned char>(buffer_[i]);
-  if (length > limit_)
-    throw FrameError("a message of " + std::to_string(length) + " bytes is longer than " + std::to_string(limit_));
+  for (std::size_t i = 0; i < kLength; ++i) length = length << 8 | static_cast<unsigned char>(buffer_[i]);
+  if (length > kMemberLimit)
+    throw FrameError("a message of " + std::to_string(length) + " bytes is longer than " +
+                     std::to_string(kMemberLimit));
   if (buffer_.size() < kHeader + length) return std::nullopt;
+  auto text = std::string_view(buffer_).substr(kHeader, length);
+  if (!is_same(mac_of_frame(key_, count_, text), std::string_view(buffer_).substr(kLength, kMac)))
+    throw FrameError("a message was changed on its way");
+  ++count_;
   Tree message;
   try {
-    message = read_json(std::string_view(buffer_).substr(kHeader, length), "message", kJsonLimits);
+    message = read_json(text, "message", kJsonLimits);
   } catch (const Error& error) {
     throw FrameError(error.what());
   }

@@ -1,6 +1,7 @@
 // What goes over the wire, and the settings and rules that need no network.
 #include "launcher/rendezvous/frame.h"
 
+#include <netinet/in.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -31,10 +32,11 @@ NodeInfo node(const std::string& id, const std::string& host, int wanted = -1) {
   return made;
 }
 
+const Key kKey = mac("secret", {"frames"});
+
 Message through_wire(const Message& message) {
-  FrameReader reader;
-  reader.set_limit(kMemberLimit);
-  auto bytes = encode_frame(to_tree(message));
+  FrameReader reader(kKey);
+  auto bytes = FrameWriter(kKey).encode(to_tree(message));
   for (char byte : bytes) {
     CHECK_FALSE(reader.next());
     reader.feed({&byte, 1});
@@ -42,14 +44,10 @@ Message through_wire(const Message& message) {
   return to_message(*reader.next());
 }
 
-std::string frame(const std::string& text) {
-  std::string bytes = "FAB1";
-  for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(text.size() >> shift);
-  return bytes + text;
-}
+std::string frame(const std::string& text) { return seal(kKey, 0, text); }
 
 std::string problem_of(const std::string& bytes) {
-  FrameReader reader;
+  FrameReader reader(kKey);
   reader.feed(bytes);
   try {
     auto tree = reader.next();
@@ -86,14 +84,12 @@ TEST_CASE("messages arrive as they were sent, byte by byte too", "[frames]") {
 }
 
 TEST_CASE("bytes that are no message of ours are errors", "[frames]") {
-  CHECK(problem_of("GET / HTTP/1.1\r\n").find("no frames") != std::string::npos);
-  CHECK(problem_of("F") == "incomplete");
-  CHECK(problem_of("FX").find("no frames") != std::string::npos);
-  CHECK(problem_of(std::string("FAB1\xff\xff\xff\xff", 8)).find("longer than") != std::string::npos);
-  CHECK(problem_of(frame(std::string(kStrangerLimit + 1, ' '))).find("longer than") != std::string::npos);
+  CHECK(problem_of("GET / HTTP/1.1\r\n").find("longer than") != std::string::npos);
+  CHECK(problem_of("\0") == "incomplete");
+  CHECK(problem_of(std::string("\xff\xff\xff\xff", 4)).find("longer than") != std::string::npos);
   for (const char* text :
-       {"", "[]", "3", "{", "{\"type\":\"who\"", "{}", R"({"type":7})", R"({"type":"nothing"})", R"({"type":"who"})",
-        R"({"type":"who","token":7})", R"({"type":"hello","token":"x","node":[]})", R"({"type":"leave","signal":"1"})",
+       {"", "[]", "3", "{", "{\"type\":\"who\"", "{}", R"({"type":7})", R"({"type":"nothing"})", R"({"type":"moved"})",
+        R"({"type":"hello","node":[]})", R"({"type":"leave","signal":"1"})", R"({"type":"leave","signal":0})",
         R"({"type":"leave","signal":99999999999})", R"({"type":"ended","round":0})", "\xff\xfe"}) {
     INFO(text);
     CHECK_FALSE(problem_of(frame(text)).empty());
@@ -106,10 +102,39 @@ TEST_CASE("bytes that are no message of ours are errors", "[frames]") {
   CHECK_FALSE(problem_of(frame("{\"type\":" + deep)).empty());
 }
 
-TEST_CASE("tokens", "[frames]") {
-  CHECK(same_token("", ""));
-  CHECK(same_token("abc", "abc"));
-  for (const char* wrong : {"", "ab", "abd", "abcd"}) CHECK_FALSE(same_token(wrong, "abc"));
+TEST_CASE("what was changed, repeated, reordered or left out on the way is no message", "[frames]") {
+  FrameWriter writer(kKey);
+  std::string frames[3];
+  for (auto& one : frames) one = writer.encode(to_tree(Leave{15}));
+  auto last_problem = [&](std::vector<std::string> sent, const Key& key = kKey) -> std::string {
+    FrameReader reader(key);
+    for (const auto& bytes : sent) reader.feed(bytes);
+    try {
+      while (reader.next()) continue;
+    } catch (const FrameError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(last_problem({frames[0], frames[1], frames[2]}).empty());
+  auto changed = frames[0];
+  changed[changed.find("15")] = '0';
+  for (const auto& sent : std::vector<std::vector<std::string>>{
+           {changed}, {frames[1]}, {frames[0], frames[0]}, {frames[0], frames[2]}, {frames[1], frames[0]}})
+    CHECK(last_problem(sent).find("changed on its way") != std::string::npos);
+  CHECK(last_problem({frames[0]}, Key{}).find("changed on its way") != std::string::npos);
+}
+
+TEST_CASE("a failure never has the code 0, and an end without failure no cause", "[frames]") {
+  Ended ended{.round = 0, .failed = true, .code = 0};
+  CHECK_THROWS_AS(through_wire(ended), FrameError);
+  ended.code = 7;
+  CHECK(std::get<Ended>(through_wire(ended)).code == 7);
+  ended.succeeded = true;
+  CHECK_THROWS_AS(through_wire(ended), FrameError);
+  CHECK_THROWS_AS(through_wire(Finish{0, "because", "", "", ""}), FrameError);
+  CHECK_THROWS_AS(through_wire(Finish{256, "", "", "", ""}), FrameError);
+  CHECK(std::get<Finish>(through_wire(Finish{})).code == 0);
 }
 
 TEST_CASE("--rdzv-conf", "[settings]") {
@@ -173,6 +198,10 @@ TEST_CASE("addresses", "[addresses]") {
   CHECK(is_own_host("whatever", {"127.0.1.1"}));
   CHECK_FALSE(is_own_host("whatever", {"192.0.2.1"}));
   CHECK(with_port("fd00::1", 5) == "[fd00::1]:5");
+  CHECK(resolve("fe80::1%lo", std::chrono::seconds(5), problem) == std::vector<std::string>{"fe80::1%lo"});
+  auto scoped = socket_address("fe80::1%lo", 5);
+  CHECK(reinterpret_cast<const sockaddr_in6*>(scoped.get())->sin6_scope_id == 1);
+  CHECK(socket_address("fe80::1%no such link", 5).size == 0);
   auto all = own_addresses("", "");
   REQUIRE_FALSE(all.empty());
   CHECK(is_own_host("whatever", {all.front()}));
@@ -194,8 +223,8 @@ TEST_CASE("of several that want a port at the same moment one gets it", "[connec
       for (--waiting; waiting > 0;) {
       }
       bool is_taken = false;
-      auto listener = listen_on(port, is_taken);
-      got += static_cast<bool>(listener);
+      auto listeners = listen_on({}, port, is_taken);
+      got += static_cast<int>(listeners.size());
       for (++done; done < 3;) std::this_thread::yield();
     };
     std::thread second(want), third(want);

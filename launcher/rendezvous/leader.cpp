@@ -127,6 +127,7 @@ void Leader::receive(const std::string& id, const Message& message, Time now) {
   if (const auto* ended = std::get_if<Ended>(&message)) take_end(member, *ended, now);
   if (const auto* first = std::get_if<FirstEnded>(&message); first && first->round == round_)
     require_all_at_ = now + in_clock(std::clamp(first->seconds, 0.0, 1e7));
+  if (std::holds_alternative<Abandon>(message)) member.ended.reset();
   if (const auto* leave = std::get_if<Leave>(&message))
     remove(id, true, "was stopped by " + signal_name(leave->signal), 128 + std::clamp(leave->signal, 1, 64), now);
 }
@@ -170,6 +171,7 @@ void Leader::tick(Time now) {
   send_beats(now);
   drop_silent(now);
   if (phase_ == Phase::stopping) check_stopped(now);
+  if (phase_ == Phase::running && all_succeeded()) return finish({});
   if (phase_ == Phase::running) check_all_ended(now);
   if (phase_ == Phase::running && rejoin_at_ && now >= *rejoin_at_) {
     std::string who;

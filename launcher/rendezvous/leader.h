@@ -81,7 +81,7 @@ class Leader {
   void tell_spares();
   int present() const;
 
-  // host_rounds.cpp
+  // leader_rounds.cpp
   void gather(Time now);
   void gather_first(int here, Time now);
   void prepare(Time now);

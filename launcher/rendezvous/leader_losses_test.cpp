@@ -118,7 +118,7 @@ TEST_CASE("rank 0's address is one that all nodes reach; else the tried ones are
 
 TEST_CASE("nodes with other limits are refused", "[leader]") {
   Play play(some(2, 3));
-  CHECK(has(play.leader().join(Hello{"", named("a2"), 1, 3}, Time(in_clock(1000)))->why, "--nnodes 2:3"));
+  CHECK(has(play.leader().join(Hello{named("a2"), 1, 3}, Time(in_clock(1000)))->why, "--nnodes 2:3"));
 }
 
 TEST_CASE("a new host goes on where the old one was", "[leader]") {

@@ -162,7 +162,7 @@ void Leader::take_end(Member& member, const Ended& ended, Time now) {
   } else if (ended.succeeded && phase_ == Phase::running) {
     // Whoever comes now comes too late.
     rejoin_at_.reset();
-    if (all_succeeded()) finish({});
+    // Whether it was the last is seen in `tick`, after all that has come was read: the next word may be Abandon.
   }
 }
 

@@ -44,7 +44,7 @@ class Play {
       : settings_(settings), leader_(settings, named(own), roster, gone, at(0)) {}
 
   std::string join(const std::string& name, int wanted = -1, bool resumes = false, int round = -1) {
-    Hello hello{"", named(name, 1, wanted), settings_.min_nodes, settings_.max_nodes};
+    Hello hello{named(name, 1, wanted), settings_.min_nodes, settings_.max_nodes};
     hello.resumes = resumes;
     hello.round = round;
     auto refused = leader_.join(hello, at(now_));

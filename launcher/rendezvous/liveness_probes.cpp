@@ -12,7 +12,7 @@ constexpr std::chrono::milliseconds kPause{100};
 }  // namespace
 
 void LivenessProbes::begin(const NodeInfo& node, std::chrono::nanoseconds limit, Time now) {
-  probes_[node.id] = {node, std::make_unique<ConnectAttempt>(epoll_, targets_of(node), token_, now + limit), limit, 1,
+  probes_[node.id] = {node, std::make_unique<ConnectAttempt>(epoll_, targets_of(node), job_key_, now + limit), limit, 1,
                       now};
 }
 
@@ -26,7 +26,7 @@ std::vector<std::pair<std::string, Leader::Fate>> LivenessProbes::tick(Time now)
   for (auto it = probes_.begin(); it != probes_.end();) {
     auto& check = it->second;
     if (!check.attempt && now >= check.again)
-      check.attempt = std::make_unique<ConnectAttempt>(epoll_, targets_of(check.node), token_, now + check.limit);
+      check.attempt = std::make_unique<ConnectAttempt>(epoll_, targets_of(check.node), job_key_, now + check.limit);
     if (check.attempt) check.attempt->tick(now);
     if (!check.attempt || !check.attempt->is_over()) {
       ++it;

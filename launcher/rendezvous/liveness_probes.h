@@ -15,8 +15,9 @@ namespace fabric::rendezvous {
 /// connection, and than one that went over to another host.
 class LivenessProbes {
  public:
-  LivenessProbes(int epoll, std::string token, std::string own_id)
-      : epoll_(epoll), token_(std::move(token)), own_id_(std::move(own_id)) {}
+  LivenessProbes(int epoll, const Key& job_key, std::string own_id)
+      : epoll_(epoll), job_key_(job_key), own_id_(std::move(own_id)) {}
+  void set_key(const Key& job_key) { job_key_ = job_key; }
   void begin(const NodeInfo& node, std::chrono::nanoseconds limit, Time now);
   /// True when the descriptor is one of its own.
   bool handle(int fd);
@@ -34,7 +35,8 @@ class LivenessProbes {
   };
   Leader::Fate fate_of(Check& check);
   int epoll_;
-  std::string token_, own_id_;
+  Key job_key_;
+  std::string own_id_;
   std::map<std::string, Check> probes_;
 };
 

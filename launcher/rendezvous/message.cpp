@@ -3,6 +3,8 @@
 #include <climits>
 #include <utility>
 
+#include "launcher/os/visible.h"
+
 namespace fabric::rendezvous {
 namespace {
 
@@ -86,6 +88,19 @@ struct Reader {
   }
   static void check(const Ended& ended) {
     if (ended.code < 0 || ended.code > 255) throw FrameError("an exit code that cannot be");
+    // A failure with code 0 would end the whole job as if all were well.
+    if (ended.failed && (ended.code == 0 || ended.succeeded)) throw FrameError("a failure that is none");
+  }
+  static void check(const Leave& leave) {
+    if (leave.signal < 1 || leave.signal > 64) throw FrameError("a signal that cannot be");
+  }
+  static void check(const Stop& stop) {
+    if (stop.code < 0 || stop.code > 255) throw FrameError("an exit code that cannot be");
+  }
+  static void check(const Finish& finish) {
+    bool has_failed = !finish.reason.empty() || !finish.cause.empty() || !finish.report.empty();
+    if (finish.code < 0 || finish.code > 255 || (finish.code == 0 && has_failed))
+      throw FrameError("an end that cannot be");
   }
 };
 
@@ -125,10 +140,7 @@ Message to_message(const Tree& tree) {
 }
 
 std::string describe(const NodeInfo& node) {
-  std::string host = node.host;
-  for (auto& letter : host)
-    if (static_cast<unsigned char>(letter) < 32 || letter == 127) letter = '?';
-  return host + " (launcher " + std::to_string(node.pid) + ")";
+  return visible(node.host) + " (launcher " + std::to_string(node.pid) + ")";
 }
 
 }  // namespace fabric::rendezvous

@@ -44,14 +44,11 @@ struct Roster {
 };
 
 // --- to whoever listens
-/// Asks who is there, and whether it is of this job.
+/// Asks who is there.
 struct Who {
   static constexpr const char* kName = "who";
-  std::string token;
   template <class Archive>
-  void fields(Archive& archive) {
-    archive("token", token);
-  }
+  void fields(Archive&) {}
 };
 /// The answer: a member of the job.
 struct Here {
@@ -75,25 +72,23 @@ struct Refused {
 /// Joins, or comes back after the host or the connection was lost.
 struct Hello {
   static constexpr const char* kName = "hello";
-  std::string token;
   NodeInfo node;
   int min_nodes = 1, max_nodes = 1;
   int round = -1;  // the last one that it took part in
   bool resumes = false;
   template <class Archive>
   void fields(Archive& archive) {
-    archive("token", token), archive("node", node), archive("min_nodes", min_nodes), archive("max_nodes", max_nodes);
+    archive("node", node), archive("min_nodes", min_nodes), archive("max_nodes", max_nodes);
     archive("round", round), archive("resumes", resumes);
   }
 };
 /// From a host that took over: the job lives on there.
 struct Moved {
   static constexpr const char* kName = "moved";
-  std::string token;
   NodeInfo host;
   template <class Archive>
   void fields(Archive& archive) {
-    archive("token", token), archive("host", host);
+    archive("host", host);
   }
 };
 
@@ -142,6 +137,13 @@ struct FirstEnded {
   void fields(Archive& archive) {
     archive("round", round), archive("seconds", seconds);
   }
+};
+/// This node has not heard of the host for too long and looks for another. What it said of its workers' end counts no
+/// more, unless it comes back.
+struct Abandon {
+  static constexpr const char* kName = "abandon";
+  template <class Archive>
+  void fields(Archive&) {}
 };
 /// This node goes: its launcher was told to.
 struct Leave {
@@ -230,8 +232,8 @@ struct Finish {
   }
 };
 
-using Message = std::variant<Who, Here, Refused, Hello, Moved, Beat, Prepared, Ended, FirstEnded, Leave, Welcome,
-                             Prepare, Start, Spare, Spares, Stop, Finish>;
+using Message = std::variant<Who, Here, Refused, Hello, Moved, Beat, Prepared, Ended, FirstEnded, Abandon, Leave,
+                             Welcome, Prepare, Start, Spare, Spares, Stop, Finish>;
 
 Tree to_tree(const Message& message);
 /// Throws FrameError for an unknown message, a missing field, one of another type, and values that cannot be.

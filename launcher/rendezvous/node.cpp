@@ -8,33 +8,46 @@
 #include <algorithm>
 
 namespace fabric::rendezvous {
+namespace {
+
+/// After which no secret is believed to come; the hosting node brings it before it listens.
+constexpr std::chrono::seconds kSecretPatience{10};
+
+}  // namespace
 
 Node::Node(const NodeSetup& setup, Say say)
     : setup_(setup),
+      job_key_(key_of_job(setup.secret, setup.settings.run_id)),
       say_(std::move(say)),
       epoll_(above_stdio(epoll_create1(EPOLL_CLOEXEC), "the rendezvous")),
       timer_(above_stdio(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), "the rendezvous")),
-      probes_(epoll_.get(), setup.token, setup.own.id),
+      probes_(epoll_.get(), job_key_, setup.own.id),
       timing_(setup.settings.timing) {
+  setup_.secret.clear();
   watch(epoll_.get(), timer_.get());
-  server_ = std::make_unique<Server>(epoll_.get(), setup_.token, setup_.own.id, say_);
+  server_ = std::make_unique<Server>(epoll_.get(), job_key_, setup_.own.id, say_);
   auto now = Clock::now();
   join_until_ = now + in_clock(setup_.settings.timing.join);
+  secret_until_ = now + kSecretPatience;
   next_try_ = last_beat_ = heard_ = home_at_ = elect_until_ = now;
   open_listener(now);
   arm_timer(now);
 }
 
+Node::~Node() {
+  if (!setup_.secret_file.empty()) unlink(setup_.secret_file.c_str());
+}
+
 void Node::open_listener(Time now) {
   bool hosts = setup_.hosts ? *setup_.hosts : is_endpoint_here();
-  bool taken = false;
   for (int port : setup_.ports) {
     if (!hosts) break;
-    auto listener = listen_on(port, taken);
-    if (!listener) continue;
+    if (!listen(port)) continue;
     setup_.own.port = port;
-    server_->listen(std::move(listener));
     host_ = setup_.own;
+    if (!setup_.has_secret && setup_.listen_addresses.empty())
+      say_("warning: this job has no secret, and whoever reaches port " + std::to_string(port) +
+           " of this machine may take it over. Set FABRIC_RDZV_TOKEN to a random word, the same on every node");
     server_->begin_hosting(std::make_unique<Leader>(setup_.settings, setup_.own, now));
     return connect_to_self(now);
   }
@@ -45,10 +58,18 @@ void Node::open_listener(Time now) {
                       ". Give another in --rdzv-endpoint (or --master-port), the same on every node");
   }
   is_endpoint_taken_ = hosts;
-  auto listener = listen_on(0, taken);
-  if (!listener) throw LaunchError("no free TCP port for the rendezvous");
-  setup_.own.port = port_of(listener);
-  server_->listen(std::move(listener));
+  bool is_listening = false;
+  for (int i = 0; i < 10 && !is_listening; ++i) is_listening = listen(0);
+  if (!is_listening) throw LaunchError("no free TCP port for the rendezvous");
+}
+
+// False when somebody else has the port.
+bool Node::listen(int port) {
+  bool taken = false;
+  auto sockets = listen_on(setup_.listen_addresses, port, taken);
+  if (port == 0 && !sockets.empty()) setup_.own.port = port_of(sockets.front());
+  for (auto& socket : sockets) server_->listen(std::move(socket));
+  return !sockets.empty();
 }
 
 void Node::advance() {
@@ -173,7 +194,7 @@ void Node::begin_probing(const Prepare& prepare, Time now) {
   stop_.reset();
   std::vector<Target> targets;
   if (prepare.first.id != setup_.own.id) targets = targets_of(prepare.first);
-  probe_ = std::make_unique<ConnectAttempt>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
+  probe_ = std::make_unique<ConnectAttempt>(epoll_.get(), targets, job_key_, now + in_clock(timing_.connect));
 }
 
 void Node::end_probing() {

@@ -16,7 +16,14 @@ struct NodeSetup {
   std::vector<std::string> endpoint_hosts;  // names or addresses of which each may lead to the host
   std::vector<int> ports;                   // of which the host takes the first that is free; the others look at all
   std::optional<bool> hosts;                // nothing: whoever the endpoint belongs to
-  std::string token;
+  /// What all launchers of the job know and nobody else does; not `has_secret`: nothing of that kind is there, and
+  /// whoever knows the name of the job can join it.
+  std::string secret;
+  bool has_secret = false;
+  /// Into which a scheduler brings the secret to a node that has none yet; removed in the end.
+  std::string secret_file;
+  /// On which it listens; empty: on all of this machine.
+  std::vector<std::string> listen_addresses;
   Settings settings;
   NodeInfo own;
 };
@@ -29,6 +36,9 @@ class Node {
   using Say = Server::Say;
   /// Throws LaunchError naming the owner of a port that was asked for and taken.
   Node(const NodeSetup& setup, Say say);
+  ~Node();
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
   int fd() const { return epoll_.get(); }
   void advance();
 
@@ -52,6 +62,7 @@ class Node {
   enum class Goal { endpoint, host, next_host };
 
   void open_listener(Time now);
+  bool listen(int port);
   void handle(int fd, Time now);
   void take(const Message& message, Time now);
   void take_welcome(const Welcome& welcome, Time now);
@@ -76,11 +87,13 @@ class Node {
   void elect(Time now);
   void take_over(Time now);
   void go_home(Time now);
+  bool waits_for_secret(Time now);
   bool is_endpoint_here();
   std::string where() const;
   std::string why_not_found() const;
 
   NodeSetup setup_;
+  Key job_key_;
   Say say_;
   Descriptor epoll_, timer_;
   std::unique_ptr<Server> server_;
@@ -92,7 +105,7 @@ class Node {
   Goal goal_ = Goal::endpoint;
   NodeInfo goal_node_;
   NodeInfo host_;  // as far as it is known
-  Time join_until_, next_try_, elect_until_, heard_, last_beat_, home_at_;
+  Time secret_until_, join_until_, next_try_, elect_until_, heard_, last_beat_, home_at_;
   std::chrono::milliseconds pause_{50};
   int returns_ = 0;
   bool has_told_ = false, is_endpoint_taken_ = false;

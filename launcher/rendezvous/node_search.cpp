@@ -21,15 +21,15 @@ void Node::connect_to_self(Time now) {
   server_->adopt(std::move(theirs));
   server_->set_other_host(std::nullopt);
   host_ = goal_node_ = setup_.own;
-  say_hello(std::make_unique<Connection>(epoll_.get(), std::move(mine), "this node"), now);
+  say_hello(std::make_unique<Connection>(epoll_.get(), std::move(mine), "this node", Handshake::Role::client, job_key_),
+            now);
 }
 
 void Node::say_hello(std::unique_ptr<Connection> connection, Time now) {
   upstream_ = std::move(connection);
-  upstream_->set_limit(kMemberLimit);
   is_member_ = false;
   heard_ = now;
-  Hello hello{setup_.token, setup_.own, setup_.settings.min_nodes, setup_.settings.max_nodes};
+  Hello hello{setup_.own, setup_.settings.min_nodes, setup_.settings.max_nodes};
   hello.resumes = was_member_ && roster_;
   hello.round = roster_ ? roster_->round : -1;
   upstream_->send(hello);
@@ -67,10 +67,25 @@ void Node::search(Time now) {
   if (now >= next_try_) begin_dialing(now);
 }
 
+// Looks for it until the end, since the hosting node may be late; whoever listens has brought it before.
+bool Node::waits_for_secret(Time now) {
+  if (setup_.has_secret || setup_.secret_file.empty()) return false;
+  auto secret = read_secret(setup_.secret_file);
+  if (secret.empty()) return now < secret_until_;
+  setup_.has_secret = true;
+  job_key_ = key_of_job(secret, setup_.settings.run_id);
+  server_->set_key(job_key_);
+  probes_.set_key(job_key_);
+  return false;
+}
+
 void Node::begin_dialing(Time now) {
+  if (waits_for_secret(now)) {
+    next_try_ = now + kRetry / 4;
+    return;
+  }
   auto targets = goal_ == Goal::endpoint ? endpoint_targets(now) : targets_of(goal_node_);
-  connect_attempt_ =
-      std::make_unique<ConnectAttempt>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
+  connect_attempt_ = std::make_unique<ConnectAttempt>(epoll_.get(), targets, job_key_, now + in_clock(timing_.connect));
   take_connect_attempt(now);
 }
 
@@ -127,6 +142,8 @@ void Node::take_connect_attempt(Time now) {
 }
 
 void Node::lose_host(Loss loss, Time now) {
+  // A host that was stopped reads this first when it goes on, and so does not take us for one of its own.
+  if (loss == Loss::silent && upstream_) upstream_->send(Abandon{});
   upstream_.reset();
   is_member_ = false;
   next_try_ = now;
@@ -161,13 +178,9 @@ void Node::elect(Time now) {
 void Node::take_over(Time now) {
   server_->begin_hosting(std::make_unique<Leader>(setup_.settings, setup_.own, *roster_, gone_, now));
   // Nodes that come late ask at the endpoint.
-  bool taken = false;
   if (is_endpoint_here())
     for (int port : setup_.ports)
-      if (auto listener = listen_on(port, taken)) {
-        server_->listen(std::move(listener));
-        break;
-      }
+      if (listen(port)) break;
   home_at_ = now;
   connect_to_self(now);
 }
@@ -179,7 +192,7 @@ void Node::go_home(Time now) {
     home_->tick(now);
     while (auto reached = home_->take_reached())
       if (reached->here.id != setup_.own.id && reached->here.host_id == reached->here.id)
-        reached->connection->send(Moved{setup_.token, setup_.own});
+        reached->connection->send(Moved{setup_.own});
     if (!home_->is_over()) return;
     home_.reset();
     home_at_ = now + kHomePeriod;
@@ -187,7 +200,7 @@ void Node::go_home(Time now) {
     std::vector<Target> targets;
     for (const auto& address : endpoint_addresses_)
       for (int port : setup_.ports) targets.push_back({address, port});
-    home_ = std::make_unique<ConnectAttempt>(epoll_.get(), targets, setup_.token, now + in_clock(timing_.connect));
+    home_ = std::make_unique<ConnectAttempt>(epoll_.get(), targets, job_key_, now + in_clock(timing_.connect));
   }
 }
 

@@ -3,34 +3,28 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 
 namespace fabric::rendezvous {
 namespace {
 
-constexpr std::size_t kMostStrangers = 128;
 constexpr std::chrono::seconds kStrangerTime{5};
+constexpr std::chrono::milliseconds kRest{200};
 constexpr int kMostComplaints = 5;
 
 }  // namespace
 
-bool same_token(const std::string& given, const std::string& expected) {
-  unsigned difference = given.size() == expected.size() ? 0 : 1;
-  for (std::size_t i = 0; i < expected.size(); ++i)
-    difference |= static_cast<unsigned char>(expected[i] ^ (i < given.size() ? given[i] : 0));
-  return difference == 0;
-}
+Server::Server(int epoll, const Key& job_key, std::string own_id, Say say)
+    : epoll_(epoll), job_key_(job_key), own_id_(std::move(own_id)), say_(std::move(say)) {}
 
-Server::Server(int epoll, std::string token, std::string own_id, Say say)
-    : epoll_(epoll), token_(std::move(token)), own_id_(std::move(own_id)), say_(std::move(say)) {}
-
-void Server::listen(Descriptor listener) {
-  watch(epoll_, listener.get());
-  listeners_.push_back(std::move(listener));
-}
+void Server::listen(Descriptor listener) { listeners_.emplace_back(epoll_, std::move(listener)); }
 
 void Server::adopt(Descriptor end) {
   int fd = end.get();
-  Guest guest{std::make_unique<Connection>(epoll_, std::move(end), "this node"), Clock::now()};
+  Guest guest{
+      std::make_unique<Connection>(epoll_, std::move(end), "this node", Handshake::Role::server, job_key_),
+      Clock::now(),
+  };
   guest.is_local = true;
   guests_.emplace(fd, std::move(guest));
 }
@@ -43,7 +37,7 @@ void Server::resign(bool keeps_listening) {
 
 bool Server::handle(int fd, Time now) {
   for (const auto& listener : listeners_)
-    if (listener.get() == fd) return accept(fd, now), true;
+    if (listener.fd() == fd) return accept(fd, now), true;
   auto found = guests_.find(fd);
   if (found == guests_.end()) return false;
   take(found->second, now);
@@ -53,6 +47,9 @@ bool Server::handle(int fd, Time now) {
 void Server::accept(int listener, Time now) {
   for (;;) {
     int fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    bool lacks_room = fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM);
+    if (lacks_room && drop_oldest_stranger()) continue;
+    if (lacks_room) return rest(now);
     if (fd < 0) return;
     Descriptor socket;
     try {
@@ -62,21 +59,41 @@ void Server::accept(int listener, Time now) {
     }
     fd = socket.get();
     auto peer = peer_name(fd);
-    guests_[fd] = {std::make_unique<Connection>(epoll_, std::move(socket), peer), now};
-    // The oldest stranger goes when there are too many, so that strangers never keep a node out.
-    auto oldest = guests_.end();
-    std::size_t strangers = 0;
-    for (auto it = guests_.begin(); it != guests_.end(); ++it) {
-      if (it->second.is_known || it->second.is_local) continue;
-      ++strangers;
-      if (oldest == guests_.end() || it->second.since < oldest->second.since) oldest = it;
-    }
-    if (strangers > kMostStrangers) guests_.erase(oldest);
+    guests_[fd] = {std::make_unique<Connection>(epoll_, std::move(socket), peer, Handshake::Role::server, job_key_),
+                   now};
+    keep_few_strangers();
   }
+}
+
+// The oldest stranger goes when there are too many, so that strangers never keep a node out.
+void Server::keep_few_strangers() {
+  auto strangers =
+      std::count_if(guests_.begin(), guests_.end(), [](const auto& entry) { return entry.second.is_stranger(); });
+  if (static_cast<std::size_t>(strangers) > kMostStrangers) drop_oldest_stranger();
+}
+
+bool Server::drop_oldest_stranger() {
+  auto oldest = guests_.end();
+  for (auto it = guests_.begin(); it != guests_.end(); ++it)
+    if (it->second.is_stranger() && (oldest == guests_.end() || it->second.since < oldest->second.since)) oldest = it;
+  if (oldest == guests_.end()) return false;
+  guests_.erase(oldest);
+  return true;
+}
+
+// A connection that cannot be taken keeps its listener readable: looking at it again at once would take a processor.
+void Server::rest(Time now) {
+  for (auto& listener : listeners_) listener.pause();
+  rests_until_ = now + kRest;
 }
 
 void Server::take(Guest& guest, Time now) {
   guest.connection->pump();
+  auto handshake = guest.connection->handshake();
+  if (guest.leaves || handshake == Handshake::State::running) return;
+  if (handshake == Handshake::State::stranger) return drop(guest, "it is no launcher");
+  if (handshake == Handshake::State::other_version) return drop(guest, "it is a launcher of another version");
+  if (handshake == Handshake::State::refused) return drop(guest, "its secret or its job is another");
   try {
     while (!guest.leaves) {
       auto message = guest.connection->next();
@@ -89,14 +106,13 @@ void Server::take(Guest& guest, Time now) {
 }
 
 void Server::answer(Guest& guest, const Message& message, Time now) {
-  if (const auto* who = std::get_if<Who>(&message)) {
-    if (!check_token(guest, who->token)) return;
+  if (std::holds_alternative<Who>(message)) {
     auto host_id = leader_ ? own_id_ : other_host_ ? other_host_->id : "";
     guest.connection->send(Here{own_id_, host_id});
   } else if (const auto* hello = std::get_if<Hello>(&message)) {
-    if (check_token(guest, hello->token)) greet(guest, *hello, now);
+    greet(guest, *hello, now);
   } else if (const auto* moved = std::get_if<Moved>(&message)) {
-    if (check_token(guest, moved->token)) moved_ = moved->host;
+    moved_ = moved->host;
   } else if (guest.id.empty()) {
     drop(guest, "it sends what only a node may send");
   } else if (leader_) {
@@ -104,22 +120,10 @@ void Server::answer(Guest& guest, const Message& message, Time now) {
   }
 }
 
-bool Server::check_token(Guest& guest, const std::string& token) {
-  if (same_token(token, token_)) {
-    guest.is_known = true;
-    guest.connection->set_limit(kMemberLimit);
-    return true;
-  }
-  guest.connection->send(
-      Refused{"another job's rendezvous is there, or its --rdzv-id or FABRIC_RDZV_TOKEN differ from those here", true});
-  drop(guest, "its token is not the one of this job");
-  return false;
-}
-
 void Server::greet(Guest& guest, const Hello& hello, Time now) {
   if (!leader_) {
     if (other_host_)
-      guest.connection->send(Moved{token_, *other_host_});
+      guest.connection->send(Moved{*other_host_});
     else
       guest.connection->send(Refused{"this node does not host the rendezvous", false});
     return;
@@ -144,6 +148,10 @@ void Server::drop(Guest& guest, const std::string& why) {
 
 void Server::tick(Time now) {
   sweep(now);
+  if (rests_until_ && now >= *rests_until_) {
+    rests_until_.reset();
+    for (auto& listener : listeners_) listener.resume();
+  }
   if (!leader_) return;
   leader_->tick(now);
   for (const auto& text : leader_->take_notes()) say_(text);
@@ -170,7 +178,7 @@ void Server::deliver() {
 void Server::sweep(Time now) {
   for (auto it = guests_.begin(); it != guests_.end();) {
     auto& guest = it->second;
-    bool is_late = !guest.is_known && !guest.is_local && now >= guest.since + kStrangerTime;
+    bool is_late = guest.is_stranger() && now >= guest.since + kStrangerTime;
     if (is_late && !guest.leaves) drop(guest, "it said nothing for too long");
     bool gone = guest.connection->is_closed() || is_late || (guest.leaves && guest.connection->is_flushed());
     if (gone && leader_ && !guest.id.empty()) leader_->cut(guest.id, now);
@@ -181,13 +189,14 @@ void Server::sweep(Time now) {
 Time Server::deadline() const {
   Time first = leader_ ? leader_->deadline() : Time::max();
   for (const auto& [fd, guest] : guests_)
-    if (!guest.is_known && !guest.is_local) first = std::min(first, guest.since + Time::duration(kStrangerTime));
+    if (guest.is_stranger()) first = std::min(first, guest.since + Time::duration(kStrangerTime));
+  if (rests_until_) first = std::min(first, *rests_until_);
   return first;
 }
 
 bool Server::is_deserted() const {
   return std::all_of(guests_.begin(), guests_.end(), [](const auto& entry) {
-    return entry.second.is_local || !entry.second.is_known || entry.second.connection->is_closed();
+    return entry.second.is_local || entry.second.is_stranger() || entry.second.connection->is_closed();
   });
 }
 

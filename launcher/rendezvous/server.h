@@ -13,11 +13,12 @@
 namespace fabric::rendezvous {
 
 /// What listens on a node's port: answers who is there, and carries the host's messages as long as this node hosts.
-/// Whoever does not show the job's token is dropped; nobody can make it keep much memory, or wait.
+/// Whoever does not prove to be of the job is dropped; nobody can make it keep much memory, or wait.
 class Server {
  public:
   using Say = std::function<void(const std::string&)>;
-  Server(int epoll, std::string token, std::string own_id, Say say);
+  Server(int epoll, const Key& job_key, std::string own_id, Say say);
+  void set_key(const Key& job_key) { job_key_ = job_key; }
   void listen(Descriptor listener);
   /// One end of a connection within this process.
   void adopt(Descriptor end);
@@ -43,28 +44,33 @@ class Server {
     std::unique_ptr<Connection> connection;
     Time since;
     std::string id;  // once it has joined
-    bool is_known = false, is_local = false, leaves = false;
+    bool is_local = false, leaves = false;
+    bool is_stranger() const { return !is_local && !connection->is_trusted(); }
   };
   void accept(int listener, Time now);
+  void keep_few_strangers();
+  bool drop_oldest_stranger();
+  void rest(Time now);
   void take(Guest& guest, Time now);
   void answer(Guest& guest, const Message& message, Time now);
-  bool check_token(Guest& guest, const std::string& token);
   void greet(Guest& guest, const Hello& hello, Time now);
   void drop(Guest& guest, const std::string& why);
   void deliver();
   void sweep(Time now);
 
   int epoll_;
-  std::string token_, own_id_;
+  Key job_key_;
+  std::string own_id_;
   Say say_;
-  std::vector<Descriptor> listeners_;
-  std::map<int, Guest> guests_;  // by descriptor
+  std::vector<WatchedSocket> listeners_;
+  std::optional<Time> rests_until_;  // for want of descriptors
+  std::map<int, Guest> guests_;      // by descriptor
   std::unique_ptr<Leader> leader_;
   std::optional<NodeInfo> other_host_, moved_;
   int complaints_ = 0;
 };
 
-/// Compares in a time that does not tell how much of it was right.
-bool same_token(const std::string& given, const std::string& expected);
+/// Connections that may be open of those who have not shown yet that they are of the job.
+inline constexpr std::size_t kMostStrangers = 128;
 
 }  // namespace fabric::rendezvous

@@ -3,8 +3,11 @@
 #include <cstdio>
 
 #include "launcher/os/exit_codes.h"
+#include "launcher/os/ignored_signals.h"
+#include "launcher/os/visible.h"
 #include "launcher/rendezvous/restart_policy.h"
 #include "launcher/run/job.h"
+#include "launcher/run/job_secret.h"
 #include "launcher/run/runner.h"
 #include "launcher/run/several_nodes.h"
 
@@ -25,13 +28,15 @@ int run_on_this_node(Runner& runner, const Job& job) {
 }
 
 int complain(const std::string& text, int code) {
-  std::fprintf(stderr, "fabric: %s\n", text.c_str());
+  std::fprintf(stderr, "fabric: %s\n", visible_lines(text).c_str());
   return code;
 }
 
 int run_all(const Options& options, const EnvReader& env) {
+  auto ignored = ignore_signals();
   auto planned = plan_job(options, env);
-  Runner runner(options, planned.job, env);
+  wipe_secret();
+  Runner runner(options, planned.job, env, std::move(ignored));
   if (!planned.rendezvous) return run_on_this_node(runner, planned.job);
   return run_on_several_nodes(runner, planned.job, *planned.rendezvous);
 }

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "launcher/run/job_secret.h"
 #include "launcher/run/machine.h"
 #include "plugins/environments/hostlist.h"
 
@@ -39,10 +40,6 @@ void check_endpoint(const Options& options) {
       "of them; or --master-addr HOST --master-port PORT of node 0, and on each node its --node-rank");
 }
 
-std::string token_of(const Options& options, const EnvReader& env) {
-  return env.get_or("FABRIC_RDZV_TOKEN", options.run_id);
-}
-
 rendezvous::NodeSetup plan_rendezvous(const Options& options, const Job& job, const EnvReader& env) {
   rendezvous::NodeSetup setup;
   auto& settings = setup.settings;
@@ -66,13 +63,13 @@ rendezvous::NodeSetup plan_rendezvous(const Options& options, const Job& job, co
   bool is_static = options.node_rank_given && options.min_nodes == options.max_nodes;
   setup.hosts = settings.timing.is_host ? settings.timing.is_host : options.hosts_rendezvous;
   if (!setup.hosts && is_static && options.rdzv_backend != "c10d") setup.hosts = options.node_rank == 0;
-  setup.token = token_of(options, env);
   setup.own.id = random_id() + random_id();
   setup.own.host = job.host;
   setup.own.pid = getpid();
   setup.own.local_size = job.local_size;
   setup.own.wanted_rank = options.node_rank_given ? options.node_rank : -1;
   setup.own.addresses = rendezvous::own_addresses(options.iface, options.local_addr);
+  choose_secret(setup, options, env);
   return setup;
 }
 
@@ -107,7 +104,7 @@ Options complete_from_slurm(Options options, const EnvReader& env) {
   if (!options.endpoint_hosts.empty() || !options.master_addr.empty() || options.expected_nodes.empty()) return options;
   options.hosts_rendezvous = node == 0;
   options.endpoint_hosts = {options.expected_nodes.front()};
-  // Names of nodes that are made up on one machine lead nowhere; the job's token tells whether another place is right.
+  // Names of nodes that are made up on one machine lead nowhere; the job's name tells whether another place is right.
   if (host_name(env) != host_name(MapEnv())) options.endpoint_hosts.push_back("localhost");
   if (auto launcher = env.get("SLURM_LAUNCH_NODE_IPADDR")) options.endpoint_hosts.push_back(*launcher);
   options.endpoint_ports = ports_from_job(job, step);

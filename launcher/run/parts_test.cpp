@@ -51,6 +51,45 @@ TEST_CASE("torchrun's command lines are understood", "[options]") {
   CHECK(parse({"--standalone", "--master-port", "5"}).master_port == 0);
 }
 
+TEST_CASE("Lightning's flags, lists of devices and IPv6 endpoints are understood", "[options]") {
+  auto lightning = parse({"--num-nodes", "2", "--node_rank=1", "--main-address=host0", "--main_port", "29401"});
+  CHECK(lightning.max_nodes == 2);
+  CHECK(lightning.nodes_given);
+  CHECK(lightning.master_addr == "host0");
+  CHECK(lightning.master_port == 29401);
+  for (auto [devices, count] : {std::pair("0,", "1"), {"3,", "1"}, {"0,3", "2"}, {"0,3,", "2"}, {"2", "2"}})
+    CHECK(parse({"--devices", devices}).nproc == count);
+  struct Case {
+    const char *text, *host;
+    int port;
+  };
+  for (const auto& [text, host, port] : {Case{"fd00::1", "fd00::1", 29400},
+                                         {"::1", "::1", 29400},
+                                         {"[fd00::1]", "fd00::1", 29400},
+                                         {"[fe80::1%eth0]:5", "fe80::1%eth0", 5},
+                                         {"h:5", "h", 5}}) {
+    INFO(text);
+    auto options = parse({"--rdzv-endpoint", text});
+    CHECK(options.endpoint_hosts == std::vector<std::string>{host});
+    CHECK(options.endpoint_ports == std::vector<int>{port});
+  }
+  for (const char* text : {"[fd00::1", "[fd00::1]5", "h:", ":5", "[]:5"}) {
+    INFO(text);
+    CHECK_THROWS_AS(parse({"--rdzv-endpoint", text}), ConfigError);
+  }
+  CHECK(parse({"--nnodes", "2", "--master-addr", "[fd00::1]:7"}).master_addr == "fd00::1");
+  CHECK(parse({"--nnodes", "2", "--master-addr", "[fd00::1]:7"}).master_port == 7);
+}
+
+TEST_CASE("a flag without its value is told in plain words", "[options]") {
+  try {
+    parse_options({"--nnodes"}, MapEnv());
+    FAIL("no error");
+  } catch (const ConfigError& error) {
+    CHECK(std::string(error.what()).starts_with("--nnodes needs a value behind it"));
+  }
+}
+
 TEST_CASE("what follows the program is its own", "[options]") {
   auto options = parse_options({"-n", "2", "./train", "--lr", "1", "--", "-n", "5"}, MapEnv()).options;
   CHECK(options.nproc == "2");
@@ -239,7 +278,8 @@ TEST_CASE("one launcher on each node of a SLURM step needs no flags", "[job]") {
   CHECK(setup.hosts == false);
   CHECK(setup.endpoint_hosts.front() == "gpu-08");
   CHECK(setup.ports.front() == 18456);
-  CHECK(setup.token == "123456.0");
+  CHECK(setup.settings.run_id == "123456.0");
+  CHECK_FALSE(setup.has_secret);
   CHECK(setup.settings.expected == std::vector<std::string>{"gpu-08", "gpu-09"});
   auto elastic = complete_from_slurm(parse({"--nnodes", "1:2"}), MapEnv(step));
   CHECK(elastic.min_nodes == 1);
@@ -260,7 +300,8 @@ TEST_CASE("jobs on several nodes must say where they meet", "[job]") {
   CHECK(node.own.wanted_rank == 1);
   CHECK(node.hosts == false);
   CHECK(node.ports == std::vector<int>{5});
-  CHECK(node.token == "secret");
+  CHECK(node.settings.run_id == "secret");
+  CHECK_FALSE(node.has_secret);
   // The static way: the launchers meet at the master's address, and rank 0's store gets a port of its own.
   auto fixed = setup({"--nnodes", "2", "--node-rank", "0", "--master-addr", "h", "--master-port", "7"});
   CHECK(fixed.hosts == true);

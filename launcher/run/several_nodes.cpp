@@ -95,11 +95,12 @@ class SeveralNodes {
 
   int conclude(const rendezvous::Finish& end) {
     node_.linger(kLinger);
+    if (end.code == 0 && failed_here_) return runner_.fail(runner_.attempts().back().code);
     if (end.code == 0) return runner_.finish(0);
     if (end.reporter_id == node_.own().id && failed_here_) return runner_.fail(end.code, end.reason);
     // One node besides that of the failure tells all; the first is where people look.
     if (job_.node == 0 && !end.report.empty())
-      runner_.console().error().buffer() += end.report;
+      runner_.console().say_lines(end.report);
     else if (!end.cause.empty())
       runner_.console().say("the job failed: " + end.cause);
     if (!end.reason.empty()) runner_.console().say("the job ended: " + end.reason);

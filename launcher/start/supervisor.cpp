@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "fabric/base/terminal_row_internal.h"
 #include "launcher/os/signal_name.h"
+#include "launcher/os/visible.h"
 
 namespace fabric {
 namespace {
@@ -35,7 +37,7 @@ std::string RankExit::what() const {
 std::string RankExit::tail() const {
   if (last_lines.empty()) return "It wrote nothing to stderr.";
   std::string text = "Its last lines of stderr:";
-  for (const auto& line : last_lines) text += "\n    " + line;
+  for (const auto& line : last_lines) text += "\n    " + visible(line);
   return text;
 }
 
@@ -144,8 +146,12 @@ void Supervisor::write_some() {
   std::string_view next(output_.data() + written_, std::min(output_.size() - written_, kWriteAtOnce));
   auto line_end = next.rfind('\n');
   if (line_end != std::string_view::npos) next = next.substr(0, line_end + 1);
-  ssize_t size = write(2, next.data(), next.size());
+  // A bar that rank 0 draws on the same terminal is not torn by the lines of others.
+  std::string erase = progress_row_is_drawn && isatty(2) == 1 ? kEraseRow : "";
+  auto bytes = erase + std::string(next);
+  ssize_t size = write(2, bytes.data(), bytes.size());
   if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (size >= 0) size = std::max<ssize_t>(0, size - static_cast<ssize_t>(erase.size()));
   written_ = size < 0 ? output_.size() : written_ + size;
   if (written_ < output_.size()) return;
   output_.clear();

@@ -1,18 +1,18 @@
 // `fabric run` on several nodes: several launchers on this machine.
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <memory>
 
 #include <fabric/base/tree_io.h>
 
-#include "tests/ranks/run_support.h"
-#include "tests/support/catch.h"
-#include "tests/support/free_port.h"
+#include "tests/ranks/nodes_support.h"
 
+using nodes_support::kPlace;
+using nodes_support::kWait;
+using nodes_support::listening_socket;
+using nodes_support::Nodes;
+using nodes_support::Words;
 using run_support::Folder;
 using run_support::Job;
 using run_support::now;
@@ -20,70 +20,8 @@ using run_support::read_file;
 using run_support::require_clean;
 using run_support::Result;
 
-namespace {
-
-using Words = std::vector<std::string>;
-
-int listening_socket(int& port) {
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<std::uint16_t>(port));
-  bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address);
-  listen(fd, 5);
-  socklen_t size = sizeof address;
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  port = ntohs(address.sin_port);
-  return fd;
-}
-
-/// Launchers of one job, which meet at a port of this machine.
-class Nodes {
- public:
-  Nodes(const std::string& nnodes, const std::string& script, const Words& flags = {})
-      : nnodes_(nnodes), script_(script), flags_(flags), port_(free_port()) {}
-  std::string conf = "heartbeat_interval=0.5,last_call_timeout=0.3,late_join_delay=0.2,join_timeout=15";
-  run_support::Variables variables;  // of all launchers
-
-  Job& start(const std::string& host, const Words& flags = {}, int workers = 1) {
-    Words words{"run",
-                "-n",
-                std::to_string(workers),
-                "--nnodes",
-                nnodes_,
-                "--rdzv-endpoint",
-                "localhost:" + std::to_string(port_),
-                "--rdzv-id",
-                "a job",
-                "--rdzv-conf",
-                conf,
-                "--grace",
-                "0.5"};
-    words.insert(words.end(), flags_.begin(), flags_.end());
-    words.insert(words.end(), flags.begin(), flags.end());
-    words.insert(words.end(), {"sh", "-c", script_});
-    auto own = variables;
-    own["SLURMD_NODENAME"] = host;
-    jobs_.push_back(std::make_unique<Job>(words, own));
-    return *jobs_.back();
-  }
-  int port() const { return port_; }
-
- private:
-  std::string nnodes_, script_;
-  Words flags_;
-  int port_;
-  std::vector<std::unique_ptr<Job>> jobs_;
-};
-
-const char* kPlace =
-    "echo r$RANK/$WORLD_SIZE l$LOCAL_RANK g$GROUP_RANK/$GROUP_WORLD_SIZE a$TORCHELASTIC_RESTART_COUNT; ";
-const std::string kWait = std::string(kPlace) + "exec sleep 100";
-
-}  // namespace
-
 TEST_CASE("nodes get ranks by wanted rank or name, whatever the order in which they come", "[nodes]") {
-  Nodes nodes("2", std::string(kPlace) + "echo at $MASTER_ADDR:$MASTER_PORT id $TORCHELASTIC_RUN_ID");
+  Nodes nodes("2", kPlace + "echo at $MASTER_ADDR:$MASTER_PORT id $TORCHELASTIC_RUN_ID");
   auto& b = nodes.start("b", {}, 3);
   auto& a = nodes.start("a", {}, 2);
   auto first = a.finish(), second = b.finish();
@@ -101,9 +39,8 @@ TEST_CASE("nodes get ranks by wanted rank or name, whatever the order in which t
 TEST_CASE("torchrun's static way: --master-addr, --master-port, --node-rank", "[nodes]") {
   auto port = std::to_string(free_port());
   auto words = [&](const char* rank) {
-    return Words{
-        "run",       "--nnodes",      "2",  "--node-rank", rank, "--master-addr",
-        "127.0.0.1", "--master-port", port, "sh",          "-c", std::string(kPlace) + "echo port $MASTER_PORT"};
+    return Words{"run",       "--nnodes",      "2",  "--node-rank", rank, "--master-addr",
+                 "127.0.0.1", "--master-port", port, "sh",          "-c", kPlace + "echo port $MASTER_PORT"};
   };
   Job one(words("1")), zero(words("0"));
   auto first = zero.finish(), second = one.finish();
@@ -115,7 +52,7 @@ TEST_CASE("torchrun's static way: --master-addr, --master-port, --node-rank", "[
 }
 
 TEST_CASE("a failure on one node restarts all, with one counter and one budget", "[nodes]") {
-  const std::string script = std::string(kPlace) +
+  const std::string script = kPlace +
                              "[ $RANK = 1 ] && [ $TORCHELASTIC_RESTART_COUNT -lt 2 ] && { sleep 0.3; exit 7; }; "
                              "[ $TORCHELASTIC_RESTART_COUNT = 2 ] || exec sleep 100";
   Nodes nodes("2", script, {"--max-restarts", "2"});
@@ -361,25 +298,17 @@ TEST_CASE("a node may be late inside the deadline; after it both sides name who 
   CHECK(missed.said("Connection refused"));
 }
 
-TEST_CASE("junk and wrong tokens at the port are dropped, and the run is not touched", "[nodes]") {
+TEST_CASE("junk and other jobs at the port are dropped, and the run is not touched", "[nodes]") {
   Nodes nodes("2", kWait);
   auto& a = nodes.start("a");
   REQUIRE(a.wait_for("1 of 2 nodes"));
-  auto throw_at = [&](const std::string& bytes) {
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<std::uint16_t>(nodes.port()));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    REQUIRE(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
-    [[maybe_unused]] auto sent = send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    return fd;
-  };
+  auto throw_at = [&](const std::string& bytes) { return nodes_support::connect_and_send(nodes.port(), bytes); };
   std::vector<int> open;
   for (int i = 0; i < 150; ++i) open.push_back(throw_at(""));  // more than may wait at a time, silent
   for (const auto& bytes :
        {std::string("GET / HTTP/1.0\r\n\r\n"), std::string(100000, 'x'), std::string("FAB1\xff\xff\xff\xff", 8),
-        std::string("FAB1\0\0\0\2{}", 10), std::string("FAB1\0\0\0\xf{\"type\":\"beat\"}", 23)})
+        std::string("FAB1\0\0\0\2{}", 10), std::string("FAB2") + std::string(100, 'n'),
+        std::string("FAB2") + std::string(40, 'n') + std::string("\0\0\0\xf{\"type\":\"beat\"}", 19)})
     open.push_back(throw_at(bytes));
   auto& thief = nodes.start("thief", {"--rdzv-id", "another job", "--rdzv-conf", "join_timeout=2,is_host=false"});
   auto& b = nodes.start("b");

@@ -1,5 +1,6 @@
 // What a rank of `fabric run` may do, by name: beat, hang, fail. Links no LibTorch.
 #include <malloc.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,10 +16,13 @@
 #include <string>
 #include <thread>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/base/error.h>
 #include <fabric/launcher/error_file.h>
 #include <fabric/launcher/heartbeat.h>
+#include <fabric/launcher/launching.h>
 #include <fabric/launcher/preemption.h>
+#include <fabric/utilities/progress.h>
 
 namespace {
 
@@ -157,6 +161,44 @@ int throw_in_child() {
   return 7;
 }
 
+// A helper in a session of its own whose first thread ends while another goes on, which makes it look dead in /proc.
+int leave_headless(int code) {
+  pid_t pid = fork();
+  if (pid == 0) {
+    setsid();
+    std::thread([] { sleep_for(100); }).detach();
+    pthread_exit(nullptr);
+  }
+  auto path = "/proc/" + std::to_string(pid) + "/stat";
+  for (char state = 0; state != 'Z'; sleep_for(0.005)) {
+    FILE* file = std::fopen(path.c_str(), "re");
+    if (!file || std::fscanf(file, "%*d (%*[^)]) %c", &state) != 1) return 99;
+    std::fclose(file);
+  }
+  std::printf("headless %d\n", pid);
+  std::fflush(stdout);
+  if (code < 0) sleep_for(100);
+  return code;
+}
+
+int show_progress() {
+  fabric::Progress progress("epoch 1", 30, rank() == 0);
+  for (int i = 0; i < 30; ++i, progress.advance()) sleep_for(0.03);
+  return 0;
+}
+
+// Starts its other rank itself, which writes lines while this one draws.
+int launch_and_draw() {
+  auto launcher = fabric::make_launcher("popen", {.num_processes = 2}, fabric::process_env());
+  launcher->launch();
+  if (rank() == 0) {
+    show_progress();
+    return launcher->join();
+  }
+  for (int i = 0; i < 20; ++i, sleep_for(0.03)) std::fprintf(stderr, "line %d\n", i);
+  return 0;
+}
+
 int note_preemption() {
   fabric::PreemptionSignal preemption({SIGUSR1, SIGUSR2});
   std::printf("ready\n");
@@ -187,6 +229,11 @@ int main(int argc, char** argv) {
       {"overflow", overflow_stack},
       {"own-handler", keep_own_handler},
       {"child", throw_in_child},
+      {"headless", [] { return leave_headless(0); }},
+      {"headless-fails", [] { return leave_headless(9); }},
+      {"headless-stays", [] { return leave_headless(-1); }},
+      {"progress", show_progress},
+      {"launch-progress", launch_and_draw},
       {"preempt", note_preemption},
       {"requeue", [] { return fabric::requeue_job() ? 0 : 8; }}};
   auto found = deeds.find(argc > 1 ? argv[1] : "");

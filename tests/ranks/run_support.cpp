@@ -26,13 +26,23 @@ namespace {
 constexpr const char* kMark = "FABRIC_TEST_MARK";
 constexpr double kLimit = kSanitized ? 100 : 25, kPatience = 15;
 
+// A process whose first thread has ended shows its variables with its other threads only.
+std::string variables_of(const std::filesystem::path& process) {
+  auto text = read_file(process / "environ");
+  std::error_code ignored;
+  if (text.empty())
+    for (const auto& task : std::filesystem::directory_iterator(process / "task", ignored))
+      text += read_file(task.path() / "environ");
+  return text;
+}
+
 std::vector<int> marked(const std::string& mark, int except) {
   std::vector<int> found;
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
     int pid = std::atoi(entry.path().filename().c_str());
     if (pid > 0 && pid != getpid() && pid != except &&
-        read_file(entry.path() / "environ").find(std::string(kMark) + "=" + mark) != std::string::npos)
+        variables_of(entry.path()).find(std::string(kMark) + "=" + mark) != std::string::npos)
       found.push_back(pid);
   }
   return found;
@@ -91,6 +101,7 @@ Job::Job(const std::vector<std::string>& words, const Variables& variables, cons
     for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS"}) unsetenv(name);
     setenv(kMark, mark_.c_str(), 1);
     setenv("TMPDIR", temporary.path().c_str(), 1);
+    setenv("XDG_CONFIG_HOME", temporary.path().c_str(), 1);
     for (const auto& [name, value] : variables) setenv(name.c_str(), value.c_str(), 1);
     auto path = program();
     std::vector<char*> arguments{path.data()};

@@ -9,10 +9,19 @@
 namespace fabric::run {
 namespace {
 
-constexpr const char* kPlace[] = {
-    "RANK",           "WORLD_SIZE",  "LOCAL_RANK",      "LOCAL_WORLD_SIZE",      "NODE_RANK",
-    "MASTER_ADDR",    "MASTER_PORT", "FABRIC_LAUNCHED", "FABRIC_LAUNCH_HISTORY", "FABRIC_HEARTBEAT_FD",
-    "STANDALONE_PORT"};
+constexpr const char* kPlace[] = {"RANK",
+                                  "WORLD_SIZE",
+                                  "LOCAL_RANK",
+                                  "LOCAL_WORLD_SIZE",
+                                  "NODE_RANK",
+                                  "MASTER_ADDR",
+                                  "MASTER_PORT",
+                                  "FABRIC_LAUNCHED",
+                                  "FABRIC_LAUNCH_HISTORY",
+                                  "FABRIC_HEARTBEAT_FD",
+                                  "STANDALONE_PORT",
+                                  "FABRIC_PROGRESS_COLUMNS",
+                                  "FABRIC_RDZV_TOKEN"};
 constexpr const char* kPrefixes[] = {"GROUP_RANK",      "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK",
                                      "ROLE_WORLD_SIZE", "TORCHELASTIC_",    "PET_"};
 constexpr const char* kSettings[] = {"CLI_USED", "ACCELERATOR", "STRATEGY", "DEVICES", "NUM_NODES", "PRECISION"};
