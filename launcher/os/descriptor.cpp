@@ -1,11 +1,14 @@
 #include "launcher/os/descriptor.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -39,6 +42,22 @@ bool write_all(int fd, std::string_view bytes) {
     bytes.remove_prefix(static_cast<std::size_t>(written));
   }
   return true;
+}
+
+void close_inherited(const std::vector<int>& kept, bool for_programs) {
+  std::vector<int> open;
+  if (DIR* folder = opendir("/proc/self/fd")) {
+    while (const dirent* entry = readdir(folder)) open.push_back(std::atoi(entry->d_name));
+    std::erase(open, dirfd(folder));
+    closedir(folder);
+  }
+  if (open.empty())  // no /proc here
+    for (int fd = 3; fd < 65536; ++fd) open.push_back(fd);
+  for (int fd : open) {
+    if (fd <= 2 || std::find(kept.begin(), kept.end(), fd) != kept.end()) continue;
+    int flags = fcntl(fd, F_GETFD);
+    if (!for_programs || (flags >= 0 && (flags & FD_CLOEXEC))) close(fd);
+  }
 }
 
 Pipe make_pipe() {

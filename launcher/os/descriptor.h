@@ -4,6 +4,7 @@
 
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace fabric {
 
@@ -35,6 +36,9 @@ struct Pipe {
 Descriptor above_stdio(int fd, const char* what);
 /// Writes all of it, in the face of signals; false with errno set when that cannot be.
 bool write_all(int fd, std::string_view bytes);
+/// In a child that was just forked: closes what the parent had open, but for `kept`, stdin, stdout and stderr. What is
+/// not closed on exec stays as well with `for_programs`: it is meant for programs that the child will start.
+void close_inherited(const std::vector<int>& kept, bool for_programs = false);
 /// The read end does not block. Throws LaunchError.
 Pipe make_pipe();
 Descriptor open_dev_null();

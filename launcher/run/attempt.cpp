@@ -11,6 +11,7 @@
 #include <csignal>
 #include <cstring>
 #include <fstream>
+#include <utility>
 
 #include <fabric/base/error.h>
 
@@ -64,7 +65,8 @@ std::string start_problem(const Event& event, const AttemptContext& context) {
 }  // namespace
 
 int descriptors_needed(int local_size, int nodes) {
-  return 3 + 6 * local_size + 24 + (nodes > 1 ? 2 * std::min(nodes, 1000) + 64 : 0);
+  int strangers = static_cast<int>(rendezvous::kMostStrangers);
+  return 3 + 6 * local_size + 24 + (nodes > 1 ? 2 * std::min(nodes, 1000) + 64 + strangers : 0);
 }
 
 Attempt::Attempt(const AttemptContext& context, int number) : context_(context), start_(Clock::now()) {
@@ -90,12 +92,12 @@ AttemptResult Attempt::run() {
   watch(guardian_->events(), Source::guardian);
   watch(guardian_->process(), Source::guardian_end);
   watch(context_.signals, Source::signals);
+  watch(context_.children, Source::children);
   if (context_.node) watch(context_.node->fd(), Source::node);
   while (!is_over()) {
     wait();
     check_deadlines();
-    context_.console.out().write_some();
-    context_.console.error().write_some();
+    context_.console.write_some();
     hold_back_or_go_on();
     watch_console();
   }
@@ -154,6 +156,8 @@ void Attempt::take(Source source, std::size_t index) {
     }
     case Source::signals:
       return take_signals();
+    case Source::children:
+      return look_after_guardian();
     case Source::node:
       return heed_other_nodes();
     case Source::stacks:
@@ -243,6 +247,14 @@ void Attempt::take_signals() {
       if (number == SIGINT || number == SIGQUIT) kill_now();
     }
   }
+}
+
+void Attempt::look_after_guardian() {
+  signalfd_siginfo info;
+  while (read(context_.children, &info, sizeof info) == static_cast<ssize_t>(sizeof info)) continue;
+  if (!guardian_->wake() || std::exchange(woke_guardian_, true)) return;
+  context_.console.say("the guardian of the workers (pid " + std::to_string(guardian_->pid()) +
+                       ") was stopped by somebody; it goes on");
 }
 
 void Attempt::heed_other_nodes() {

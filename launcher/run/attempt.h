@@ -29,7 +29,7 @@ struct AttemptContext {
   Console& console;
   GuardianOptions guardian;
   std::string prefix_template;
-  int signals = -1;
+  int signals = -1, children = -1;  // descriptors that deliver them
   int heartbeat_number = 3;
   rendezvous::Node* node = nullptr;  // of a job on several nodes
 };
@@ -58,6 +58,7 @@ class Attempt {
     guardian,
     guardian_end,
     signals,
+    children,
     console,
     node,
     stacks
@@ -72,6 +73,7 @@ class Attempt {
   void note_start(const Event& event);
   void note_exit(const Event& event);
   void take_signals();
+  void look_after_guardian();
   void heed_other_nodes();
   void check_deadlines();
   void lose_guardian(int status);
@@ -99,7 +101,7 @@ class Attempt {
   Descriptor epoll_;
   OomCount oom_;
   Clock::time_point start_;
-  bool stopping_ = false, killed_ = false, all_gone_ = false;
+  bool stopping_ = false, killed_ = false, all_gone_ = false, woke_guardian_ = false;
   long long asked_at_ = 0;  // nanoseconds of the monotonic clock
   bool waits_for_console_[2] = {false, false};
   std::optional<Clock::time_point> kill_at_, give_up_at_, drain_until_, require_all_at_, name_hang_at_;

@@ -41,8 +41,9 @@ int free_number() {
 
 }  // namespace
 
-Runner::Runner(const Options& options, const Job& job, const EnvReader& env)
+Runner::Runner(const Options& options, const Job& job, const EnvReader& env, std::vector<int> ignored)
     : options_(options),
+      ignored_(std::move(ignored)),
       program_(find_program(options, env.get_or("PATH", "/usr/local/bin:/usr/bin:/bin"))),
       job_(job),
       files_(make_room_for_descriptors(descriptors_needed(job.local_size, options.max_nodes))),
@@ -71,11 +72,12 @@ AttemptContext Runner::context(rendezvous::Node* node) {
                            .pid_namespace = options_.pid_namespace,
                            .mask = mask_,
                            .files = files_,
+                           .ignored = ignored_,
                            .stop_on = options_.stop_on,
                            .forward = options_.forward,
                            .temporary_folder = folders_.is_temporary() ? folders_.root() : ""};
-  return {options_,         job_,           program_,          variables_, folders_, console_, guardian,
-          prefix_template_, signals_.get(), heartbeat_number_, node};
+  return {options_,         job_,           program_,        variables_,        folders_, console_, guardian,
+          prefix_template_, signals_.get(), children_.get(), heartbeat_number_, node};
 }
 
 void Runner::take_signals() {
@@ -87,12 +89,16 @@ void Runner::take_signals() {
   for (int number : options_.stop_on) sigaddset(&handled, number);
   for (int number : options_.forward) sigaddset(&handled, number);
   sigprocmask(SIG_BLOCK, &handled, &mask_);
-  signal(SIGPIPE, SIG_IGN);
   signals_ = above_stdio(signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK), "signals");
+  sigset_t child;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  sigprocmask(SIG_BLOCK, &child, nullptr);
+  children_ = above_stdio(signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK), "signals");
 }
 
 void Runner::say_failure() {
-  console_.error().buffer() += report_text(job_, attempts_.back(), "");
+  console_.say_lines(report_text(job_, attempts_.back(), ""));
   console_.flush(kFlushLimit);
 }
 
@@ -101,7 +107,7 @@ int Runner::fail(int code, const std::string& reason) {
   if (last.end == AttemptResult::signalled)
     console_.say(last.reason + "; the workers were stopped");
   else
-    console_.error().buffer() += report_text(job_, last, kept_logs());
+    console_.say_lines(report_text(job_, last, kept_logs()));
   if (last.end != AttemptResult::signalled && attempts_.size() > 1) say_attempts();
   if (!reason.empty()) console_.say(reason);
   if (last.first >= 0) {

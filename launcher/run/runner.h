@@ -14,7 +14,8 @@ namespace fabric::run {
 class Runner {
  public:
   /// Finds the program and makes the folders. Throws ProgramError, ConfigError, LaunchError.
-  Runner(const Options& options, const Job& job, const EnvReader& env);
+  /// `ignored`: signals that were ignored when the launcher was started, and stay so for the workers.
+  Runner(const Options& options, const Job& job, const EnvReader& env, std::vector<int> ignored);
 
   /// Runs all workers of this node once. With `node`, stops them when the other nodes are to stop.
   const AttemptResult& run(const Job& job, int number, rendezvous::Node* node = nullptr);
@@ -38,6 +39,7 @@ class Runner {
   AttemptContext context(rendezvous::Node* node);
 
   Options options_;
+  std::vector<int> ignored_;
   Program program_;
   Job job_;
   rlimit files_;
@@ -46,7 +48,7 @@ class Runner {
   std::string own_error_file_, prefix_template_;
   Console console_;
   Cgroup cgroup_;
-  Descriptor signals_;
+  Descriptor signals_, children_;
   sigset_t mask_;
   std::vector<AttemptResult> attempts_;
   int processors_;

@@ -1,5 +1,6 @@
 // What workers write: whole lines, files of each rank, full disks, and readers that are slow or gone.
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -99,4 +100,54 @@ TEST_CASE("a closed stdout, and much output", "[run]") {
   auto result = job.finish();
   CHECK(result.code == 0);
   CHECK(std::count(result.error.begin(), result.error.end(), '\n') >= 140000);
+}
+
+TEST_CASE("a stdout that cannot be written is said once on stderr, and hurts nobody", "[run]") {
+  auto full = [] {
+    int fd = open("/dev/full", O_WRONLY);
+    dup2(fd, 1);
+    close(fd);
+  };
+  auto result = run(shell(2, "for i in 1 2 3; do echo line; sleep 0.02; done"), {}, full);
+  require_clean(result);
+  CHECK(result.code == 0);
+  auto told = result.error.find("warning: stdout cannot be written: No space left on device; its lines are lost");
+  CHECK(told != std::string::npos);
+  CHECK(result.error.find("cannot be written", told + 30) == std::string::npos);
+  for (const auto& words :
+       {std::vector<std::string>{"--version"}, {"help"}, {"run", "--help"}, {"completion", "bash"}}) {
+    INFO(words[0]);
+    auto silent = run(words, {}, full);
+    CHECK(silent.code == 1);
+    CHECK(silent.said("stdout cannot be written: No space left on device"));
+  }
+}
+
+TEST_CASE("files that may not grow cost their lines and not the launcher", "[run]") {
+  Folder folder;
+  auto out = folder / "out";
+  auto result = run(shell(2, "echo line; echo error >&2; exit 3", {"--log-dir", folder.path(), "--tee", "3"}), {}, [&] {
+    int fd = open(out.c_str(), O_WRONLY | O_CREAT, 0644);
+    dup2(fd, 1);
+    close(fd);
+    rlimit none{0, 0};
+    setrlimit(RLIMIT_FSIZE, &none);
+  });
+  require_clean(result);
+  INFO(result.error);
+  CHECK(result.code == 3);
+  CHECK(result.said("File too large; the run goes on without it"));
+  CHECK(result.said("stdout cannot be written: File too large"));
+  // A worker has the signal as it was.
+  auto worker = run(shell(1, "head -c 1 /dev/zero > " + (folder / "file")), {}, [] {
+    rlimit none{0, 0};
+    setrlimit(RLIMIT_FSIZE, &none);
+  });
+  CHECK(worker.code == 128 + SIGXFSZ);
+}
+
+TEST_CASE("what ranks write does not reach the terminal through a report", "[run]") {
+  auto result = run(shell(1, "printf 'a\\033[2Jb\\rc\\n' >&2; exit 3"));
+  require_clean(result);
+  CHECK(result.error.find("last lines of its stderr:\n      a\\x1b[2Jb\\rc\n") != std::string::npos);
 }

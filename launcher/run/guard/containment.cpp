@@ -70,12 +70,14 @@ long counter(const std::string& path, const std::string& name) {
 [[noreturn]] void be_janitor(const std::string& path, int launcher) {
   setsid();
   prctl(PR_SET_NAME, "fabric-janitor");
+  prctl(PR_SET_PDEATHSIG, SIGCONT);  // so that one that was stopped goes on then
   sigset_t all;
   sigfillset(&all);
   sigprocmask(SIG_SETMASK, &all, nullptr);
   // A reader of the launcher's output must not wait for us.
   int null = open("/dev/null", O_RDWR);
   for (int fd = 0; fd <= 2; ++fd) dup2(null, fd);
+  close_inherited({launcher});
   pollfd entry{launcher, POLLIN, 0};
   while (poll(&entry, 1, -1) < 0 && errno == EINTR) continue;
   // A guardian that lives empties the group by itself, and tidies up.

@@ -46,6 +46,10 @@ Guardian::Guardian(const std::vector<WorkerStart>& workers, const GuardianOption
         _exit(125);
       }
     }
+    // A copy of a connection of the launcher would keep it open, and on the launcher's list of what it watches.
+    std::vector<int> kept{theirs.get(), launcher.get()};
+    for (const auto& worker : workers) kept.insert(kept.end(), {worker.output, worker.error, worker.heartbeat});
+    close_inherited(kept, true);
     live_as_guardian(workers, options, theirs.get(), launcher.get());
   }
   process_ = require_pidfd(pid_);
@@ -65,6 +69,13 @@ void Guardian::signal_workers(int number, bool groups) {
 void Guardian::kill_all() {
   Request request{Request::kill_all, SIGKILL};
   send(socket_.get(), &request, sizeof request, MSG_NOSIGNAL);
+}
+
+bool Guardian::wake() {
+  siginfo_t info{};
+  if (waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WNOHANG) != 0 || info.si_pid != pid_) return false;
+  kill(pid_, SIGCONT);
+  return true;
 }
 
 std::optional<int> Guardian::try_reap() {

@@ -29,6 +29,7 @@ struct GuardianOptions {
   /// What the workers get, as it was before the launcher changed it.
   sigset_t mask;
   rlimit files;
+  std::vector<int> ignored;  // of the signals that the launcher ignores, those that were ignored before
   /// Signals that stop the job; the guardian tells the launcher of them.
   std::vector<int> stop_on;
   /// Signals that the launcher passes on; the guardian is deaf to them.
@@ -49,9 +50,9 @@ struct Event {
   long long nanoseconds = 0;  // of the monotonic clock
 };
 
-/// The parent of the workers. It leads a session of its own, is told of the launcher's death by the kernel and then
-/// kills all there is below it; when it dies itself the kernel kills the workers, and what else they started becomes
-/// the launcher's.
+/// The parent of the workers. It leads a session of its own, is told of the launcher's death by the kernel, which also
+/// lets it go on if it was stopped, and then kills all there is below it; when it dies itself the kernel kills the
+/// workers, and what else they started becomes the launcher's.
 class Guardian {
  public:
   /// Starts it and, through it, the workers, which it does one after the other. Throws LaunchError.
@@ -66,6 +67,8 @@ class Guardian {
   /// Sends a signal to each worker that runs, or to its whole process group.
   void signal_workers(int number, bool groups);
   void kill_all();
+  /// Lets it go on when somebody has stopped it; true then. Stopped, it could not act on our end.
+  bool wake();
   /// Reaps it once it has ended, and returns its status; nothing if it runs.
   std::optional<int> try_reap();
 

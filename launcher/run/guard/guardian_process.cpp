@@ -1,5 +1,6 @@
 #include "launcher/run/guard/guardian_process.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
@@ -48,6 +49,8 @@ class GuardianProcess {
     setsid();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     prctl(PR_SET_NAME, "fabric-guardian");
+    // Whoever stopped us and kills the launcher leaves nothing behind. In a PID namespace the kernel kills us all.
+    if (!options_.pid_namespace) prctl(PR_SET_PDEATHSIG, SIGCONT);
     // A signal that stops the job is for the launcher to act on, and so is one that it passes on: SLURM sends both to
     // every process of a step. Others do what they do by default.
     sigset_t mask;
@@ -69,7 +72,10 @@ class GuardianProcess {
     clock_gettime(CLOCK_MONOTONIC, &now);
     event.nanoseconds = now.tv_sec * 1000000000LL + now.tv_nsec;
     // A launcher that is slow to read makes us wait, one that is gone does not.
-    while (send(socket_, &event, sizeof event, MSG_NOSIGNAL) < 0 && errno == EAGAIN) usleep(1000);
+    while (send(socket_, &event, sizeof event, MSG_NOSIGNAL) < 0 && errno == EAGAIN) {
+      pollfd entries[] = {{socket_, POLLOUT, 0}, {launcher_, POLLIN, 0}};
+      poll(entries, 2, -1);
+    }
   }
 
   void start(const std::vector<WorkerStart>& workers) {

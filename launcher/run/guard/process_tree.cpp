@@ -17,8 +17,9 @@ namespace fabric::run {
 namespace {
 
 // Plain reads, no streams: this runs while 100 processes die, and again for each that is new.
-bool read_parent(pid_t pid, pid_t& parent, char& state) {
-  char path[64], text[512];
+bool read_parent(pid_t pid, pid_t& parent, bool& is_dead) {
+  char path[64], text[512], state = 0;
+  int threads = 0;
   std::snprintf(path, sizeof path, "/proc/%d/stat", pid);
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return false;
@@ -28,7 +29,11 @@ bool read_parent(pid_t pid, pid_t& parent, char& state) {
   text[size] = 0;
   // The name stands in brackets and may hold some itself.
   const char* end = std::strrchr(text, ')');
-  return end && std::sscanf(end + 1, " %c %d", &state, &parent) == 2;
+  const char* form = " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*u %*u %*d %*d %d";
+  if (!end || std::sscanf(end + 1, form, &state, &parent, &threads) != 3) return false;
+  // The state is that of the first thread; one that has ended leaves a process alive whose other threads go on.
+  is_dead = state == 'Z' && threads <= 1;
+  return true;
 }
 
 bool reap_all() {
@@ -47,8 +52,8 @@ std::vector<pid_t> descendants(pid_t root) {
   if (!folder) return {};
   while (const dirent* entry = readdir(folder)) {
     pid_t pid = std::atoi(entry->d_name), parent = 0;
-    char state = 0;
-    if (pid > 0 && read_parent(pid, parent, state)) all.emplace_back(pid, state == 'Z' ? -parent : parent);
+    bool is_dead = false;
+    if (pid > 0 && read_parent(pid, parent, is_dead)) all.emplace_back(pid, is_dead ? -parent : parent);
   }
   closedir(folder);
   std::vector<pid_t> found, queue{root};

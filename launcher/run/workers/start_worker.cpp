@@ -5,6 +5,7 @@
 #include <cerrno>
 
 #include "launcher/os/die_with.h"
+#include "launcher/os/ignored_signals.h"
 #include "launcher/os/signal_mask.h"
 #include "launcher/run/guard/guardian_process.h"
 #include "launcher/start/command.h"
@@ -36,7 +37,11 @@ bool settle_in(const Prepared& prepared) {
   int from = prepared.worker.heartbeat, to = prepared.worker.heartbeat_number;
   if (from >= 0 && (from == to ? fcntl(to, F_SETFD, 0) != 0 : dup2(from, to) < 0)) return false;
   setrlimit(RLIMIT_NOFILE, &prepared.options.files);
-  signal(SIGPIPE, SIG_DFL);
+  for (int number : kIgnoredSignals) {
+    bool was_ignored = false;
+    for (int other : prepared.options.ignored) was_ignored |= other == number;
+    if (!was_ignored) signal(number, SIG_DFL);
+  }
   sigprocmask(SIG_SETMASK, &prepared.options.mask, nullptr);
   return true;
 }
