@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "fabric/base/terminal_row_internal.h"
 #include "fabric/utilities/terminal_internal.h"
 
 namespace fabric {
@@ -34,7 +35,7 @@ std::string speed_text(double per_second) {
 Progress::Progress(std::string label, std::optional<std::size_t> total, bool enabled, ProgressOptions options)
     : label_(std::move(label)), total_(total), options_(options), start_(Clock::now()), due_(start_) {
   if (options_.mode == ProgressOptions::Mode::automatic)
-    options_.mode = terminal::is_terminal(options_.fd) ? ProgressOptions::Mode::bar : ProgressOptions::Mode::off;
+    options_.mode = terminal::shows_pictures(options_.fd) ? ProgressOptions::Mode::bar : ProgressOptions::Mode::off;
   active_ = enabled && options_.mode != ProgressOptions::Mode::off;
   if (!active_) return;
   utf8_ = terminal::utf8();
@@ -61,6 +62,7 @@ void Progress::show() {
   auto now = Clock::now();
   bool bar = options_.mode == ProgressOptions::Mode::bar;
   write(bar ? "\r" + line(now) + "\x1b[K" : line(now) + "\n");
+  if (bar && options_.fd == 2) progress_row_is_drawn = true;
   double pause = bar ? options_.redraw_seconds : options_.line_seconds;
   due_ = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(pause));
 }
@@ -71,6 +73,7 @@ void Progress::finish() noexcept {
   try {
     bool bar = options_.mode == ProgressOptions::Mode::bar;
     write(bar ? "\r" + line(Clock::now()) + "\x1b[K\n" : line(Clock::now()) + "\n");
+    if (bar && options_.fd == 2) progress_row_is_drawn = false;
   } catch (const std::exception&) {
     // Out of memory while a bar is drawn: nothing worth an error.
   }

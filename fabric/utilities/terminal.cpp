@@ -1,12 +1,14 @@
 #include "fabric/utilities/terminal_internal.h"
 
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include <fabric/base/env_reader.h>
 
@@ -14,9 +16,25 @@ namespace fabric::terminal {
 
 bool is_terminal(int fd) { return isatty(fd) == 1; }
 
+namespace {
+
+// `fabric run` tells its workers how much room they have on its terminal; 0: this is no pipe to one.
+int columns_of_launcher(int fd) {
+  struct stat info;
+  if (fd != 2 || fstat(fd, &info) != 0 || !S_ISFIFO(info.st_mode)) return 0;
+  auto value = process_env()->get("FABRIC_PROGRESS_COLUMNS");
+  return value ? std::clamp(std::atoi(value->c_str()), 0, 10000) : 0;
+}
+
+}  // namespace
+
+bool shows_pictures(int fd) { return is_terminal(fd) || columns_of_launcher(fd) > 0; }
+
 int columns(int fd) {
   winsize size{};
-  return ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+  if (ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  int given = columns_of_launcher(fd);
+  return given > 0 ? given : 80;
 }
 
 bool utf8() {

@@ -7,7 +7,9 @@
 namespace fabric::terminal {
 
 bool is_terminal(int fd);
-/// Columns of the terminal; 80 where there is none.
+/// Whether a line that is drawn over itself appears as that: on a terminal, and on a pipe to `fabric run` on one.
+bool shows_pictures(int fd);
+/// Columns of the terminal, be it that of `fabric run`; 80 where there is none.
 int columns(int fd);
 /// Whether the locale's variables name UTF-8.
 bool utf8();

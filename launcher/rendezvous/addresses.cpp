@@ -27,7 +27,7 @@ namespace {
 
 struct Interface {
   std::string name, address;
-  bool is_loopback = false, is_v6 = false;
+  bool is_loopback = false, is_v6 = false, is_of_link = false;
 };
 
 std::string numeric(const sockaddr* address) {
@@ -47,10 +47,10 @@ std::vector<Interface> interfaces() {
     if (!at->ifa_addr || !(at->ifa_flags & IFF_UP)) continue;
     int family = at->ifa_addr->sa_family;
     if (family != AF_INET && family != AF_INET6) continue;
-    // An address of one link says nothing without the number that the link has on the other machine.
-    if (family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&reinterpret_cast<sockaddr_in6*>(at->ifa_addr)->sin6_addr))
-      continue;
-    all.push_back({at->ifa_name, numeric(at->ifa_addr), (at->ifa_flags & IFF_LOOPBACK) != 0, family == AF_INET6});
+    bool is_of_link =
+        family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&reinterpret_cast<sockaddr_in6*>(at->ifa_addr)->sin6_addr);
+    all.push_back(
+        {at->ifa_name, numeric(at->ifa_addr), (at->ifa_flags & IFF_LOOPBACK) != 0, family == AF_INET6, is_of_link});
   }
   auto order = [](const Interface& one) { return one.is_loopback * 2 + one.is_v6; };
   std::stable_sort(all.begin(), all.end(),
@@ -89,6 +89,8 @@ std::vector<std::string> own_addresses(const std::string& iface, const std::stri
   std::vector<std::string> addresses, names;
   std::string known;
   for (const auto& one : interfaces()) {
+    // An address of one link says nothing without the name that the link has on the other machine.
+    if (one.is_of_link) continue;
     known += (known.empty() ? "" : ", ") + one.name + " " + one.address;
     names.push_back(one.name);
     bool is_wanted = iface.empty() ? local_addr.empty() : one.name == iface;
@@ -142,8 +144,9 @@ bool is_own_host(const std::string& host, const std::vector<std::string>& addres
   auto own = interfaces();
   return std::any_of(addresses.begin(), addresses.end(), [&](const std::string& address) {
     bool is_loopback = address.starts_with("127.") || address == "::1";
-    return is_loopback ||
-           std::any_of(own.begin(), own.end(), [&](const Interface& one) { return one.address == address; });
+    return is_loopback || std::any_of(own.begin(), own.end(), [&](const Interface& one) {
+             return address == (one.is_of_link ? one.address + "%" + one.name : one.address);
+           });
   });
 }
 
@@ -155,7 +158,14 @@ SocketAddress socket_address(const std::string& address, int port) {
     v4->sin_family = AF_INET;
     v4->sin_port = htons(static_cast<std::uint16_t>(port));
     made.size = sizeof *v4;
-  } else if (inet_pton(AF_INET6, address.c_str(), &v6->sin6_addr) == 1) {
+    return made;
+  }
+  // fe80::1%eth0: an address that means something on one link alone.
+  auto percent = address.find('%');
+  auto link = percent == std::string::npos ? 0 : if_nametoindex(address.c_str() + percent + 1);
+  if (percent != std::string::npos && link == 0) return made;
+  if (inet_pton(AF_INET6, address.substr(0, percent).c_str(), &v6->sin6_addr) == 1) {
+    v6->sin6_scope_id = link;
     v6->sin6_family = AF_INET6;
     v6->sin6_port = htons(static_cast<std::uint16_t>(port));
     made.size = sizeof *v6;

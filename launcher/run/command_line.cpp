@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <tuple>
+#include <utility>
 
 #include <fabric/base/nearest_name.h>
 #include <fabric/version.h>
@@ -27,6 +28,9 @@ struct Spelling {
 };
 constexpr Spelling kSpellings[] = {
     {"nproc_per_node", "-n,", "The job"},
+    {"nnodes", "--num-nodes,", nullptr},
+    {"master_addr", "--main-address,", nullptr},
+    {"master_port", "--main-port,", nullptr},
     {"max_restarts", "", "Ends and restarts"},
     {"grace", "--shutdown-timeout,", nullptr},
     {"stop_on", "--signals-to-handle,", nullptr},
@@ -100,10 +104,15 @@ class CommandLine {
     for (const auto& spelling : kSpellings) {
       if (field.name != spelling.field) continue;
       if (spelling.heading) heading = spelling.heading;
-      names = spelling.others + names;
-      // Both --a-b and --a_b are the same flag.
       std::string more = spelling.others;
-      if (more.starts_with("--")) names += ",--" + underscored(more.substr(2, more.size() - 3));
+      if (!more.starts_with("--")) {
+        names = more + names;
+        continue;
+      }
+      // The field's own name is the one that errors say. Both --a-b and --a_b are the same flag.
+      more.pop_back();
+      names += "," + more;
+      if (more.find('-', 2) != std::string::npos) names += ",--" + underscored(more.substr(2));
     }
     auto* option =
         field.schema().kind == Schema::Kind::boolean ? app_.add_flag(names) : app_.add_option(names)->expected(1);
@@ -162,6 +171,25 @@ double seconds(const std::string& text, const std::string& flag) {
 
 constexpr int kRendezvousPort = 29400;
 
+/// "host:5", "[fd00::1]:5", "[fe80::1%eth0]" or a bare IPv6 address as host and port; no port: an empty text.
+std::pair<std::string, std::string> split_endpoint(const std::string& text, const std::string& flag) {
+  auto fail = [&]() {
+    throw ConfigError(flag + " " + text + ": write HOST, HOST:PORT, or an IPv6 address as [ADDRESS]:PORT");
+  };
+  std::string host = text, rest;
+  if (text.starts_with("[")) {
+    auto end = text.find(']');
+    if (end == std::string::npos) fail();
+    host = text.substr(1, end - 1);
+    rest = text.substr(end + 1);
+  } else if (std::count(text.begin(), text.end(), ':') == 1) {
+    host = text.substr(0, text.find(':'));
+    rest = text.substr(text.find(':'));
+  }
+  if (host.empty() || (!rest.empty() && (rest[0] != ':' || rest.size() == 1))) fail();
+  return {host, rest.empty() ? "" : rest.substr(1)};
+}
+
 // What is handed on as it was typed.
 Options plain_options(const Settings& given) {
   Options options;
@@ -201,7 +229,13 @@ void choose_nodes(const Settings& given, Options& options) {
                           ? options.min_nodes
                           : integer(nodes.substr(colon + 1), "--nnodes", options.min_nodes, 65536);
   options.node_rank = integer(given.node_rank.text, "--node-rank", 0, 65535);
-  if (!given.master_port.text.empty()) options.master_port = integer(given.master_port.text, "--master-port", 0, 65535);
+  auto master_port = given.master_port.text;
+  if (!options.master_addr.empty()) {
+    auto [host, port_text] = split_endpoint(options.master_addr, "--master-addr");
+    if (master_port.empty()) master_port = port_text;
+    options.master_addr = host;
+  }
+  if (!master_port.empty()) options.master_port = integer(master_port, "--master-port", 0, 65535);
   if (given.standalone) {
     options.min_nodes = options.max_nodes = 1;
     options.node_rank = options.master_port = 0;
@@ -211,16 +245,12 @@ void choose_nodes(const Settings& given, Options& options) {
   rendezvous::parse_timing(options.rdzv_conf);
   auto& endpoint = options.rdzv_endpoint;
   if (!endpoint.empty()) {
-    // The colons of an IPv6 address are inside of brackets.
-    auto port_at = endpoint.rfind(':');
-    bool has_port = port_at != std::string::npos && endpoint.find(']', port_at) == std::string::npos;
-    auto host = endpoint.substr(0, has_port ? port_at : std::string::npos);
-    if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+    auto [host, port_text] = split_endpoint(endpoint, "--rdzv-endpoint");
     options.endpoint_hosts = {host};
     int port = kRendezvousPort;
-    if (has_port) port = integer(endpoint.substr(port_at + 1), "--rdzv-endpoint " + endpoint, 0, 65535);
+    if (!port_text.empty()) port = integer(port_text, "--rdzv-endpoint " + endpoint, 0, 65535);
     options.endpoint_ports = {port};
-    options.endpoint_port_given = has_port;
+    options.endpoint_port_given = !port_text.empty();
     if (port == 0 && options.max_nodes > 1)
       throw ConfigError("--rdzv-endpoint " + endpoint + ": all nodes must know the port; give one from 1 to 65535");
   }
@@ -235,8 +265,10 @@ void choose_workers(const Settings& given, bool nproc_given, Options& options) {
   if (!nproc_given && !options.devices.empty()) {
     // `--devices 2` alone means two workers, and `--devices 0,3` the two of them.
     bool is_number = options.devices.find_first_not_of("0123456789") == std::string::npos;
+    // A comma makes it a list of indices: "0," is one device.
     auto commas = std::count(options.devices.begin(), options.devices.end(), ',');
-    options.nproc = is_number ? options.devices : commas ? std::to_string(commas + 1) : "auto";
+    auto listed = commas + (options.devices.ends_with(",") ? 0 : 1);
+    options.nproc = is_number ? options.devices : commas ? std::to_string(listed) : "auto";
   }
   if (options.nproc != "auto" && options.nproc != "cpu" && options.nproc != "gpu")
     integer(options.nproc, "--nproc-per-node", 1, 4096);
@@ -329,6 +361,11 @@ Parsed parse_options(const std::vector<std::string>& words, const EnvReader& env
   std::vector<std::string> reversed(words.rbegin(), words.rend());
   try {
     line.app().parse(reversed);
+  } catch (const CLI::ArgumentMismatch& error) {
+    std::string flag = error.what();
+    flag = flag.substr(0, flag.find(": "));
+    throw ConfigError(flag + " needs a value behind it, as in " + flag +
+                      " VALUE. `fabric run --help` says which there are");
   } catch (const CLI::ParseError& error) {
     throw ConfigError(std::string(error.what()) + ". `fabric run --help` lists all flags");
   }

@@ -27,11 +27,13 @@ std::vector<WorkerStart> Attempt::prepare(std::vector<Descriptor>& kept) {
     WorkerStart start;
     Worker worker{.heartbeats =
                       Heartbeats({options.heartbeat_timeout, options.heartbeat_warmup, options.progress_timeout})};
+    int room = 0;
     for (int stream = 0; stream < 2; ++stream) {
       auto pipe = make_pipe();
       int bit = 1 << stream;
       auto& sink = stream == 0 ? context_.console.out() : context_.console.error();
       bool to_console = is_shown && (!(redirects & bit) || (tee & bit));
+      if (stream == 1 && to_console) room = context_.console.columns() - static_cast<int>(prefix.size());
       auto made = std::make_unique<WorkerStream>(std::move(pipe.read), to_console ? &sink : nullptr, prefix);
       if (((redirects | tee) & bit) && !folder.empty())
         made->write_to(folder + (stream == 0 ? "/stdout.log" : "/stderr.log"), context_.console);
@@ -52,6 +54,7 @@ std::vector<WorkerStart> Attempt::prepare(std::vector<Descriptor>& kept) {
     } else {
       add_place(variables, context_.job, options, i, attempt_.number, end.error_path);
       variables["FABRIC_HEARTBEAT_FD"] = std::to_string(start.heartbeat_number);
+      if (room > 0) variables["FABRIC_PROGRESS_COLUMNS"] = std::to_string(room);
     }
     for (const auto& [name, value] : variables) start.variables.push_back(name + "=" + value);
     start.path = context_.program.path;

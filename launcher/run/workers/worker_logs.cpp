@@ -88,14 +88,25 @@ std::size_t WorkerStream::read_some(Console& console) {
   has_ended_ = size == 0;
   if (has_ended_) return 0;
   write_file(buffer, static_cast<std::size_t>(size), console);
-  std::string dropped;
-  lines_.feed({buffer, static_cast<std::size_t>(size)}, prefix_, sink_ ? sink_->buffer() : dropped);
+  std::string lines;
+  lines_.feed({buffer, static_cast<std::size_t>(size)}, prefix_, lines);
+  pass_on(lines);
   return static_cast<std::size_t>(size);
 }
 
+void WorkerStream::pass_on(const std::string& lines) {
+  if (!sink_) return;
+  auto picture = lines_.picture();
+  // First, lest a line that has ended is drawn once more below itself.
+  if (picture.empty()) sink_->show(this, "");
+  sink_->add(lines);
+  if (!picture.empty()) sink_->show(this, prefix_ + picture);
+}
+
 void WorkerStream::finish() {
-  std::string dropped;
-  lines_.finish(prefix_, sink_ ? sink_->buffer() : dropped);
+  std::string lines;
+  lines_.finish(prefix_, lines);
+  pass_on(lines);
   pipe_.reset();
   file_.reset();
 }

@@ -33,7 +33,9 @@ class LogFolders {
 class WorkerStream {
  public:
   WorkerStream(Descriptor pipe, Sink* sink, std::string prefix)
-      : pipe_(std::move(pipe)), sink_(sink), prefix_(std::move(prefix)) {}
+      : pipe_(std::move(pipe)), sink_(sink), prefix_(std::move(prefix)) {
+    if (sink_ && sink_->is_terminal()) lines_.keep_picture();
+  }
   /// From now on all bytes go to this file too. A file that cannot be made or written costs a warning, once per job.
   void write_to(const std::string& path, Console& console);
   int fd() const { return pipe_.get(); }
@@ -47,6 +49,7 @@ class WorkerStream {
   const std::deque<std::string>& last_lines() const { return lines_.last(); }
 
  private:
+  void pass_on(const std::string& lines);
   void write_file(const char* bytes, std::size_t size, Console& console);
   Descriptor pipe_, file_;
   std::string path_;
