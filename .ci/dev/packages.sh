@@ -40,8 +40,8 @@ require_packages() {
 
 # require_build_packages [MINOR…]: all that building with these LibTorch minors needs, asked for at once.
 require_build_packages() {
-  local packages=(g++ cmake ninja-build ccache pkg-config libopenmpi-dev openmpi-bin libcli11-dev libsodium-dev libspdlog-dev catch2
-    libyaml-cpp-dev zlib1g-dev python3) minor
+  local packages=(g++ cmake ninja-build ccache pkg-config libopenmpi-dev openmpi-bin libcli11-dev libspdlog-dev catch2
+    libyaml-cpp-dev zlib1g-dev libsodium-dev python3) minor
   for minor in "$@"; do
     [[ -e $(cached "$minor")/torch/lib/libtorch_cpu.so ]] && continue
     packages+=(unzip)

@@ -21,14 +21,16 @@ void Lines::feed(std::string_view bytes, const std::string& prefix, std::string&
 
 // The last return stays, since a line end may follow it.
 void Lines::take_returns(const std::string& prefix, std::string& out) {
-  for (std::size_t at; (at = partial_.find('\r')) != std::string::npos && at + 1 < partial_.size();) {
-    auto text = partial_.substr(0, at);
-    partial_.erase(0, at + 1);
+  std::size_t begin = 0;
+  for (std::size_t at; (at = partial_.find('\r', begin)) != std::string::npos && at + 1 < partial_.size();
+       begin = at + 1) {
     has_returned_ = true;
-    if (text.empty()) continue;
+    if (at == begin) continue;
+    auto text = std::string_view(partial_).substr(begin, at - begin);
     if (!keeps_picture_) out.append(prefix).append(text).push_back('\r');
-    overwritten_ = keeps_picture_ ? std::move(text) : std::string();
+    overwritten_ = keeps_picture_ ? text : std::string_view();
   }
+  partial_.erase(0, begin);
 }
 
 std::string Lines::picture() const {

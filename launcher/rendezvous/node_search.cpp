@@ -67,11 +67,12 @@ void Node::search(Time now) {
   if (now >= next_try_) begin_dialing(now);
 }
 
-// Looks for it until the end, since the hosting node may be late; whoever listens has brought it before.
+// Whoever hosts has brought it before it listens. It is looked at again as long as nobody has let us in, since the
+// hosting node may be late, and a file that is there may be one that was left by an earlier job.
 bool Node::waits_for_secret(Time now) {
-  if (setup_.has_secret || setup_.secret_file.empty()) return false;
+  if (setup_.secret_file.empty() || was_member_) return false;
   auto secret = read_secret(setup_.secret_file);
-  if (secret.empty()) return now < secret_until_;
+  if (secret.empty()) return !setup_.has_secret && now < secret_until_;
   setup_.has_secret = true;
   job_key_ = key_of_job(secret, setup_.settings.run_id);
   server_->set_key(job_key_);

@@ -30,10 +30,12 @@ bool is_on_path(const std::string& name, const EnvReader& env) {
 
 // Under a name that each node of the step knows. In /tmp, where every node has a folder, whatever its TMPDIR.
 std::string path_of_step(const EnvReader& env) {
-  auto step = env.get_or("SLURM_JOB_ID", "") + "." + env.get_or("SLURM_STEP_ID", "");
+  // A job that was put back into the queue has the same numbers again, and another count of restarts.
+  auto step = env.get_or("SLURM_JOB_ID", "") + "." + env.get_or("SLURM_STEP_ID", "") + "." +
+              env.get_or("SLURM_RESTART_COUNT", "0");
   bool is_plain =
       std::all_of(step.begin(), step.end(), [](unsigned char letter) { return isalnum(letter) || letter == '.'; });
-  return is_plain && step.size() > 2 ? "/tmp/fabric-" + std::to_string(geteuid()) + "-" + step : "";
+  return is_plain && !step.starts_with(".") ? "/tmp/fabric-" + std::to_string(geteuid()) + "-" + step : "";
 }
 
 /// Whether a program ended with 0 in time; what it prints is dropped.

@@ -374,16 +374,16 @@ TEST_CASE("a launcher that is told to stop takes a fixed job with it, and says s
 }
 
 TEST_CASE("one launcher on each node of a SLURM step needs no flags, even where its names lead nowhere", "[nodes]") {
+  // A search path without SLURM's tools: there is no SLURM that could answer them.
+  Folder folder;
+  REQUIRE(symlink("/bin/sh", (folder / "sh").c_str()) == 0);
   std::vector<std::unique_ptr<Job>> jobs;
   auto number = std::to_string(400000 + getpid() % 10000);
   for (const char* node : {"1", "0"}) {
-    run_support::Variables step{{"SLURM_STEP_ID", "0"},
-                                {"SLURM_NODEID", node},
-                                {"SLURM_NTASKS", "2"},
-                                {"SLURM_STEP_NUM_NODES", "2"},
-                                {"SLURM_JOB_ID", number},
-                                {"SLURM_STEP_NODELIST", "no-such-[08-09]"},
-                                {"SLURMD_NODENAME", "n" + std::string(node)}};
+    run_support::Variables step{{"SLURM_STEP_ID", "0"},   {"SLURM_NODEID", node},
+                                {"SLURM_NTASKS", "2"},    {"SLURM_STEP_NUM_NODES", "2"},
+                                {"SLURM_JOB_ID", number}, {"SLURM_STEP_NODELIST", "no-such-[08-09]"},
+                                {"PATH", folder.path()},  {"SLURMD_NODENAME", "n" + std::string(node)}};
     jobs.push_back(std::make_unique<Job>(Words{"run", "-n", "2", "sh", "-c", kPlace}, step));
   }
   auto second = jobs[0]->finish(), first = jobs[1]->finish();

@@ -33,10 +33,11 @@ std::vector<WorkerStart> Attempt::prepare(std::vector<Descriptor>& kept) {
       int bit = 1 << stream;
       auto& sink = stream == 0 ? context_.console.out() : context_.console.error();
       bool to_console = is_shown && (!(redirects & bit) || (tee & bit));
-      if (stream == 1 && to_console) room = context_.console.columns() - static_cast<int>(prefix.size());
+      // Files stay free of what is written over itself.
+      bool to_file = ((redirects | tee) & bit) && !folder.empty();
+      if (stream == 1 && to_console && !to_file) room = context_.console.columns() - static_cast<int>(prefix.size());
       auto made = std::make_unique<WorkerStream>(std::move(pipe.read), to_console ? &sink : nullptr, prefix);
-      if (((redirects | tee) & bit) && !folder.empty())
-        made->write_to(folder + (stream == 0 ? "/stdout.log" : "/stderr.log"), context_.console);
+      if (to_file) made->write_to(folder + (stream == 0 ? "/stdout.log" : "/stderr.log"), context_.console);
       watch(made->fd(), stream == 0 ? Source::output : Source::error, static_cast<std::size_t>(i));
       (stream == 0 ? worker.output : worker.error) = std::move(made);
       (stream == 0 ? start.output : start.error) = keep(std::move(pipe.write));
