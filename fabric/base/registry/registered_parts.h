@@ -8,6 +8,7 @@
 namespace fabric {
 
 /// One part, as users write it.
+/// One thing that can be chosen by name.
 struct RegisteredPart {
   std::string name;
   std::string description;
