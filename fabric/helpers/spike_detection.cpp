@@ -49,31 +49,40 @@ double SpikeDetection::mean() const {
                          : std::accumulate(window_.begin(), window_.end(), 0.0) / static_cast<double>(window_.size());
 }
 
-bool SpikeDetection::is_spike(double loss) {
-  bool warm = seen_++ >= config_.warmup;
-  if (config_.finite_only && !std::isfinite(loss)) {
-    // Taken into the mean it would spoil it for good, so during the warm-up it is passed over.
-    return warm;
-  }
-  bool spike = false;
-  bool worse = !last_ || (config_.mode == "min" ? loss > *last_ : loss < *last_);
-  if (warm && worse && !window_.empty() && (config_.atol || config_.rtol)) {
-    double distance = std::abs(loss - mean());
-    spike = (!config_.atol || distance >= std::abs(*config_.atol)) &&
-            (!config_.rtol || distance >= std::abs(*config_.rtol * mean()));
-  }
-  if (spike) return true;
+// The value that it is compared with stays as it is; `take` moves it.
+bool SpikeDetection::jumps(double loss) {
+  const bool warm = seen_++ >= config_.warmup;
+  if (!warm) return false;
+  if (config_.finite_only && !std::isfinite(loss)) return true;
+  const bool better = last_ && (config_.mode == "min" ? loss <= *last_ : loss >= *last_);
+  if (better || window_.empty() || (!config_.atol && !config_.rtol)) return false;
+  const double distance = std::abs(loss - mean());
+  return (!config_.atol || distance >= std::abs(*config_.atol)) &&
+         (!config_.rtol || distance >= std::abs(*config_.rtol * mean()));
+}
+
+// One value that is not finite would spoil the mean until it has left the window.
+void SpikeDetection::take(double loss) {
+  if (!std::isfinite(loss)) return;
   last_ = loss;
   window_.push_back(loss);
   if (window_.size() > static_cast<std::size_t>(config_.window)) window_.pop_front();
+}
+
+bool SpikeDetection::is_spike(double loss) {
+  if (jumps(loss)) return true;
+  take(loss);
   return false;
 }
 
 void SpikeDetection::check(Fabric& fabric, double loss, std::int64_t batch) {
-  double before = mean();
-  if (!fabric.strategy()->reduce_boolean_decision(is_spike(loss), false)) return;
-  if (fabric.is_global_zero()) note(batch);
-  throw TrainingSpike(batch, loss, before);
+  const double before = mean();
+  auto& strategy = *fabric.strategy();
+  if (strategy.reduce_boolean_decision(jumps(loss), false)) {
+    if (fabric.is_global_zero()) note(batch);
+    throw TrainingSpike(batch, loss, before);
+  }
+  if (config_.finite_only || strategy.reduce_boolean_decision(std::isfinite(loss), true)) take(loss);
 }
 
 void SpikeDetection::note(std::int64_t batch) const {

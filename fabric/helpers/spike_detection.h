@@ -38,7 +38,8 @@ class FABRIC_API SpikeDetection : public Callback, public Stateful {
     /// A spike differs from the mean by at least |atol|, if given, and by |rtol * mean|, if given.
     std::optional<double> atol;
     std::optional<double> rtol = 2.0;
-    /// NaN and infinity are spikes.
+    /// NaN and infinity are spikes. Off: NaN and an infinity for the better are none, and one for the worse is judged
+    /// as any number is. In no case are they taken into the mean.
     bool finite_only = true;
     std::filesystem::path exclude_batches_path = "skip_batches.json";
     FABRIC_FIELDS(Config, mode, window, warmup, atol, rtol, finite_only, exclude_batches_path)
@@ -48,11 +49,12 @@ class FABRIC_API SpikeDetection : public Callback, public Stateful {
   SpikeDetection() : SpikeDetection(Config{}) {}
   SpikeDetection(const SpikeDetection&) = delete;
 
-  /// Every rank calls it. When any rank's loss jumps, rank 0 adds `batch` and the one before it to the file, a JSON
+  /// Every rank calls it. Losses are taken into the ranks' means when none of them jumped, and with `finite_only` off
+  /// when all are finite. When any rank's loss jumps, rank 0 adds `batch` and the one before it to the file, a JSON
   /// list of indices, and every rank throws TrainingSpike; rank 0 throws another Error instead when that file cannot be
   /// read or written.
   void check(Fabric& fabric, double loss, std::int64_t batch);
-  /// Whether `loss` jumps, on this rank alone; takes it into the mean when it does not.
+  /// Whether `loss` jumps, on this rank alone; takes it into the mean when it does not and is finite.
   bool is_spike(double loss);
   /// Of the values in the window; NaN while there is none.
   double mean() const;
@@ -61,6 +63,8 @@ class FABRIC_API SpikeDetection : public Callback, public Stateful {
   void load_state_dict(const Value& state) override;
 
  private:
+  bool jumps(double loss);
+  void take(double loss);
   void note(std::int64_t batch) const;
   Config config_;
   std::deque<double> window_;

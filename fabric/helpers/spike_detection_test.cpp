@@ -76,6 +76,20 @@ TEST_CASE("Both tolerances must be exceeded, those that are given", "[spike]") {
   CHECK(run(any_value, {1, std::nan("")}) == std::vector<bool>{false, false});
 }
 
+TEST_CASE("Values that are not finite stay out of the mean, where they are no spikes as well", "[spike]") {
+  for (double odd : {std::nan(""), -kInf}) {
+    SpikeDetection detection({.finite_only = false});
+    CHECK(run(detection, {1, odd, 1.5, 100, 2}) == std::vector<bool>{false, false, false, true, false});
+    CHECK(detection.mean() == Approx((1 + 1.5 + 2) / 3));
+  }
+  SpikeDetection upwards({.finite_only = false});
+  CHECK(run(upwards, {1, kInf, 1.5}) == std::vector<bool>{false, true, false});
+  SpikeDetection most({.mode = "max", .finite_only = false});
+  CHECK(run(most, {1, kInf, -kInf, 0.5, -100}) == std::vector<bool>{false, false, true, false, true});
+  SpikeDetection early({.warmup = 2, .finite_only = false});
+  CHECK(run(early, {-kInf, std::nan(""), 1, 100}) == std::vector<bool>{false, false, false, true});
+}
+
 TEST_CASE("The warm-up passes everything; the window slides", "[spike]") {
   SpikeDetection detection({.window = 2, .warmup = 3});
   CHECK(run(detection, {1, 1000, kInf, 400}) == std::vector<bool>{false, false, false, false});
@@ -146,6 +160,46 @@ TEST_CASE("The throughput monitor logs through Fabric", "[throughput]") {
   CHECK_FALSE(fabric::ThroughputMonitor(fabric).available_flops().has_value());
 }
 
+namespace {
+
+// A CPU that says it is a GPU.
+struct NamedDevice : fabric::Accelerator {
+  explicit NamedDevice(std::string device) : device(std::move(device)) {}
+  std::string name() const override { return "cpu"; }
+  c10::DeviceType device_type() const override { return c10::kCPU; }
+  bool is_available() const override { return true; }
+  std::string unavailable_reason() const override { return ""; }
+  int auto_device_count() const override { return 1; }
+  std::vector<int> parse_devices(const fabric::DeviceSpec&) const override { return {0}; }
+  std::vector<c10::Device> get_parallel_devices(const std::vector<int>&) const override { return {c10::kCPU}; }
+  void setup_device(c10::Device) override {}
+  void synchronize(c10::Device) override {}
+  MemoryStats memory_stats(c10::Device) const override { return {}; }
+  std::string device_name(c10::Device) const override { return device; }
+  void manual_seed(std::uint64_t) override {}
+  std::string device;
+};
+
+std::optional<double> peak_on(const std::string& device, const std::string& precision) {
+  fabric::Fabric fabric({.strategy = "single_device", .devices = 1, .precision = precision},
+                        {.accelerator = std::make_shared<NamedDevice>(device)});
+  return fabric::ThroughputMonitor(fabric).available_flops();
+}
+
+}  // namespace
+
+TEST_CASE("The peak goes by the precision and by that of float32 products", "[throughput]") {
+  CHECK(peak_on("NVIDIA A100-SXM4-80GB", "32-true") == 19.5e12);
+  CHECK(peak_on("NVIDIA A100-SXM4-80GB", "64-true") == 19.5e12);
+  CHECK(peak_on("NVIDIA A100-SXM4-80GB", "bf16-mixed") == 312e12);
+  at::globalContext().setFloat32MatmulPrecision(at::Float32MatmulPrecision::HIGH);
+  const auto tf32 = peak_on("NVIDIA A100-SXM4-80GB", "32-true"), volta = peak_on("Tesla V100-SXM2-16GB", "32-true");
+  at::globalContext().setFloat32MatmulPrecision(at::Float32MatmulPrecision::HIGHEST);
+  CHECK(tf32 == 156e12);
+  CHECK(volta == 15.7e12);  // it has no TF32
+  CHECK_FALSE(peak_on("NVIDIA X9000", "32-true").has_value());
+}
+
 TEST_CASE("One process always shares its files with itself", "[shared]") {
   fabric::Fabric fabric({.accelerator = "cpu", .strategy = "single_device"});
   CHECK(fabric::is_shared_filesystem(*fabric.strategy(), "/does/not/exist"));
@@ -165,6 +219,28 @@ RANKS_TEST("A spike on one rank stops all", "[spike][ranks]", 2) {
   }
   RANK_CHECK(stopped);
   RANK_CHECK(fabric::batches_to_skip(folder.path / "skip.json").size() == (rank == 0 ? 2 : 0));
+}
+
+RANKS_TEST("A loss counts on no rank when one of them spiked or is not finite", "[spike][ranks]", 2) {
+  Folder folder;
+  fabric::Fabric fabric({.accelerator = "cpu", .strategy = "ddp", .devices = world_size});
+  fabric.launch();
+  SpikeDetection detection({.exclude_batches_path = folder.path / "skip.json"});
+  detection.check(fabric, 1.0, 0);
+  bool stopped = false;
+  try {
+    detection.check(fabric, rank == 1 ? 100.0 : 2.0, 1);
+  } catch (const fabric::TrainingSpike&) {
+    stopped = true;
+  }
+  RANK_CHECK(stopped);
+  RANK_CHECK(detection.mean() == 1);
+  SpikeDetection lenient({.finite_only = false, .exclude_batches_path = folder.path / "skip.json"});
+  lenient.check(fabric, 1.0, 0);
+  lenient.check(fabric, rank == 1 ? std::nan("") : 2.0, 1);
+  RANK_CHECK(lenient.mean() == 1);
+  lenient.check(fabric, 2.0, 2);
+  RANK_CHECK(lenient.mean() == 1.5);
 }
 
 RANKS_TEST("Ranks find out whether they share files", "[shared][ranks]", 2) {

@@ -1,17 +1,38 @@
 #include <fabric/helpers/throughput_monitor.h>
 
+#include <ATen/Context.h>
+
+#include <fabric/base/log.h>
 #include <fabric/fabric.h>
 
 namespace fabric {
 namespace {
 
+// Whether float32 products may be computed in TF32. LibTorch has an older and a newer setting for that and throws where
+// they contradict each other.
+bool allows_tf32() {
+  try {
+    return at::globalContext().allowTF32CuBLAS();
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
 std::optional<double> peak_of(const Fabric& fabric) {
-  auto precision = fabric.precision()->name();
-  const char* dtype = precision.rfind("bf16", 0) == 0 ? "bfloat16"
-                      : precision.rfind("16", 0) == 0 ? "float16"
-                      : precision.rfind("32", 0) == 0 ? "float32"
-                                                      : "";
-  return peak_flops(fabric.accelerator()->device_name(fabric.device()), dtype);
+  const auto precision = fabric.precision()->name();
+  const auto device = fabric.accelerator()->device_name(fabric.device());
+  if (device.empty()) return std::nullopt;
+  const std::string dtype = precision.starts_with("bf16") ? "bfloat16"
+                            : precision.starts_with("16") ? "float16"
+                            : precision.starts_with("64") ? "float64"
+                                                          : "float32";
+  std::optional<double> peak;
+  if (dtype == "float32" && allows_tf32()) peak = peak_flops(device, "tf32");
+  if (!peak) peak = peak_flops(device, dtype);
+  if (!peak)
+    log::warn_once("the peak of '" + device + "' for " + dtype +
+                   " is not known, so that there will be no mfu. Set available_flops from its data sheet");
+  return peak;
 }
 
 }  // namespace

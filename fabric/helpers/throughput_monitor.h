@@ -9,11 +9,13 @@ namespace fabric {
 class Fabric;
 
 /// A Throughput for a loop over Fabric: knows the number of ranks and, on GPUs that peak_flops lists, the device's peak
-/// for the precision; sends its figures to Fabric's loggers. Does nothing but count on ranks other than 0.
+/// for the precision; sends its figures to Fabric's loggers. Does nothing but count on ranks other than 0. A GPU that
+/// is not listed is a warning.
 class FABRIC_API ThroughputMonitor {
  public:
   struct Config {
-    /// Peak of one device in FLOP/s; missing: looked up.
+    /// Peak of one device in FLOP/s; missing: looked up, for float32 that of TF32 where at::globalContext allows it for
+    /// products of matrices when the monitor is made.
     std::optional<double> available_flops;
     int window_size = 100;
     std::string separator = "/";

@@ -51,8 +51,9 @@ class FABRIC_API Throughput {
   std::size_t next_ = 0;
 };
 
-/// Peak FLOP/s of a GPU by its name ("NVIDIA H100 80GB HBM3") and the type it computes with ("float32", "tf32",
-/// "float16", "bfloat16", "int8"), for dense matrices. Missing when the GPU or the type is not known.
+/// Peak FLOP/s of a GPU by its name ("NVIDIA H100 80GB HBM3") and the type it computes with ("float64", "float32",
+/// "tf32", "float16", "bfloat16", "int8"), for products of dense matrices, sums in float32 where the type is a 16-bit
+/// one. Missing when the GPU or the type is not known, and for the slower ones of laptops.
 FABRIC_API std::optional<double> peak_flops(std::string_view device_name, std::string_view dtype);
 
 }  // namespace fabric

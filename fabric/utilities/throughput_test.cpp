@@ -80,7 +80,21 @@ TEST_CASE("GPUs are known by name", "[throughput]") {
   CHECK(peak_flops("NVIDIA H200", "tf32") == 494.7e12);
   CHECK(peak_flops("NVIDIA GeForce RTX 3090 Ti", "float16") == 80e12);
   CHECK(peak_flops("Tesla V100-SXM2-16GB", "float16") == 125e12);
+  CHECK(peak_flops("NVIDIA GeForce RTX 3080 Ti", "float32") == 34.1e12);
+  CHECK(peak_flops("NVIDIA GeForce RTX 3080", "float32") == 29.8e12);
+  CHECK(peak_flops("NVIDIA GeForce RTX 3070", "float32") == 20.3e12);
+  CHECK(peak_flops("NVIDIA GeForce RTX 2080 Ti", "float16") == 56.9e12);
+  CHECK(peak_flops("NVIDIA GeForce RTX 2070 SUPER", "float32") == 9.1e12);
+  CHECK(peak_flops("Quadro RTX 5000", "float16") == 89.2e12);
+  CHECK(peak_flops("NVIDIA TITAN RTX", "float16") == 130.5e12);
+  CHECK(peak_flops("Tesla V100S-PCIE-32GB", "float16") == 130e12);
+  CHECK(peak_flops("Tesla V100-PCIE-32GB", "float64") == 7e12);
+  CHECK(peak_flops("NVIDIA H100 80GB HBM3", "float64") == 67e12);
+  CHECK_FALSE(peak_flops("NVIDIA GeForce RTX 3080 Laptop GPU", "float32").has_value());
+  CHECK_FALSE(peak_flops("NVIDIA GeForce RTX 2080 with Max-Q Design", "float32").has_value());
+  CHECK_FALSE(peak_flops("NVIDIA RTX 5000 Ada Generation", "float32").has_value());
   CHECK_FALSE(peak_flops("Tesla T4", "bfloat16").has_value());
+  CHECK_FALSE(peak_flops("Tesla V100S-PCIE-32GB", "tf32").has_value());
   CHECK_FALSE(peak_flops("NVIDIA A100-SXM4-80GB", "complex64").has_value());
   CHECK_FALSE(peak_flops("cpu", "float32").has_value());
 }
