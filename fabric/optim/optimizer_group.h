@@ -21,8 +21,9 @@ FABRIC_API void set_momentum(torch::optim::OptimizerParamGroup& group, double mo
 
 /// The learning rate that each group of this optimizer began with: in Python the group's entry `initial_lr`, for which
 /// LibTorch's groups have no room. All schedulers of one optimizer share the list, which lives as long as one of them
-/// (or whoever else asked for it) does. It may be shorter than the list of groups; a new scheduler fills it up with the
-/// present learning rates. The optimizer must outlive whoever holds the list.
+/// (or whoever else asked for it) does. Entries that are NaN or missing are not set: a new scheduler fills them in with
+/// the present learning rates (ReduceLROnPlateau, which starts from none, leaves them). The optimizer must outlive
+/// whoever holds the list.
 FABRIC_API std::shared_ptr<std::vector<double>> shared_initial_lrs(const torch::optim::Optimizer& optimizer);
 
 }  // namespace fabric

@@ -121,7 +121,10 @@ bool FinetuningScheduler::epoch_start(int epoch) {
     it.start();
     it.adapter->before_fit_start(*this);
   }
+  // A resumed run may go on in the middle of the epoch that it was saved in; the steps of that epoch count on.
+  const bool same_epoch = it.missed_epoch == epoch;
   it.finish_missed_epoch(epoch);
+  if (!same_epoch) it.epoch_steps = 0;
   it.epoch = std::max(it.epoch, epoch);
   it.epoch_open = true;
   if (!it.agree(it.should_transition(epoch))) return false;
@@ -134,7 +137,7 @@ void FinetuningScheduler::epoch_end(const Metrics& metrics) {
   it.require_trainable("epoch_end");
   it.epoch_open = false;
   it.missed_epoch = -1;
-  if (it.stepping.interval == "epoch" && (it.epoch + 1) % it.stepping.frequency == 0) it.step_lr(metrics);
+  if (it.is_epoch_lr_step(it.epoch)) it.step_lr(metrics);
 }
 
 bool FinetuningScheduler::step_start() {
@@ -150,7 +153,14 @@ bool FinetuningScheduler::step_start() {
 void FinetuningScheduler::step_end(const Metrics& metrics) {
   auto& it = *impl_;
   ++it.steps;
-  if (it.stepping.interval == "step" && it.steps % it.stepping.frequency == 0) it.step_lr(metrics);
+  ++it.epoch_steps;
+  if (it.stepping.interval != "step" || it.epoch_steps % it.stepping.frequency != 0) return;
+  // A plateau moves after a validation: with the metrics given here, or at the epoch's end.
+  if (it.lr.get() && it.lr.get()->needs_metric()) {
+    if (!metrics.contains(it.stepping.monitor)) return;
+    it.metric_step_at = it.steps;
+  }
+  it.step_lr(metrics);
 }
 
 bool FinetuningScheduler::done() const {

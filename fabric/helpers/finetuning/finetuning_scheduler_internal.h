@@ -55,12 +55,16 @@ struct FinetuningScheduler::Impl {
   void thaw(int depth);
   int add_groups(int depth, bool tell_scheduler);
   double phase_lr(int depth) const;
-  double starting_lr(double lr) const;
+  double lambda_factor() const;
+  void warn_of_lambdas(double lr) const;
   void scale_lrs(double factor);
-  void reinit_optimizer(const OptimizerReinit& reinit, bool lr_follows);
-  void append_phase(torch::optim::Optimizer& to, int depth, double lr, std::vector<double>& initial);
-  void keep_lrs(torch::optim::Optimizer& fresh, std::vector<double>& initial) const;
+  void append_phase(torch::optim::Optimizer& to, int depth, double lr) const;
   void reinit_lr(const LRSchedulerReinit& reinit);
+
+  // --- a new optimizer (finetuning_reinit.cpp)
+  void reinit_optimizer(const OptimizerReinit& reinit, bool lr_follows);
+  std::vector<double> fill_groups(torch::optim::Optimizer& fresh) const;
+  std::vector<std::optional<std::size_t>> old_groups_of(const torch::optim::Optimizer& fresh) const;
   void announce_phase(int groups, bool restored) const;
 
   // --- the best checkpoint (finetuning_restore.cpp)
@@ -74,11 +78,14 @@ struct FinetuningScheduler::Impl {
   // --- resuming (finetuning_state.cpp)
   Value state() const;
   void load(const Value& state);
+  std::shared_ptr<torch::optim::Optimizer> optimizer_for(const Value& state) const;
+  void check_lr(const Value& state) const;
   void load_optimizer(const Value& state, const std::vector<param_groups::GroupRecord>& groups);
   void load_lr(const Value& state);
   void compare_schedules(const FinetuningSchedule& saved, int depth) const;
 
   // --- epochs
+  bool is_epoch_lr_step(int epoch) const;
   void step_lr(const Metrics& metrics);
   void finish_missed_epoch(int epoch);
   void require_trainable(const char* call) const;
@@ -113,6 +120,9 @@ struct FinetuningScheduler::Impl {
   int max_epochs = -1;
   int epoch = -1;
   std::int64_t steps = 0;
+  std::int64_t epoch_steps = 0;  // since the epoch began
+  std::int64_t metric_step_at =
+      -1;  // the optimizer step after which a scheduler of interval "step" last got its metric
   bool epoch_open = false;
   bool started = false;
   bool resumed = false;

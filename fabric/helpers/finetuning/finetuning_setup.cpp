@@ -200,10 +200,8 @@ void FinetuningScheduler::Impl::enforce_phase0() {
   const double rate = default_lr(*optimizer);
   optimizer->param_groups().clear();
   for (const auto& name : foreign) optimizer->state().erase(parameters.tensor(name).unsafeGetTensorImpl());
-  auto parts = param_groups::split_by_decay(wanted, config.no_decay);
-  for (std::size_t i = 0; i < parts.size(); ++i)
-    param_groups::append(*optimizer, parameters.tensors(parts[i]), rate, i == 0);
-  initial_lrs->assign(parts.size(), rate);
+  append_phase(*optimizer, 0, rate);
+  initial_lrs->assign(optimizer->param_groups().size(), rate);
   if (lr.get()) lr.get()->restart();
   messages.info("the optimizer held " + std::to_string(held.size()) + " parameters, phase 0 has " +
                 std::to_string(wanted.size()) +

@@ -61,6 +61,7 @@ Value FinetuningScheduler::Impl::state() const {
   out["epoch_open"] = epoch_open || missed_epoch >= 0;
   out["open_metric"] = saved_metric ? Value(*saved_metric) : Value();
   out["steps"] = steps;
+  out["epoch_steps"] = epoch_steps;
   out["restores"] = restores;
   out["schedule"] = to_value(schedule.to_tree());
   out["groups"] = std::move(groups);
@@ -125,6 +126,9 @@ void FinetuningScheduler::Impl::load(const Value& state) {
   if (const Value* metric = state.find("open_metric"); metric && metric->is_number())
     missed_metric = metric->as_double();
   steps = state.at("steps").as_int();
+  const Value* of_epoch = state.find("epoch_steps");
+  epoch_steps = of_epoch ? of_epoch->as_int() : 0;
+  metric_step_at = -1;
   restores = static_cast<int>(state.at("restores").as_int());
   resumed = true;
   thaw(curr_depth);
@@ -134,56 +138,74 @@ void FinetuningScheduler::Impl::load(const Value& state) {
                 ", after epoch " + std::to_string(epoch));
 }
 
+// The optimizer that the state was saved with, when it is not the present one: made anew where a phase had made it, and
+// always then, since a new one of the same class has other settings for the groups to come; otherwise the caller's own.
+std::shared_ptr<torch::optim::Optimizer> FinetuningScheduler::Impl::optimizer_for(const Value& state) const {
+  const std::string saved = state.at("optimizer_class").as_string(), present = optimizer_class(*optimizer);
+  const Value& init = state.at("optimizer_init");
+  if (!init.is_null()) {
+    if (!optimizer.is_replaceable())
+      unfit("it was saved with a new " + saved +
+            ", and this optimizer cannot be replaced. Pass what fabric.setup returned, "
+            "or a variable of type std::shared_ptr<torch::optim::Optimizer>");
+    return param_groups::make_empty(init.at("class_path").as_string(), to_tree(init.at("init_args")),
+                                    parameters.tensors(phase(0).params));
+  }
+  const bool is_callers = !optimizer_in_use.has_value();
+  const std::string own = is_callers ? present : optimizer_class(*retired.front());
+  if (saved != own)
+    unfit("it was saved with " + saved + ", the optimizer is " + own + ". Make the same optimizer as then");
+  return is_callers ? nullptr : retired.front();
+}
+
+// Builds what the state names once over a dummy, as the real one changes learning rates.
+void FinetuningScheduler::Impl::check_lr(const Value& state) const {
+  const Value& init = state.at("lr_scheduler_init");
+  const Value& saved = state.at("lr_scheduler");
+  if (!init.is_null()) {
+    read_lr_scheduler_reinit(to_tree(init), {"the saved learning-rate scheduler", true, true},
+                             FinetuningMessages(log::Level::off, false));
+    return;
+  }
+  if (saved.is_null() != (lr.get() == nullptr))
+    unfit(saved.is_null() ? "it was saved without a learning-rate scheduler, and there is one now"
+                          : "it was saved with a learning-rate scheduler, and there is none now");
+  if (lr.get() && saved.at("class").as_string() != lr.get()->name())
+    unfit("it was saved with " + saved.at("class").as_string() + ", the learning-rate scheduler is " +
+          lr.get()->name());
+}
+
 // The last thing that can fail comes before the first change: classes are compared, then made.
 void FinetuningScheduler::Impl::load_optimizer(const Value& state,
                                                const std::vector<param_groups::GroupRecord>& groups) {
-  const std::string saved_class = state.at("optimizer_class").as_string();
-  const std::string present = optimizer_class(*optimizer);
+  check_lr(state);
+  if (auto other = optimizer_for(state)) retired.push_back(optimizer.replace(std::move(other)));
   const Value& init = state.at("optimizer_init");
-  const Value& lr_init = state.at("lr_scheduler_init");
-  const Value& lr_state = state.at("lr_scheduler");
-  if (saved_class != present && init.is_null())
-    unfit("it was saved with " + saved_class + ", the optimizer is " + present + ". Make the same optimizer as then");
-  if (saved_class != present && !optimizer.is_replaceable())
-    unfit("it was saved with " + saved_class +
-          ", and this optimizer cannot be replaced. Pass what fabric.setup returned, "
-          "or a variable of type std::shared_ptr<torch::optim::Optimizer>");
-  if (lr_init.is_null() && lr_state.is_null() != (lr.get() == nullptr))
-    unfit(lr_state.is_null() ? "it was saved without a learning-rate scheduler, and there is one now"
-                             : "it was saved with a learning-rate scheduler, and there is none now");
-  if (lr_init.is_null() && lr.get() && lr_state.at("class").as_string() != lr.get()->name())
-    unfit("it was saved with " + lr_state.at("class").as_string() + ", the learning-rate scheduler is " +
-          lr.get()->name());
-  std::shared_ptr<torch::optim::Optimizer> fresh;
-  if (!init.is_null()) {
+  optimizer_in_use.reset();
+  if (!init.is_null())
     optimizer_in_use = OptimizerReinit{ClassInit{init.at("class_path").as_string(), to_tree(init.at("init_args"))}};
-    if (saved_class != present)
-      fresh = param_groups::make_empty(optimizer_in_use->optimizer_init.class_path,
-                                       optimizer_in_use->optimizer_init.init_args, parameters.tensors(phase(0).params));
-  }
-  if (fresh) retired.push_back(optimizer.replace(std::move(fresh)));
   param_groups::rebuild(*optimizer, groups, parameters);
   initial_lrs = shared_initial_lrs(*optimizer);
+  load_lr(state);
   initial_lrs->clear();
   for (const auto& group : groups) initial_lrs->push_back(group.initial_lr);
-  load_lr(state);
   for (std::size_t i = 0; i < groups.size(); ++i) set_lr(optimizer->param_groups()[i], groups[i].lr);
 }
 
 void FinetuningScheduler::Impl::load_lr(const Value& state) {
   const Value& init = state.at("lr_scheduler_init");
-  const Value& saved = state.at("lr_scheduler");
+  stepping = config.lr_stepping;
+  lr_in_use.reset();
   if (!init.is_null()) {
-    Tree tree = to_tree(init);
-    if (const Tree* settings = tree.find("pl_lrs_cfg")) stepping = from_tree<LRStepping>(*settings);
-    lr_in_use = read_lr_scheduler_reinit(tree, {"the saved learning-rate scheduler", true, true},
+    lr_in_use = read_lr_scheduler_reinit(to_tree(init), {"the saved learning-rate scheduler", true, true},
                                          FinetuningMessages(log::Level::off, false));
+    stepping = lr_in_use->stepping;
     const auto& made = lr_in_use->lr_scheduler_init;
     lr.replace(make_lr_scheduler(made.class_path, made.init_args, *optimizer));
   } else if (lr.get() && &lr.get()->optimizer() != &*optimizer) {
     lr.get()->rebind(*optimizer);
   }
-  if (lr.get()) lr.get()->load_state_dict(saved);
+  if (lr.get()) lr.get()->load_state_dict(state.at("lr_scheduler"));
 }
 
 }  // namespace fabric

@@ -1,12 +1,13 @@
 #include <algorithm>
+#include <cmath>
 #include <sstream>
-#include <unordered_map>
 
 #include <fabric/base/error.h>
 #include <fabric/base/nearest_name.h>
 #include <fabric/helpers/finetuning/finetuning_scheduler_internal.h>
 #include <fabric/helpers/lr/lambda_lr.h>
 #include <fabric/helpers/lr/lr_scheduler_registry.h>
+#include <fabric/helpers/lr/lr_values_internal.h>
 #include <fabric/optim/optimizer_group.h>
 
 namespace fabric {
@@ -79,35 +80,47 @@ double FinetuningScheduler::Impl::phase_lr(int depth) const {
   return get_lr(optimizer->param_groups().front());
 }
 
-double FinetuningScheduler::Impl::starting_lr(double rate) const {
+double FinetuningScheduler::Impl::lambda_factor() const {
   const auto* functions = dynamic_cast<const FunctionLR*>(lr.get());
-  if (!functions || functions->lr_lambdas().empty()) return rate;
-  if (config.apply_lambdas_new_pgs) return rate * functions->lr_lambdas().back()(functions->last_epoch());
-  messages.warn(std::string("the new groups start at ") + loss_text(rate) + "; " + functions->name() +
-                " applies its function to them from its next step on. Set apply_lambdas_new_pgs to apply it at once");
-  return rate;
+  if (!config.apply_lambdas_new_pgs || !functions || functions->lr_lambdas().empty()) return 1;
+  return functions->lr_lambdas().back()(functions->last_epoch());
 }
 
+void FinetuningScheduler::Impl::warn_of_lambdas(double rate) const {
+  const auto* functions = dynamic_cast<const FunctionLR*>(lr.get());
+  if (config.apply_lambdas_new_pgs || !functions || functions->lr_lambdas().empty()) return;
+  messages.warn(std::string("the new groups start at ") + loss_text(rate) + "; " + functions->name() +
+                " applies its function to them from its next step on. Set apply_lambdas_new_pgs to apply it at once");
+}
+
+// Groups hold their parameters in the model's order, whatever the order in the schedule: optimizer states of the Python
+// package, which go by position, then fit.
+void FinetuningScheduler::Impl::append_phase(torch::optim::Optimizer& to, int depth, double rate) const {
+  const auto names = depth == 0 ? adapter->phase0_params(phase(0).params) : phase(depth).params;
+  const auto fresh = param_groups::not_owned(to, parameters, parameters.in_order(names));
+  if (fresh.empty()) return;
+  const auto parts = param_groups::split_by_decay(fresh, config.no_decay);
+  for (std::size_t i = 0; i < parts.size(); ++i) param_groups::append(to, parameters.tensors(parts[i]), rate, i == 0);
+}
+
+// What a scheduler made later starts from is the rate with the lambda's factor; the present one multiplies by its
+// factors itself, and gets the rate without.
 int FinetuningScheduler::Impl::add_groups(int depth, bool tell_scheduler) {
-  const auto& names = phase(depth).params;
-  auto fresh = param_groups::not_owned(*optimizer, parameters, names);
-  if (fresh.empty()) {
+  const double rate = phase_lr(depth), start = rate * lambda_factor();
+  const std::size_t before = optimizer->param_groups().size();
+  append_phase(*optimizer, depth, start);
+  const std::size_t after = optimizer->param_groups().size();
+  if (before == after) {
     messages.warn("phase " + std::to_string(depth) + ": no groups were added to the optimizer, " +
-                  (names.empty() ? "as it names no parameters"
-                                 : "as it has the parameters already, with the learning rates they had"));
+                  (phase(depth).params.empty() ? "as it names no parameters"
+                                               : "as it has the parameters already, with the learning rates they had"));
     return 0;
   }
-  const double rate = phase_lr(depth);
-  const double start = tell_scheduler ? starting_lr(rate) : rate;
-  auto parts = param_groups::split_by_decay(fresh, config.no_decay);
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    param_groups::append(*optimizer, parameters.tensors(parts[i]), start, i == 0);
-    const std::size_t group = optimizer->param_groups().size() - 1;
-    if (lr.get() && tell_scheduler) lr.get()->grow(rate);
-    initial_lrs->resize(group + 1, rate);
-    (*initial_lrs)[group] = rate;
-  }
-  return static_cast<int>(parts.size());
+  if (tell_scheduler) warn_of_lambdas(rate);
+  for (std::size_t group = before; lr.get() && tell_scheduler && group < after; ++group) lr.get()->grow(rate);
+  initial_lrs->resize(before, lr::kUnset);
+  initial_lrs->resize(after, start);
+  return static_cast<int>(after - before);
 }
 
 void FinetuningScheduler::Impl::scale_lrs(double factor) {
@@ -119,69 +132,16 @@ void FinetuningScheduler::Impl::scale_lrs(double factor) {
   lr.get()->set_base_lrs(std::move(base));
 }
 
-// --- a new optimizer: phases up to the one before are rebuilt in it, the new one is added as always
-
-void FinetuningScheduler::Impl::reinit_optimizer(const OptimizerReinit& reinit, bool lr_follows) {
-  auto parts = param_groups::split_by_decay(adapter->phase0_params(schedule.phases[0].params), config.no_decay);
-  const auto& init = reinit.optimizer_init;
-  auto fresh = param_groups::make_empty(init.class_path, init.init_args, parameters.tensors(phase(0).params));
-  auto initial = shared_initial_lrs(*fresh);
-  const double rate = get_lr(torch::optim::OptimizerParamGroup({}, fresh->defaults().clone()));
-  initial->clear();
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    param_groups::append(*fresh, parameters.tensors(parts[i]), rate, i == 0);
-    initial->push_back(rate);
-  }
-  for (int depth = 1; depth < curr_depth; ++depth) append_phase(*fresh, depth, phase_lr(depth), *initial);
-  if (!lr_follows) keep_lrs(*fresh, *initial);
-  const std::vector<double> kept = *initial;
-  retired.push_back(optimizer.replace(std::move(fresh)));
-  if (LRScheduler* scheduler = lr.get(); scheduler && !lr_follows) {
-    scheduler->rebind(*optimizer);
-    scheduler->shrink(kept.size());
-    for (std::size_t i = scheduler->base_lrs().size(); i < kept.size(); ++i) scheduler->grow(kept[i]);
-  }
-  initial_lrs = shared_initial_lrs(*optimizer);
-  *initial_lrs = kept;
-  optimizer_in_use = reinit;
-}
-
-void FinetuningScheduler::Impl::append_phase(torch::optim::Optimizer& to, int depth, double rate,
-                                             std::vector<double>& initial) {
-  auto fresh = param_groups::not_owned(to, parameters, phase(depth).params);
-  if (fresh.empty()) return;
-  auto parts = param_groups::split_by_decay(fresh, config.no_decay);
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    param_groups::append(to, parameters.tensors(parts[i]), rate, i == 0);
-    initial.push_back(rate);
-  }
-}
-
-// The learning rates go on where the old optimizer's were, by parameter: its groups may have been others.
-void FinetuningScheduler::Impl::keep_lrs(torch::optim::Optimizer& fresh, std::vector<double>& initial) const {
-  std::unordered_map<std::string, std::pair<double, double>> known;
-  for (const auto& group : param_groups::records(*optimizer, parameters, *initial_lrs))
-    for (const auto& name : group.params) known[name] = {group.lr, group.initial_lr};
-  auto& groups = fresh.param_groups();
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (groups[i].params().empty()) continue;
-    auto found = known.find(*parameters.name_of(groups[i].params().front()));
-    if (found == known.end()) continue;
-    set_lr(groups[i], found->second.first);
-    initial[i] = found->second.second;
-  }
-}
-
 void FinetuningScheduler::Impl::reinit_lr(const LRSchedulerReinit& reinit) {
   auto& groups = optimizer->param_groups();
-  initial_lrs->resize(groups.size());
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (i < reinit.init_pg_lrs.size()) {
-      (*initial_lrs)[i] = reinit.init_pg_lrs[i];
-      set_lr(groups[i], reinit.init_pg_lrs[i]);
-    } else if (!reinit.use_current_optimizer_pg_lrs) {
-      set_lr(groups[i], (*initial_lrs)[i]);
-    }
+  auto& initial = *initial_lrs;
+  initial.resize(groups.size(), lr::kUnset);
+  if (!reinit.init_pg_lrs.empty()) {
+    const std::size_t given = std::min(reinit.init_pg_lrs.size(), groups.size());
+    for (std::size_t i = 0; i < given; ++i) set_lr(groups[i], initial[i] = reinit.init_pg_lrs[i]);
+  } else if (!reinit.use_current_optimizer_pg_lrs) {
+    for (std::size_t i = 0; i < groups.size(); ++i)
+      if (!std::isnan(initial[i])) set_lr(groups[i], initial[i]);
   }
   const auto& init = reinit.lr_scheduler_init;
   lr.replace(make_lr_scheduler(init.class_path, init.init_args, *optimizer));
@@ -212,6 +172,13 @@ void FinetuningScheduler::Impl::announce_phase(int groups, bool restored) const 
 
 // --- epochs
 
+// Whether the end of an epoch is a step of the learning-rate scheduler: one of interval "epoch", or one of interval
+// "step" that waits for the metric of a validation.
+bool FinetuningScheduler::Impl::is_epoch_lr_step(int at) const {
+  if (stepping.interval == "epoch") return (at + 1) % stepping.frequency == 0;
+  return lr.get() && lr.get()->needs_metric() && metric_step_at != steps && epoch_steps % stepping.frequency == 0;
+}
+
 void FinetuningScheduler::Impl::step_lr(const Metrics& metrics) {
   LRScheduler* scheduler = lr.get();
   if (!scheduler) return;
@@ -230,7 +197,7 @@ void FinetuningScheduler::Impl::step_lr(const Metrics& metrics) {
 void FinetuningScheduler::Impl::finish_missed_epoch(int next) {
   const int missed = std::exchange(missed_epoch, -1);
   if (missed < 0 || next <= missed) return;
-  if (stepping.interval != "epoch" || (missed + 1) % stepping.frequency != 0) return;
+  if (!is_epoch_lr_step(missed)) return;
   Metrics metrics;
   if (missed_metric) metrics[stepping.monitor] = *missed_metric;
   if (lr.get() && lr.get()->needs_metric() && !missed_metric) {

@@ -2,6 +2,7 @@
 
 #include <cctype>
 #include <typeinfo>
+#include <unordered_set>
 
 #include <c10/util/Type.h>
 #include <torch/nn/module.h>
@@ -35,6 +36,14 @@ const at::Tensor& ModelParameters::tensor(const std::string& name) const {
 std::vector<at::Tensor> ModelParameters::tensors(const std::vector<std::string>& names) const {
   std::vector<at::Tensor> out;
   for (const auto& name : names) out.push_back(tensor(name));
+  return out;
+}
+
+std::vector<std::string> ModelParameters::in_order(const std::vector<std::string>& names) const {
+  const std::unordered_set<std::string> wanted(names.begin(), names.end());
+  std::vector<std::string> out;
+  for (const auto& name : names_)
+    if (wanted.contains(name)) out.push_back(name);
   return out;
 }
 

@@ -26,6 +26,8 @@ class FABRIC_API ModelParameters {
   /// Throws ConfigError naming the nearest for an unknown name.
   const at::Tensor& tensor(const std::string& name) const;
   std::vector<at::Tensor> tensors(const std::vector<std::string>& names) const;
+  /// The same names as the model has them in order.
+  std::vector<std::string> in_order(const std::vector<std::string>& names) const;
   /// The first name of a tensor; null for one that is no parameter of this module.
   const std::string* name_of(const at::Tensor& tensor) const;
   /// The name that `alias` stands for; null when it is no alias.

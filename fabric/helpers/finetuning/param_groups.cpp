@@ -8,6 +8,7 @@
 #include <torch/optim/adagrad.h>
 
 #include <fabric/base/error.h>
+#include <fabric/helpers/lr/lr_values_internal.h>
 #include <fabric/helpers/optimizer_registry.h>
 #include <fabric/optim/optimizer_group.h>
 #include <fabric/state/optimizer_fields_internal.h>
@@ -82,7 +83,7 @@ std::vector<GroupRecord> records(const Optimizer& optimizer, const ModelParamete
       record.params.push_back(*name);
     }
     record.lr = get_lr(group);
-    record.initial_lr = out.size() < initial_lrs.size() ? initial_lrs[out.size()] : record.lr;
+    record.initial_lr = out.size() < initial_lrs.size() ? initial_lrs[out.size()] : lr::kUnset;
     auto options = group.options().clone();
     if (const double* decay = weight_decay_of(*options)) record.weight_decay = *decay;
     out.push_back(std::move(record));

@@ -16,13 +16,14 @@ namespace fabric::param_groups {
 struct FABRIC_API GroupRecord {
   std::vector<std::string> params;
   double lr = 0;
-  double initial_lr = 0;
+  double initial_lr = 0;  // NaN: not set
   double weight_decay = 0;
   Value to_value() const;
   static GroupRecord from_value(const Value& value);
 };
 
-/// `initial_lrs` may be shorter than the list of groups. A tensor that is no parameter of the model throws MisuseError.
+/// `initial_lrs` may be shorter than the list of groups; what it lacks is not set. A tensor that is no parameter of the
+/// model throws MisuseError.
 FABRIC_API std::vector<GroupRecord> records(const torch::optim::Optimizer& optimizer, const ModelParameters& parameters,
                                             const std::vector<double>& initial_lrs);
 

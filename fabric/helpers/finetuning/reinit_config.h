@@ -11,7 +11,9 @@ namespace fabric {
 
 /// When a learning-rate scheduler is stepped by a FinetuningScheduler, and with what.
 struct FABRIC_API LRStepping {
-  /// "epoch": at the end of every `frequency`-th epoch; "step": after every `frequency`-th optimizer step.
+  /// "epoch": at the end of every `frequency`-th epoch; "step": after every `frequency`-th optimizer step of an epoch,
+  /// counted anew in each. ReduceLROnPlateau of interval "step" steps where a metric comes: with `step_end(metrics)`,
+  /// or at the epoch's end when the epoch's last step is such a one.
   std::string interval = "epoch";
   int frequency = 1;
   /// The metric for ReduceLROnPlateau.

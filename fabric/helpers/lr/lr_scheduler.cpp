@@ -1,7 +1,7 @@
 #include <fabric/helpers/lr/lr_scheduler.h>
 
 #include <algorithm>
-#include <iterator>
+#include <cmath>
 
 #include <fabric/base/scope.h>
 
@@ -12,13 +12,15 @@ namespace fabric {
 void LRScheduler::start(std::int64_t last_epoch) {
   auto lrs = group_lrs();
   auto& initial = *initial_lrs_;
-  if (initial.size() > lrs.size()) initial.resize(lrs.size());
-  if (last_epoch != -1 && initial.size() < lrs.size())
+  initial.resize(lrs.size(), lr::kUnset);
+  auto unset = std::find_if(initial.begin(), initial.end(), [](double rate) { return std::isnan(rate); });
+  if (last_epoch != -1 && unset != initial.end())
     throw MisuseError(std::string(name()) + ": last_epoch " + std::to_string(last_epoch) +
-                      " resumes a schedule, but group " + std::to_string(initial.size()) +
+                      " resumes a schedule, but group " + std::to_string(unset - initial.begin()) +
                       " of the optimizer has no initial learning rate. Set `*shared_initial_lrs(optimizer)` before, or "
                       "leave last_epoch at -1 and call load_state_dict");
-  std::copy(lrs.begin() + static_cast<std::ptrdiff_t>(initial.size()), lrs.end(), std::back_inserter(initial));
+  for (std::size_t g = 0; g < lrs.size(); ++g)
+    if (std::isnan(initial[g])) initial[g] = lrs[g];
   base_lrs_ = initial;
   last_epoch_ = last_epoch;
   initial_step();
@@ -76,7 +78,7 @@ void LRScheduler::grow(double initial_lr) {
   // Schedulers of one optimizer share the list: the first that is told appends.
   auto& initial = *initial_lrs_;
   const std::size_t group = base_lrs_.size();
-  if (initial.size() <= group) initial.resize(group + 1, initial_lr);
+  if (initial.size() <= group) initial.resize(group + 1, lr::kUnset);
   initial[group] = initial_lr;
   base_lrs_.push_back(initial_lr);
   const auto& groups = optimizer_->param_groups();
@@ -106,10 +108,12 @@ void LRScheduler::restart() {
 }
 
 Value LRScheduler::state_dict() const {
+  auto initial = *initial_lrs_;
+  initial.resize(base_lrs_.size(), lr::kUnset);
   Value state = Value::Map{{"class", name()},
                            {"last_epoch", last_epoch_},
                            {"base_lrs", lr::list_of(base_lrs_)},
-                           {"initial_lrs", lr::list_of(*initial_lrs_)},
+                           {"initial_lrs", lr::list_of(initial)},
                            {"last_lrs", lr::list_of(last_lrs_)}};
   save_fields(state);
   return state;

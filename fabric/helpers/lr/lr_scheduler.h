@@ -46,7 +46,7 @@ class FABRIC_API LRScheduler : public Stateful {
   /// What formulas start from, by group; usually the initial learning rates.
   const std::vector<double>& base_lrs() const { return base_lrs_; }
   virtual void set_base_lrs(std::vector<double> lrs);
-  /// Shared with the other schedulers of this optimizer; see shared_initial_lrs.
+  /// Shared with the other schedulers of this optimizer, NaN where not set; see shared_initial_lrs.
   const std::vector<double>& initial_lrs() const { return *initial_lrs_; }
   void set_initial_lrs(std::vector<double> lrs) { *initial_lrs_ = std::move(lrs); }
   torch::optim::Optimizer& optimizer() const { return *optimizer_; }

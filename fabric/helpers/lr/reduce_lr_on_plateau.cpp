@@ -27,10 +27,13 @@ ReduceLROnPlateau::ReduceLROnPlateau(torch::optim::Optimizer& optimizer, Config 
   start_over();
 }
 
+// It goes by the present learning rates alone. So the groups get no initial ones from it: a scheduler that follows
+// begins where the plateau has come to.
 void ReduceLROnPlateau::start_over() {
   best_ = worst(config_.mode);
   num_bad_epochs_ = cooldown_counter_ = 0;
-  start(-1);
+  base_lrs_ = group_lrs();
+  initial_step();
 }
 
 // The first step, which has no metric, changes no learning rate.
