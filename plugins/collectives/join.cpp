@@ -12,6 +12,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <fabric/base/log.h>
+#include <fabric/base/nearest_name.h>
 
 #include "plugins/collectives/backend_kinds.h"
 #include "plugins/collectives/check.h"
