@@ -207,18 +207,22 @@ class FABRIC_API Fabric {
   /// error on all.
   void rank_zero_first(const std::function<void()>& function, bool local = false) const;
 
-  // --- checkpoints: every rank calls them. A failure on any rank is a CheckpointError on all.
+  // --- checkpoints: every rank calls them. A failure on any rank is an error on all, of the same class.
 
   /// Writes one file on rank 0, under a temporary name first, so that what was there before stays whole until the new
-  /// one is. `filter`: which entries of which part are kept. Throws MisuseError for a filter of a part that is not
-  /// there.
-  void save(const std::filesystem::path& path, State state, const StateFilter& filter = {}) const;
-  /// Restores `state` in place and returns what it did not ask for. Throws, with nothing changed, CheckpointKeyError
-  /// when `strict` and keys are missing, unexpected or of another shape, CheckpointCorrupt for a damaged file.
+  /// one is; a `checkpoint_io` that writes parts has every rank write its own. `filter`: which entries of which part
+  /// are kept. Throws MisuseError for a filter of a part that is not there.
+  void save(const std::filesystem::path& path, const State& state, const StateFilter& filter = {}) const;
+  /// The same with options; with SaveOptions{.async = true} it returns when the state has been copied to host memory.
+  std::shared_ptr<SaveInProgress> save(const std::filesystem::path& path, const State& state,
+                                       const SaveOptions& options) const;
+  /// Restores `state` in place and returns what it did not ask for. Throws, with nothing changed on any rank,
+  /// CheckpointKeyError when `strict` and keys are missing, unexpected or of another shape, CheckpointCorrupt for a
+  /// damaged file.
   Value load(const std::filesystem::path& path, State& state, bool strict = true) const;
   /// The whole checkpoint.
   Value load(const std::filesystem::path& path) const;
-  /// A file that holds nothing but one module's or optimizer's state.
+  /// A file that holds nothing but one module's or optimizer's state. Before launch each rank reads for itself.
   void load_raw(const std::filesystem::path& path, StateEntry object, bool strict = true) const;
 
   // --- for the launcher: nothing happens where none listens (fabric/launcher/heartbeat.h)
@@ -277,7 +281,6 @@ class FABRIC_API Fabric {
   at::Tensor clip(StrategyModule& module, torch::optim::Optimizer& optimizer, const ClipOptions& options);
   void join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
                    const std::function<void()>& body);
-  Value load_together(const std::filesystem::path& path, State* state, bool strict) const;
   void print_line(const std::string& line) const;
 
   std::unique_ptr<Core> core_;

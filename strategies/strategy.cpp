@@ -122,75 +122,91 @@ Value Strategy::broadcast(const Value& value, int) { return value; }
 void Strategy::barrier(const std::string&) {}
 bool Strategy::reduce_boolean_decision(bool decision, bool) { return decision; }
 
-std::string Strategy::run_together(const std::function<void()>& work) {
-  std::exception_ptr own;
-  std::string failure;
-  try {
-    work();
-  } catch (const std::exception& error) {
-    own = std::current_exception();
-    failure = "rank " + std::to_string(ranks().rank) + ": " + error.what();
-  } catch (...) {
-    own = std::current_exception();
-    failure = "rank " + std::to_string(ranks().rank) + ": unknown exception";
-  }
-  auto failures = process_group().all_gather_value(Value(failure));
-  if (own) std::rethrow_exception(own);
-  for (const auto& other : failures)
-    if (!other.as_string().empty()) return other.as_string();
-  return "";
-}
+// --- checkpoints
 
 namespace {
 
-StateAccess access(Strategy& strategy) {
-  return {
-      .get_module = [&](torch::nn::Module& module) { return strategy.get_module_state_dict(module); },
-      .set_module = [&](torch::nn::Module& module, const Value& state,
-                        bool strict) { strategy.load_module_state_dict(module, state, strict); },
-      .get_optimizer = [&](torch::optim::Optimizer& optimizer) { return strategy.get_optimizer_state(optimizer); },
-      .set_optimizer = [&](torch::optim::Optimizer& optimizer,
-                           const Value& state) { strategy.load_optimizer_state(optimizer, state); },
-      .check_module = check_module_state_dict,
-      .check_optimizer = check_optimizer_state_dict,
-  };
+ShardOf shards_of(const Strategy& strategy) {
+  return [&strategy](const at::Tensor& tensor) { return strategy.shard_of(tensor); };
+}
+
+CheckpointContext checkpoint_context(const Strategy& strategy) {
+  return {strategy.process_group(), strategy.checkpoint_io(), strategy.state_access()};
 }
 
 }  // namespace
 
-void Strategy::save_checkpoint(const std::filesystem::path& path, State& state, const StateFilter& filter) {
-  auto everywhere = [&](const std::function<void()>& step) {
-    std::string elsewhere = run_together(step);
-    if (!elsewhere.empty()) throw CheckpointError("the checkpoint was not saved; " + elsewhere);
+StrategyModule* Strategy::find_module(const torch::nn::Module& module) const {
+  for (auto* known : modules_)
+    if (known->module().get() == &module) return known;
+  return nullptr;
+}
+
+std::optional<Shard> Strategy::shard_of(const at::Tensor& tensor) const {
+  for (const auto* module : modules_)
+    if (auto shard = module->shard_of(tensor)) return shard;
+  return std::nullopt;
+}
+
+StatePart Strategy::module_state(torch::nn::Module& module) const {
+  if (auto* known = find_module(module)) return known->state();
+  return {module_state_dict(module), module_shards(module, shards_of(*this))};
+}
+
+void Strategy::load_module_state(torch::nn::Module& module, const Value& state, bool strict) const {
+  if (auto* known = find_module(module)) return known->load_state(state, strict);
+  load_module_state_dict(module, state, strict, shards_of(*this));
+}
+
+StatePart Strategy::optimizer_state(torch::optim::Optimizer& optimizer) const {
+  return {optimizer_state_dict(optimizer), optimizer_shards(optimizer, shards_of(*this))};
+}
+
+void Strategy::load_optimizer_state(torch::optim::Optimizer& optimizer, const Value& state) const {
+  load_optimizer_state_dict(optimizer, state, shards_of(*this));
+}
+
+StateAccess Strategy::state_access() const {
+  return {
+      .get_module = [this](torch::nn::Module& module) { return module_state(module); },
+      .set_module = [this](torch::nn::Module& module, const Value& state,
+                           bool strict) { load_module_state(module, state, strict); },
+      .get_optimizer = [this](torch::optim::Optimizer& optimizer) { return optimizer_state(optimizer); },
+      .set_optimizer = [this](torch::optim::Optimizer& optimizer,
+                              const Value& state) { load_optimizer_state(optimizer, state); },
+      .check_module =
+          [this](torch::nn::Module& module, const Value& state) {
+            if (auto* known = find_module(module)) return known->check_state(state);
+            check_module_state_dict(module, state, shards_of(*this));
+          },
+      .check_optimizer = [this](torch::optim::Optimizer& optimizer,
+                                const Value& state) { check_optimizer_state_dict(optimizer, state, shards_of(*this)); },
+      .rank = process_group().rank(),
   };
-  Value checkpoint;
-  // Every rank collects: reading a sharded module's state is itself collective. Nothing is written before all have.
-  everywhere([&] { checkpoint = collect_state(state, access(*this), filter); });
-  everywhere([&] {
-    if (is_global_zero()) checkpoint_io_->save(checkpoint, path);
-  });
+}
+
+std::shared_ptr<SaveInProgress> Strategy::save_checkpoint(const std::filesystem::path& path, const State& state,
+                                                          const SaveOptions& options) {
+  return save_state(checkpoint_context(*this), path, state, options);
 }
 
 Value Strategy::load_checkpoint(const std::filesystem::path& path, State* state, bool strict) {
-  Value checkpoint = checkpoint_io_->load(path);
-  if (!state || state->empty()) return checkpoint;
-  return restore_state(*state, std::move(checkpoint), access(*this), strict);
+  return load_state(checkpoint_context(*this), path, state, strict);
 }
 
-Value Strategy::get_module_state_dict(torch::nn::Module& module) { return module_state_dict(module); }
-
-void Strategy::load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict) {
-  fabric::load_module_state_dict(module, state, strict);
+Value Strategy::open_checkpoint(const std::filesystem::path& path) {
+  return open_state(checkpoint_context(*this), path);
 }
 
-Value Strategy::get_optimizer_state(torch::optim::Optimizer& optimizer) { return optimizer_state_dict(optimizer); }
-
-void Strategy::load_optimizer_state(torch::optim::Optimizer& optimizer, const Value& state) {
-  load_optimizer_state_dict(optimizer, state);
+void Strategy::load_raw(const std::filesystem::path& path, const StateEntry& object, bool strict) {
+  load_raw_state(checkpoint_context(*this), path, object, strict);
 }
 
 void Strategy::teardown() {
-  if (checkpoint_io_) checkpoint_io_->teardown();
+  if (checkpoint_io_) {
+    checkpoint_io_->async().finish();
+    checkpoint_io_->teardown();
+  }
   if (precision_) precision_->teardown();
   if (accelerator_) accelerator_->teardown();
 }

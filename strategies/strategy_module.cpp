@@ -7,6 +7,7 @@
 
 #include <fabric/base/error.h>
 #include <fabric/optim/clip.h>
+#include <fabric/state/state.h>
 #include <fabric/strategies/strategy.h>
 
 namespace fabric {
@@ -24,6 +25,19 @@ void StrategyModule::clip_gradients_value(torch::optim::Optimizer& optimizer, do
   Precision& precision = *strategy_.precision();
   precision.unscale_gradients(optimizer);
   optim::clip_grad_value(precision.main_params(optimizer), clip_value);
+}
+
+StatePart StrategyModule::state() const {
+  return {module_state_dict(*module_),
+          module_shards(*module_, [this](const at::Tensor& tensor) { return shard_of(tensor); })};
+}
+
+void StrategyModule::check_state(const Value& state) const {
+  check_module_state_dict(*module_, state, [this](const at::Tensor& tensor) { return shard_of(tensor); });
+}
+
+void StrategyModule::load_state(const Value& state, bool strict) {
+  load_module_state_dict(*module_, state, strict, [this](const at::Tensor& tensor) { return shard_of(tensor); });
 }
 
 std::shared_ptr<torch::optim::Optimizer> OptimizerSource::take(const torch::nn::Module& module) const {

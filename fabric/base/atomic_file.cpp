@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <random>
 #include <utility>
 
 namespace fabric {
@@ -23,6 +24,37 @@ std::filesystem::path through_links(std::filesystem::path path) {
   for (int i = 0; i < kLinks && std::filesystem::is_symlink(path, ignored); ++i)
     path = path.parent_path() / std::filesystem::read_symlink(path, ignored);
   return path;
+}
+
+bool is_plain(const struct stat& what) { return S_ISREG(what.st_mode) && what.st_nlink == 1; }
+
+bool is_name_of(const std::filesystem::path& path, int fd) {
+  struct stat ours = {}, named = {};
+  return fstat(fd, &ours) == 0 && lstat(path.c_str(), &named) == 0 && ours.st_ino == named.st_ino &&
+         ours.st_dev == named.st_dev;
+}
+
+// Removes what a dead writer left, which nobody has locked. Anything but a plain file of one name (a pipe, a link, a
+// second name of some other file) was put there by somebody else: it is neither opened for writing, which a pipe would
+// hold up, nor touched. Nor is a file where the file system knows no locks: its writer may be alive. True when the name
+// is free.
+bool remove_left_over(const std::filesystem::path& temporary) {
+  struct stat what = {};
+  if (lstat(temporary.c_str(), &what) != 0) return errno == ENOENT;
+  if (!is_plain(what)) return false;
+  int fd = open(temporary.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd < 0) return errno == ENOENT;
+  bool dead = fstat(fd, &what) == 0 && is_plain(what) && flock(fd, LOCK_EX | LOCK_NB) == 0;
+  bool removed = dead && (!is_name_of(temporary, fd) || unlink(temporary.c_str()) == 0);
+  close(fd);
+  return removed;
+}
+
+// Those of writers that found the usual name taken, and died.
+void remove_left_overs(const std::filesystem::path& folder, const std::string& stem) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error))
+    if (entry.path().filename().string().starts_with(stem + "-")) remove_left_over(entry.path());
 }
 
 }  // namespace
@@ -66,9 +98,18 @@ AtomicFile::AtomicFile(std::filesystem::path path, MakeError make_error)
   if (auto unmade = make_folders(folder_of(path_))) fail("its folder cannot be made", unmade.value());
 
   buffer_.reserve(kBuffer);
+  claim_name();
+}
+
+void AtomicFile::claim_name() {
+  const auto folder = folder_of(path_);
   const std::string stem = "." + path_.filename().string() + ".partial";
-  if (!claim(folder_of(path_) / stem) && !claim(folder_of(path_) / (stem + "-" + std::to_string(getpid()))))
-    fail("other writers of the same file hold all its temporary names");
+  remove_left_overs(folder, stem);
+  if (claim(folder / stem)) return;
+  std::random_device random;
+  for (int attempt = 0; attempt < kLinks; ++attempt)
+    if (claim(folder / (stem + "-" + std::to_string(getpid()) + "-" + std::to_string(random())))) return;
+  fail("other writers of the same file hold all its temporary names");
 }
 
 AtomicFile::~AtomicFile() {
@@ -77,29 +118,25 @@ AtomicFile::~AtomicFile() {
   close(fd_);
 }
 
-// True when the name is now ours. A file found under it belongs to a writer at work (locked) or to a dead one.
+// True when a new file under this name is ours. What is found there belongs to a writer at work, to a dead one, whose
+// file goes, or to somebody else (remove_left_over).
 bool AtomicFile::claim(const std::filesystem::path& temporary) {
   temporary_ = temporary;
   for (int attempt = 0; attempt < kLinks; ++attempt) {
-    int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-    // Left over by another user: another name will do.
-    if (int reason = errno; fd < 0) {
-      struct stat left_over = {};
-      if ((reason == EACCES || reason == EPERM) && lstat(temporary.c_str(), &left_over) == 0) return false;
-      fail("its temporary file '" + temporary.string() + "' cannot be made", reason);
+    int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd >= 0) {
+      // Until the lock was ours, another writer may have taken the file for a dead one's.
+      bool lost = flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+      if (!lost && is_name_of(temporary, fd)) {
+        fd_ = fd;
+        return true;
+      }
+      close(fd);
+    } else if (errno != EEXIST) {
+      fail("its temporary file '" + temporary.string() + "' cannot be made", errno);
+    } else if (!remove_left_over(temporary)) {
+      return false;
     }
-    bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
-    bool taken = !locked && errno == EWOULDBLOCK;
-    struct stat ours = {};
-    struct stat named = {};
-    bool same = fstat(fd, &ours) == 0 && stat(temporary.c_str(), &named) == 0 && ours.st_ino == named.st_ino &&
-                ours.st_dev == named.st_dev;
-    if (!taken && same && ftruncate(fd, 0) == 0) {  // file systems without locks: the check of the name is all there is
-      fd_ = fd;
-      return true;
-    }
-    close(fd);
-    if (taken) return false;
   }
   return false;
 }

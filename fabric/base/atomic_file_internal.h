@@ -22,8 +22,9 @@ std::exception_ptr as_error(const std::string& text) {
 
 /// Writes a file under a temporary name in the same folder; `commit` syncs it and moves it into place. Until then, and
 /// when anything fails or the process is killed, a file that existed before stays as it is.
-/// The temporary name is the same each time and is locked while in use, so that one left by a killed process is taken
-/// over by the next writer instead of piling up.
+/// The temporary name is the same each time, or has a number of its own where that one is taken, and is locked while in
+/// use, so that files left by killed processes go with the next writer instead of piling up (on file systems without
+/// locks they stay). What others have put under these names is not touched.
 class AtomicFile {
  public:
   /// Makes parent folders. All members throw what `make_error` makes of a text that names path and reason.
@@ -41,6 +42,7 @@ class AtomicFile {
   void commit();
 
  private:
+  void claim_name();
   bool claim(const std::filesystem::path& temporary);
   void write_through(const char* data, std::size_t size);
   void flush();

@@ -1,6 +1,7 @@
 #include <fabric/base/atomic_file_internal.h>
 
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -73,6 +74,77 @@ extern "C" int fsync(int fd) {
   }
   synced.push_back(path);
   return static_cast<int>(syscall(SYS_fsync, fd));
+}
+
+// The same, for a file system that knows no locks.
+bool without_locks = false;
+extern "C" int flock(int fd, int operation) {
+  if (without_locks) {
+    errno = ENOLCK;
+    return -1;
+  }
+  return static_cast<int>(syscall(SYS_flock, fd, operation));
+}
+
+TEST_CASE("what others have planted under the temporary name is not touched, and holds nobody up", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "f", planted = folder.path / ".f.partial", victim = folder.path / "victim";
+  write_whole_file(victim, "precious");
+  const char* kinds[] = {"pipe", "hard link", "symbolic link", "link to nowhere", "folder"};
+  for (const char* kind : kinds) {
+    INFO(kind);
+    const std::string name = kind;
+    if (name == "pipe") REQUIRE(mkfifo(planted.c_str(), 0666) == 0);
+    if (name == "hard link") fs::create_hard_link(victim, planted);
+    if (name == "symbolic link") fs::create_symlink(victim, planted);
+    if (name == "link to nowhere") fs::create_symlink(folder.path / "new", planted);
+    if (name == "folder") fs::create_directory(planted);
+    alarm(20);  // a pipe that nobody reads would hold up whoever opens it
+    write_whole_file(path, name);
+    alarm(0);
+    CHECK(content(path) == name);
+    CHECK(content(victim) == "precious");
+    CHECK(folder.names() == Names{".f.partial", "f", "victim"});
+    fs::remove(planted);
+  }
+}
+
+TEST_CASE("files that dead writers left go, those of writers at work stay", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "f";
+  std::ofstream(folder.path / ".f.partial") << "dead";
+  std::ofstream(folder.path / ".f.partial-1") << "dead";
+  std::ofstream(folder.path / ".f.partial-12-345") << "dead";
+  std::ofstream(folder.path / ".fg.partial-1") << "of another file";
+  AtomicFile first(path);
+  first.write("first");
+  CHECK(folder.names() == Names{".f.partial", ".fg.partial-1"});
+  AtomicFile second(path);
+  second.write("second");
+  CHECK(folder.names().size() == 3);
+  write_whole_file(path, "third");
+  first.commit();
+  CHECK(content(path) == "first");
+  second.commit();
+  CHECK(content(path) == "second");
+  CHECK(folder.names() == Names{".fg.partial-1", "f"});
+}
+
+TEST_CASE("two writers share no temporary file where there are no locks", "[atomic]") {
+  Folder folder;
+  without_locks = true;
+  const auto path = folder.path / "f";
+  {
+    AtomicFile first(path), second(path);
+    first.write("aaaa");
+    second.write("bb");
+    first.commit();
+    CHECK(content(path) == "aaaa");
+    second.commit();
+    CHECK(content(path) == "bb");
+  }
+  without_locks = false;
+  CHECK(folder.names() == Names{"f"});
 }
 
 TEST_CASE("a whole file is there at once, or the old one", "[atomic]") {

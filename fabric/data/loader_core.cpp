@@ -350,6 +350,11 @@ Value LoaderCore::state_dict() const {
   return state;
 }
 
+bool LoaderCore::per_rank() const {
+  const bool alone = !context_ || !context_->shard || context_->shard->num_replicas == 1;
+  return !alone && !options_.use_distributed_sampler && !sampler_state().is_null();
+}
+
 void LoaderCore::load_state_dict(const Value& state) {
   for (const char* key :
        {"epoch", "batch", "ahead", "skipped", "samples", "batch_size", "num_replicas", "shuffle", "seed"})

@@ -71,27 +71,6 @@ struct LoaderContext {
   std::optional<std::uint64_t> seed = {};
 };
 
-/// A sample or batch that could not be made, in the calling thread or a worker.
-class FABRIC_API DataError : public Error {
- public:
-  DataError(const std::string& text, std::size_t batch, int worker, std::optional<std::size_t> index,
-            std::exception_ptr cause)
-      : Error(text), batch_(batch), worker_(worker), index_(index), cause_(std::move(cause)) {}
-  std::size_t batch() const noexcept { return batch_; }
-  /// -1: the calling thread.
-  int worker() const noexcept { return worker_; }
-  /// The sample that failed, where that is known.
-  std::optional<std::size_t> index() const noexcept { return index_; }
-  /// What the dataset threw; null when a worker did not answer in time.
-  const std::exception_ptr& cause() const noexcept { return cause_; }
-
- private:
-  std::size_t batch_;
-  int worker_;
-  std::optional<std::size_t> index_;
-  std::exception_ptr cause_;
-};
-
 namespace detail {
 
 /// The part of a loader that does not depend on the type of its batches: which samples come when, and how far it got.
@@ -135,6 +114,8 @@ class FABRIC_API LoaderCore : public Stateful {
 
   Value state_dict() const override;
   void load_state_dict(const Value& state) override;
+  /// Where samples are not shared out, each rank's sampler may have an order of its own.
+  bool per_rank() const override;
 
  private:
   void choose_samplers();

@@ -62,6 +62,8 @@ class FABRIC_API RngState : public Stateful {
  public:
   Value state_dict() const override { return rng_state(); }
   void load_state_dict(const Value& state) override { set_rng_state(state); }
+  /// Each rank gets its own back; one that the saving run did not have keeps the state that it is in.
+  bool per_rank() const override { return true; }
 };
 
 }  // namespace fabric

@@ -294,34 +294,28 @@ at::Tensor Fabric::to_device(const at::Tensor& tensor) const { return core_->str
 
 // --- checkpoints
 
-void Fabric::save(const std::filesystem::path& path, State state, const StateFilter& filter) const {
-  require_launched("save");
-  core_->strategy->save_checkpoint(path, state, filter);
+void Fabric::save(const std::filesystem::path& path, const State& state, const StateFilter& filter) const {
+  save(path, state, SaveOptions{.filter = filter});
 }
 
-Value Fabric::load_together(const std::filesystem::path& path, State* state, bool strict) const {
-  require_launched("load");
-  Value loaded;
-  std::string elsewhere =
-      core_->strategy->run_together([&] { loaded = core_->strategy->load_checkpoint(path, state, strict); });
-  if (!elsewhere.empty()) throw CheckpointError("the checkpoint was not loaded everywhere; " + elsewhere);
-  return loaded;
+std::shared_ptr<SaveInProgress> Fabric::save(const std::filesystem::path& path, const State& state,
+                                             const SaveOptions& options) const {
+  require_launched("save");
+  return core_->strategy->save_checkpoint(path, state, options);
 }
 
 Value Fabric::load(const std::filesystem::path& path, State& state, bool strict) const {
-  return load_together(path, &state, strict);
+  require_launched("load");
+  return core_->strategy->load_checkpoint(path, &state, strict);
 }
 
-Value Fabric::load(const std::filesystem::path& path) const { return load_together(path, nullptr, true); }
+Value Fabric::load(const std::filesystem::path& path) const {
+  require_launched("load");
+  return core_->strategy->load_checkpoint(path, nullptr);
+}
 
 void Fabric::load_raw(const std::filesystem::path& path, StateEntry object, bool strict) const {
-  Value raw = core_->strategy->checkpoint_io()->load(path);
-  if (auto* module = object.module())
-    core_->strategy->load_module_state_dict(*module, raw, strict);
-  else if (auto* optimizer = object.optimizer())
-    core_->strategy->load_optimizer_state(*optimizer, raw);
-  else
-    throw MisuseError("load_raw restores a module or an optimizer");
+  core_->strategy->load_raw(path, object, strict);
 }
 
 // --- logs and callbacks

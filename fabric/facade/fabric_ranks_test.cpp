@@ -246,6 +246,87 @@ BOTH_BACKENDS_TEST("two ranks: a save or load that fails on one rank is an error
   if (rank == 0) std::filesystem::remove(path);
 }
 
+BOTH_BACKENDS_TEST("two ranks: an error of one is an error of the same class on both, and changes nothing",
+                   "[fabric][ranks]", 2) {
+  Fabric fabric(two_ranks());
+  fabric.launch();
+  auto number = std::to_string(fabric.broadcast(Value(getpid())).as_int());
+  auto path = std::filesystem::temp_directory_path() / ("fabric_kinds_" + number + ".safetensors");
+  auto weights = std::filesystem::temp_directory_path() / ("fabric_kinds_raw_" + number + ".safetensors");
+  auto model = fabric.setup(torch::nn::Linear(2, 2));
+  auto before = model->weight.detach().clone();
+  fabric.save(path, {{"model", model}, {"step", 4}});
+  if (rank == 0) fabric::make_checkpoint_io()->save(fabric::module_state_dict(*model), weights);
+  {
+    torch::NoGradGuard no_grad;
+    model->weight.zero_();
+  }
+  // Rank 1 asks for what is not there.
+  fabric::State state{{"model", model}, {rank == 1 ? "steps" : "step", 0}};
+  auto text = error_of<fabric::CheckpointKeyError>([&] { fabric.load(path, state); });
+  RANK_CHECK(holds(text, "'steps'") && (rank == 1 || holds(text, "rank 1: ")));
+  // On rank 1 the module does not fit.
+  torch::nn::Linear other(rank == 1 ? 3 : 2, 2);
+  torch::nn::init::zeros_(other->weight);
+  fabric::State misfit{{"model", other}};
+  text = error_of<fabric::CheckpointKeyError>([&] { fabric.load(path, misfit); });
+  RANK_CHECK(holds(text, "'weight'") && other->weight.sum().item<double>() == 0);
+  text = error_of<fabric::CheckpointError>([&] { fabric.load(rank == 1 ? path.string() + ".none" : path.string()); });
+  RANK_CHECK(holds(text, "No such file"));
+  text = error_of<fabric::CheckpointError>(
+      [&] { fabric.load_raw(rank == 1 ? weights.string() + ".none" : weights.string(), model); });
+  RANK_CHECK(holds(text, "No such file") && (rank == 1 || holds(text, "rank 1: ")));
+  RANK_CHECK(model->weight.sum().item<double>() == 0);
+  text = error_of<fabric::CheckpointKeyError>([&] { fabric.load_raw(weights, other); });
+  RANK_CHECK(holds(text, "'weight'") && other->weight.sum().item<double>() == 0);
+  text = error_of<fabric::ConfigError>([&] {
+    fabric.rank_zero_first([&] {
+      if (rank == 1) throw fabric::ConfigError("no such recipe");
+    });
+  });
+  RANK_CHECK(holds(text, "no such recipe"));
+  fabric.barrier();
+  fabric.load_raw(weights, model);
+  RANK_CHECK(torch::equal(model->weight, before));
+  fabric.barrier();
+  if (rank == 0) std::filesystem::remove(path), std::filesystem::remove(weights);
+}
+
+BOTH_BACKENDS_TEST("two ranks: generators go on where each rank's were", "[fabric][ranks]", 2) {
+  Fabric fabric(two_ranks());
+  fabric.launch();
+  auto number = std::to_string(fabric.broadcast(Value(getpid())).as_int());
+  auto path = std::filesystem::temp_directory_path() / ("fabric_rng_" + number + ".safetensors");
+  torch::manual_seed(100 + rank);
+  fabric::RngState rng;
+  fabric.save(path, {{"rng", rng}});
+  auto next = torch::rand({4});
+  auto both = fabric.all_gather(next);
+  RANK_CHECK(!torch::equal(both[0], both[1]));
+  torch::manual_seed(7);
+  fabric::State state{{"rng", rng}};
+  fabric.load(path, state);
+  RANK_CHECK(torch::equal(torch::rand({4}), next));
+  fabric.barrier();
+  if (rank == 0) std::filesystem::remove(path);
+}
+
+BOTH_BACKENDS_TEST("two ranks: a save beside the training holds the state of its call", "[fabric][ranks]", 2) {
+  Fabric fabric(two_ranks());
+  fabric.launch();
+  auto number = std::to_string(fabric.broadcast(Value(getpid())).as_int());
+  auto path = std::filesystem::temp_directory_path() / ("fabric_beside_" + number + ".safetensors");
+  auto weight = torch::full({1000}, 1.0);
+  auto saving = fabric.save(path, {{"weight", weight}}, {.async = true});
+  weight.fill_(2);
+  saving->wait();
+  RANK_CHECK(fabric.load(path).at("weight").as<at::Tensor>().mean().item<double>() == 1);
+  auto lost = fabric.save("/proc/nowhere/x", {{"weight", weight}}, {.async = true});
+  RANK_CHECK(holds(error_of<fabric::CheckpointError>([&] { lost->wait(); }), "/proc/nowhere"));
+  fabric.barrier();
+  if (rank == 0) std::filesystem::remove(path);
+}
+
 BOTH_BACKENDS_TEST("two ranks: loaders, local gradients and unequal numbers of batches", "[fabric][ranks]", 2) {
   Fabric fabric(two_ranks());
   fabric.launch();

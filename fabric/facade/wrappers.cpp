@@ -11,6 +11,7 @@ ModuleCore::ModuleCore(std::shared_ptr<Strategy> strategy, std::unique_ptr<Strat
       device_(device),
       converts_(strategy_->precision()->changes_forward()),
       guards_backward_(strategy_->requires_backward_call()) {
+  strategy_->add_module(*module_);
   direct_ = !converts_ && !guards_backward_ && !module_->intercepts_forward();
 }
 

@@ -32,6 +32,9 @@ class FABRIC_API ModuleCore {
   bool direct() const { return direct_; }
   /// Converts inputs, runs the call the strategy's way under the precision's context, converts and guards the outputs.
   void run(ForwardCall& call);
+  ~ModuleCore() { strategy_->remove_module(*module_); }
+  ModuleCore(const ModuleCore&) = delete;
+  ModuleCore& operator=(const ModuleCore&) = delete;
   StrategyModule& strategy_module() { return *module_; }
   const std::shared_ptr<Strategy>& strategy() const { return strategy_; }
   torch::nn::Module& module() { return *module_->module(); }
@@ -105,8 +108,10 @@ class FabricModule {
   Impl& operator*() const { return *impl_; }
   const std::shared_ptr<Impl>& module() const { return impl_; }
   c10::Device device() const { return core_->device(); }
-  Value state_dict() const { return module_state_dict(*impl_); }
-  void load_state_dict(const Value& state, bool strict = true) const { load_module_state_dict(*impl_, state, strict); }
+  /// Of what is spread over ranks, this rank's part.
+  Value state_dict() const { return strategy_module().state().values; }
+  /// From whole tensors, of which each rank takes its own part.
+  void load_state_dict(const Value& state, bool strict = true) const { strategy_module().load_state(state, strict); }
   StrategyModule& strategy_module() const { return core_->strategy_module(); }
   const std::shared_ptr<Strategy>& strategy() const { return core_->strategy(); }
   /// Tells the strategy that `requires_grad` of parameters was changed after `setup`; every rank calls it, before the
@@ -150,7 +155,7 @@ class FABRIC_API FabricOptimizer {
   /// Makes this handle and its copies step another optimizer, over parameters of the same model, and returns the one
   /// before. Throws MisuseError for an empty one.
   std::shared_ptr<torch::optim::Optimizer> replace(std::shared_ptr<torch::optim::Optimizer> optimizer) const;
-  Value state_dict() const { return strategy_->get_optimizer_state(**optimizer_); }
+  Value state_dict() const { return strategy_->optimizer_state(**optimizer_).values; }
   void load_state_dict(const Value& state) const { strategy_->load_optimizer_state(**optimizer_, state); }
 
  private:

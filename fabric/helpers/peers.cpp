@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 
 #include <fabric/fabric.h>
+#include <fabric/plugins/collectives/run_together.h>
 
 namespace fabric {
 namespace {
@@ -59,6 +60,11 @@ Value Peers::broadcast(const Value& value, int src) const {
 std::vector<Value> Peers::gather(const Value& value) const {
   if (is_alone()) return {value};
   return group_.all_gather_value(value);
+}
+
+void Peers::run_together(const std::string& operation, const std::function<void()>& work, ErrorKind foreign) const {
+  if (is_alone()) return work();
+  fabric::run_together(group_, operation, work, foreign);
 }
 
 void Peers::barrier(const std::string& name) const {

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
+#include <fabric/base/error.h>
 #include <fabric/base/value.h>
 #include <fabric/plugins/collectives/process_group.h>
 
@@ -27,6 +29,8 @@ class FABRIC_API Peers {
   int rank() const { return group_.is_set() ? group_.rank() : 0; }
   int size() const { return group_.is_set() ? group_.size() : 1; }
   bool is_alone() const { return size() == 1; }
+  /// A group of one for this process alone.
+  ProcessGroup group() const { return group_.is_set() ? group_ : ProcessGroup::single(); }
 
   /// True when at least one rank (any) or every rank (all) says so.
   bool any(bool decision) const;
@@ -42,6 +46,9 @@ class FABRIC_API Peers {
   Value broadcast(const Value& value, int src = 0) const;
   /// Every rank's value, by rank.
   std::vector<Value> gather(const Value& value) const;
+  /// fabric::run_together: what fails on one rank is an error on all.
+  void run_together(const std::string& operation, const std::function<void()>& work,
+                    ErrorKind foreign = ErrorKind::other) const;
   /// Waits until every rank is here; `name` appears in the error when one never comes.
   void barrier(const std::string& name = "") const;
 

@@ -1,8 +1,8 @@
 #include <fabric/helpers/shared_filesystem.h>
 
+#include <stdlib.h>
 #include <unistd.h>
 
-#include <fstream>
 #include <thread>
 
 #include <fabric/base/error.h>
@@ -23,6 +23,15 @@ bool appears(const std::filesystem::path& file, std::chrono::milliseconds timeou
   }
 }
 
+// Under a name that is nobody's yet: what others have planted there is neither followed nor written to.
+std::string make_marker(const std::filesystem::path& folder) {
+  std::string name = (folder / ".fabric_shared_XXXXXX").string();
+  int fd = mkstemp(name.data());
+  if (fd < 0) return "";
+  close(fd);
+  return name;
+}
+
 }  // namespace
 
 bool is_shared_filesystem(Strategy& strategy, const std::filesystem::path& path, std::chrono::milliseconds timeout) {
@@ -36,18 +45,16 @@ bool is_shared_filesystem(Strategy& strategy, const std::filesystem::path& path,
   if (!strategy.reduce_boolean_decision(here, true)) return false;
 
   auto folder = std::filesystem::is_directory(mine, error) ? mine : mine.parent_path();
-  std::string marker;
-  if (strategy.is_global_zero()) {
-    marker = folder / (".fabric_shared_" + std::to_string(getpid()));
-    // An empty name tells the others that rank 0 cannot write here.
-    if (!(std::ofstream(marker) << "x").flush()) marker.clear();
-  }
+  std::string marker = strategy.is_global_zero() ? make_marker(folder) : "";
   auto name = strategy.broadcast(marker).as_string();
-  bool shared = false;
-  if (!name.empty()) shared = strategy.reduce_boolean_decision(appears(name, timeout), true);
-  if (!marker.empty()) std::filesystem::remove(marker, error);
+  // An empty name: rank 0 cannot write here.
   if (name.empty())
     throw Error("rank 0 cannot write in " + folder.string() + ", so it cannot be tested for being shared");
+  bool shared = strategy.reduce_boolean_decision(appears(name, timeout), true);
+  // Nobody leaves while the marker is still there.
+  strategy.run_together("is_shared_filesystem", [&] {
+    if (!marker.empty()) std::filesystem::remove(marker, error);
+  });
   return shared;
 }
 

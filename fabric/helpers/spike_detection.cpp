@@ -21,14 +21,13 @@ double number_of(const Value& value) {
   return tensor.item<double>();
 }
 
-}  // namespace
+std::string spike_text(std::int64_t batch, double loss, double mean) {
+  return "the loss jumped at batch " + std::to_string(batch) + ": " + terminal::exact_number(loss) +
+         " on this rank, where the mean before was " + terminal::exact_number(mean) +
+         ". The batch and the one before it were noted as batches to skip; go on from the last checkpoint without them";
+}
 
-TrainingSpike::TrainingSpike(std::int64_t batch, double loss, double mean)
-    : Error("the loss jumped at batch " + std::to_string(batch) + ": " + terminal::exact_number(loss) +
-            " on this rank, where the mean before was " + terminal::exact_number(mean) +
-            ". The batch and the one before it were noted as batches to skip; go on from the last checkpoint without "
-            "them"),
-      batch_(batch) {}
+}  // namespace
 
 void SpikeDetection::Config::validate() const {
   if (mode != "min" && mode != "max") throw ConfigError("mode must be 'min' or 'max', given '" + mode + "'");
@@ -80,7 +79,7 @@ void SpikeDetection::check(Fabric& fabric, double loss, std::int64_t batch) {
   auto& strategy = *fabric.strategy();
   if (strategy.reduce_boolean_decision(jumps(loss), false)) {
     if (fabric.is_global_zero()) note(batch);
-    throw TrainingSpike(batch, loss, before);
+    throw TrainingSpike(spike_text(batch, loss, before), batch);
   }
   if (config_.finite_only || strategy.reduce_boolean_decision(std::isfinite(loss), true)) take(loss);
 }

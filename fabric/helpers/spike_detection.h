@@ -14,16 +14,6 @@
 
 namespace fabric {
 
-/// The loss jumped; what was read so far is in the file of batches to skip.
-class FABRIC_API TrainingSpike : public Error {
- public:
-  TrainingSpike(std::int64_t batch, double loss, double mean);
-  std::int64_t batch() const noexcept { return batch_; }
-
- private:
-  std::int64_t batch_;
-};
-
 /// Stops a training whose loss jumps, and notes the batches to leave out of the next run. Call `check` after each step,
 /// or add it to Fabric's callbacks and fire fabric.call("on_train_batch_end", {{"loss", loss}, {"batch_idx", index}}).
 class FABRIC_API SpikeDetection : public Callback, public Stateful {

@@ -4,6 +4,7 @@
 #include <unordered_set>
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 
 #include <fabric/base/error.h>
@@ -53,6 +54,20 @@ struct Writer {
       if (tensor.defined()) item = tensor.detach();
     }
     return items;
+  }
+};
+
+// Which of a parameter's state tensors are parts as the parameter is.
+struct ShardFinder {
+  std::map<std::string, Shard>& shards;
+  const std::string& path;
+  const at::Tensor& parameter;
+  const Shard& shard;
+  template <class T>
+  void operator()(const char* name, const T& field, Kind kind) {
+    if constexpr (std::is_same_v<T, at::Tensor>)
+      if (kind != Kind::plain && field.defined() && field.sizes() == parameter.sizes())
+        shards.emplace(path + name, shard);
   }
 };
 
@@ -117,7 +132,7 @@ double number(const std::string& name, const Value& value) {
   if (value.is_number()) return value.as_double();
   if (value.is_bool()) return value.as_bool() ? 1 : 0;
   if (const auto* tensor = tensor_in(value); tensor && tensor->numel() == 1 && !tensor->is_complex())
-    return tensor->item().toDouble();
+    return in_memory(*tensor).item().toDouble();
   misfit("'" + name + "' should be a number, not " + value.kind());
 }
 
@@ -157,10 +172,20 @@ struct OptionReader {
   }
 };
 
+/// A parameter, and where it lies in the whole one where several ranks hold parts of it.
+struct Slot {
+  std::size_t group;
+  at::Tensor parameter;
+  std::optional<Shard> shard;
+  at::IntArrayRef global_shape() const {
+    return shard ? at::IntArrayRef(shard->global_shape) : at::IntArrayRef(parameter.sizes());
+  }
+};
+
 // Tensors are only borrowed here; `own` copies them once everything has been checked.
 struct StateReader {
   const Value::Map& saved;
-  const at::Tensor& parameter;
+  const Slot& slot;
   std::string where;
   std::size_t used = 0;
 
@@ -179,7 +204,7 @@ struct StateReader {
     const Value* value = find(name);
     if (!value && kind == Kind::required) misfit(where + " has no '" + name + "'");
     if (value) out = tensor(name, *value);
-    if (value && kind != Kind::plain && out.sizes() != parameter.sizes())
+    if (value && kind != Kind::plain && out.sizes() != slot.global_shape())
       misfit(where + "." + name + " has another shape than its parameter");
   }
   void operator()(const char* name, std::deque<at::Tensor>& out, Kind) {
@@ -201,24 +226,31 @@ struct StateReader {
   }
 };
 
-// Floating state takes the parameter's type, all takes its device: what Python's optimizers do.
+// Floating state takes the parameter's type, all takes its device: what Python's optimizers do. Of a field of the
+// parameter's shape a rank takes the box that its part of the parameter is.
 struct Own {
-  const at::Tensor& parameter;
+  const Slot& slot;
   void operator()(const char*, std::int64_t&, Kind) {}
   void operator()(const char*, double&, Kind) {}
-  void operator()(const char*, at::Tensor& tensor, Kind) { copy(tensor); }
-  void operator()(const char*, std::deque<at::Tensor>& tensors, Kind) {
-    for (auto& tensor : tensors) copy(tensor);
+  void operator()(const char*, at::Tensor& tensor, Kind kind) { copy(tensor, kind); }
+  void operator()(const char*, std::deque<at::Tensor>& tensors, Kind kind) {
+    for (auto& tensor : tensors) copy(tensor, kind);
   }
-  void operator()(const char*, std::optional<std::vector<at::Tensor>>& tensors, Kind) {
+  void operator()(const char*, std::optional<std::vector<at::Tensor>>& tensors, Kind kind) {
     if (!tensors) return;
-    for (auto& tensor : *tensors) copy(tensor);
+    for (auto& tensor : *tensors) copy(tensor, kind);
   }
-  void copy(at::Tensor& tensor) const {
+  void copy(at::Tensor& tensor, Kind kind) const {
     if (!tensor.defined()) return;
-    bool follows = tensor.is_floating_point() && parameter.is_floating_point();
-    auto type = follows ? parameter.scalar_type() : tensor.scalar_type();
-    tensor = tensor.detach().to(parameter.device(), type, /*non_blocking=*/false, /*copy=*/true);
+    bool follows = tensor.is_floating_point() && slot.parameter.is_floating_point();
+    auto type = follows ? slot.parameter.scalar_type() : tensor.scalar_type();
+    if (!slot.shard || kind == Kind::plain) {
+      tensor = in_memory(tensor).detach().to(slot.parameter.device(), type, /*non_blocking=*/false, /*copy=*/true);
+      return;
+    }
+    at::Tensor mine = at::empty(slot.parameter.sizes(), at::TensorOptions(type).device(slot.parameter.device()));
+    read_box(tensor, slot.shard->offsets, mine);
+    tensor = std::move(mine);
   }
 };
 
@@ -238,13 +270,9 @@ std::string label(const Value& index) {
   return index.is_string() ? index.as_string() : std::to_string(integer("params", index));
 }
 
-struct Slot {
-  std::size_t group;
-  at::Tensor parameter;
-};
-
 /// The saved labels of the parameters, in the optimizer's order.
-std::vector<std::pair<std::string, Slot>> match_groups(const Optimizer& optimizer, const Value& state) {
+std::vector<std::pair<std::string, Slot>> match_groups(const Optimizer& optimizer, const Value& state,
+                                                       const ShardOf& shard_of = {}) {
   const Value& groups = required(state, "param_groups");
   if (!groups.is_list()) misfit(std::string("'param_groups' should be a list, not ") + groups.kind());
   const auto& mine = optimizer.param_groups();
@@ -259,7 +287,10 @@ std::vector<std::pair<std::string, Slot>> match_groups(const Optimizer& optimize
     if (labels.size() != mine[g].params().size())
       misfit("its group " + std::to_string(g) + " has " + std::to_string(labels.size()) +
              " parameters, the optimizer's has " + std::to_string(mine[g].params().size()));
-    for (std::size_t i = 0; i < labels.size(); ++i) slots.push_back({label(labels[i]), {g, mine[g].params()[i]}});
+    for (std::size_t i = 0; i < labels.size(); ++i) {
+      const at::Tensor& parameter = mine[g].params()[i];
+      slots.push_back({label(labels[i]), {g, parameter, shard_of ? shard_of(parameter) : std::nullopt}});
+    }
   }
   return slots;
 }
@@ -276,32 +307,32 @@ void check_switches(const Value::Map& group) {
 }
 
 struct NewState {
-  at::Tensor parameter;
+  Slot slot;
   std::unique_ptr<OptimizerParamState> state;
-  void (*own)(OptimizerParamState& state, const at::Tensor& parameter);
+  void (*own)(OptimizerParamState& state, const Slot& slot);
 };
 
 template <class F>
-void own_state(OptimizerParamState& state, const at::Tensor& parameter) {
-  visit_state<F>(static_cast<typename F::State&>(state), Own{parameter});
+void own_state(OptimizerParamState& state, const Slot& slot) {
+  visit_state<F>(static_cast<typename F::State&>(state), Own{slot});
 }
 
 template <class F>
-NewState read_state(const Value& saved, const at::Tensor& parameter, const std::string& name) {
+NewState read_state(const Value& saved, const Slot& slot, const std::string& name) {
   auto state = std::make_unique<typename F::State>();
-  StateReader reader{map_of(saved, "the state of parameter " + name), parameter, "the state of parameter " + name};
+  StateReader reader{map_of(saved, "the state of parameter " + name), slot, "the state of parameter " + name};
   visit_state<F>(*state, reader);
   if (reader.used != reader.saved.size()) {
     std::string keys;
     for (const auto& [key, value] : reader.saved) keys += (keys.empty() ? "" : ", ") + key;
     misfit(reader.where + " has {" + keys + "}; another kind of optimizer wrote it");
   }
-  return {parameter, std::move(state), own_state<F>};
+  return {slot, std::move(state), own_state<F>};
 }
 
 /// Everything that can be wrong is found here; nothing is changed.
-std::vector<NewState> plan_known(Optimizer& optimizer, const Value& state) {
-  auto slots = match_groups(optimizer, state);
+std::vector<NewState> plan_known(Optimizer& optimizer, const Value& state, const ShardOf& shard_of) {
+  auto slots = match_groups(optimizer, state, shard_of);
   const auto& saved_states = map_of(required(state, "state"), "'state'");
   const auto& groups = state.find("param_groups")->as_list();
   std::unordered_map<std::string, const Value*> by_label;
@@ -314,7 +345,7 @@ std::vector<NewState> plan_known(Optimizer& optimizer, const Value& state) {
     auto saved = by_label.find(name);
     with_family(optimizer.param_groups()[slot.group].options(), [&]<class F>(F) {
       if (saved != by_label.end())
-        states.push_back(read_state<F>(*saved->second, slot.parameter, name));
+        states.push_back(read_state<F>(*saved->second, slot, name));
       else if (kNeedsAllState<F>)
         misfit("it has no state for parameter " + name);
     });
@@ -331,8 +362,10 @@ std::vector<NewState> plan_known(Optimizer& optimizer, const Value& state) {
   return states;
 }
 
-void load_known(Optimizer& optimizer, const Value& state) {
-  auto states = plan_known(optimizer, state);
+void load_known(Optimizer& optimizer, const Value& state, const ShardOf& shard_of) {
+  auto states = plan_known(optimizer, state, shard_of);
+  // Reading can fail, so it comes before the first change.
+  for (auto& [slot, fresh, own] : states) own(*fresh, slot);
   const auto& groups = state.find("param_groups")->as_list();
   for (std::size_t g = 0; g < groups.size(); ++g) {
     auto& options = optimizer.param_groups()[g].options();  // in place: the user may hold a reference
@@ -342,10 +375,7 @@ void load_known(Optimizer& optimizer, const Value& state) {
   }
   for (const auto& group : optimizer.param_groups())
     for (const auto& parameter : group.params()) optimizer.state().erase(parameter.unsafeGetTensorImpl());
-  for (auto& [parameter, fresh, own] : states) {
-    own(*fresh, parameter);
-    optimizer.state()[parameter.unsafeGetTensorImpl()] = std::move(fresh);
-  }
+  for (auto& [slot, fresh, own] : states) optimizer.state()[slot.parameter.unsafeGetTensorImpl()] = std::move(fresh);
 }
 
 // --- optimizers of the user's own
@@ -376,22 +406,46 @@ Value optimizer_state_dict(const Optimizer& optimizer) {
   return Value::Map{{"state", known_states(optimizer)}, {"param_groups", group_list(optimizer)}};
 }
 
-void check_optimizer_state_dict(Optimizer& optimizer, const Value& state) {
+std::map<std::string, Shard> optimizer_shards(const Optimizer& optimizer, const ShardOf& shard_of) {
+  std::map<std::string, Shard> shards;
+  if (!shard_of || dynamic_cast<const Stateful*>(&optimizer)) return shards;
+  const bool known = is_known(optimizer);
+  std::int64_t index = -1;
+  for (const auto& group : optimizer.param_groups())
+    for (const auto& parameter : group.params()) {
+      auto shard = (++index, shard_of(parameter));
+      if (!shard) continue;
+      if (!known)
+        throw CheckpointError(
+            "an optimizer of a class of your own cannot be saved here: its parameters are spread over ranks. Use "
+            "LibTorch's option and state types, or derive it from fabric::Stateful");
+      auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
+      if (found == optimizer.state().end()) continue;
+      const std::string path = "state." + std::to_string(index) + ".";
+      with_family(group.options(), [&]<class F>(F) {
+        visit_state<F>(static_cast<const typename F::State&>(*found->second),
+                       ShardFinder{shards, path, parameter, *shard});
+      });
+    }
+  return shards;
+}
+
+void check_optimizer_state_dict(Optimizer& optimizer, const Value& state, const ShardOf& shard_of) {
   if (dynamic_cast<const Stateful*>(&optimizer)) return;
   if (is_known(optimizer))
-    plan_known(optimizer, state);
+    plan_known(optimizer, state, shard_of);
   else
     check_unknown(optimizer, state);
 }
 
-void load_optimizer_state_dict(Optimizer& optimizer, const Value& state) {
+void load_optimizer_state_dict(Optimizer& optimizer, const Value& state, const ShardOf& shard_of) {
   at::NoGradGuard no_grad;
   if (auto* stateful = dynamic_cast<Stateful*>(&optimizer)) {
-    stateful->load_state_dict(state);
+    stateful->load_state_dict(in_memory(state));
   } else if (is_known(optimizer)) {
-    load_known(optimizer, state);
+    load_known(optimizer, state, shard_of);
   } else if (const auto& archive = check_unknown(optimizer, state); archive.defined()) {
-    load_optimizer_archive(optimizer, archive);
+    load_optimizer_archive(optimizer, in_memory(archive));
   }
 }
 }  // namespace fabric

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include <fabric/base/error.h>
+#include <fabric/base/log.h>
 
 namespace fabric {
 namespace {
@@ -13,11 +14,11 @@ std::string quoted_keys(const auto& map) {
   return out.empty() ? "nothing" : out;
 }
 
-Value state_of(const StateEntry& entry, const StateAccess& access) {
+StatePart part_of(const StateEntry& entry, const StateAccess& access) {
   if (auto* module = entry.module()) return access.get_module(*module);
   if (auto* optimizer = entry.optimizer()) return access.get_optimizer(*optimizer);
-  if (auto* object = entry.stateful()) return object->state_dict();
-  return *entry.value();
+  if (auto* object = entry.stateful()) return {object->state_dict()};
+  return {*entry.value()};
 }
 
 void require_filters_fit(const State& state, const StateFilter& filter) {
@@ -39,6 +40,12 @@ Value::Map filtered(const std::string& key, const Value& value,
   return kept;
 }
 
+bool leads_into(const Value::Map& kept, const std::string& path) {
+  for (const auto& [key, value] : kept)
+    if (path == key || (path.starts_with(key) && path[key.size()] == '.')) return true;
+  return false;
+}
+
 void check(const StateEntry& entry, const Value& saved, const StateAccess& access, bool strict) {
   if (auto* module = entry.module(); module && strict && access.check_module) access.check_module(*module, saved);
   if (auto* optimizer = entry.optimizer(); optimizer && access.check_optimizer)
@@ -51,9 +58,21 @@ void restore(StateEntry& entry, Value saved, const StateAccess& access, bool str
   else if (auto* optimizer = entry.optimizer())
     access.set_optimizer(*optimizer, saved);
   else if (auto* object = entry.stateful())
-    object->load_state_dict(saved);
+    object->load_state_dict(in_memory(std::move(saved)));
   else
-    *entry.value() = std::move(saved);
+    *entry.value() = in_memory(std::move(saved));
+}
+
+constexpr const char* kPerRank = "per_rank";
+
+// What of a saved entry is this rank's; nothing when the saving run had no such rank.
+const Value* own_of(const StateEntry& entry, const Value& saved, int rank) {
+  if (!entry.per_rank() && !entry.stateful()) return &saved;
+  const Value* all = saved.find(kPerRank);
+  if (!all || saved.as_map().size() != 1 || !all->is_list())
+    return rank == 0 || !entry.per_rank() ? &saved : nullptr;  // a run of one rank saved it
+  auto index = static_cast<std::size_t>(rank);
+  return index < all->as_list().size() ? &all->as_list()[index] : nullptr;
 }
 
 // Says which entry of the state the error is about; the kind of error stays.
@@ -66,51 +85,89 @@ void named(const std::string& key, Work&& work) {
   }
 }
 
-}  // namespace
-
-StateAccess StateAccess::plain() {
-  return {module_state_dict,         load_module_state_dict,  optimizer_state_dict,
-          load_optimizer_state_dict, check_module_state_dict, check_optimizer_state_dict};
-}
-
-Value collect_state(const State& state, const StateAccess& access, const StateFilter& filter) {
-  require_filters_fit(state, filter);
-  Value::Map out;
-  for (const auto& [key, entry] : state) {
-    Value value = state_of(entry, access);
-    auto keep = filter.find(key);
-    if (keep == filter.end()) {
-      out[key] = std::move(value);
-    } else if (auto kept = filtered(key, value, keep->second); !kept.empty()) {
-      out[key] = std::move(kept);
-    }
-  }
-  return out;
-}
-
-Value restore_state(State& target, Value checkpoint, const StateAccess& access, bool strict) {
+void require_keys(const State& target, const Value& checkpoint, bool strict) {
   if (!checkpoint.is_map())
     throw CheckpointKeyError(std::string("the checkpoint holds ") + checkpoint.kind() + " instead of a map of entries");
-  auto& saved = checkpoint.as_map();
+  const auto& saved = checkpoint.as_map();
   std::string missing;
   for (const auto& [key, entry] : target)
     if (!saved.contains(key)) missing += (missing.empty() ? "'" : ", '") + key + "'";
   if (strict && !missing.empty())
     throw CheckpointKeyError("the checkpoint lacks " + missing + "; it holds " + quoted_keys(saved) +
                              ". Load with strict = false to keep their present values");
-  auto goes_first = [](const StateEntry& entry) { return entry.stateful() && entry.stateful()->restores_first(); };
-  auto restore_those = [&](bool first) {
-    for (auto& [key, entry] : target)
-      if (Value* found = saved.find(key); found && goes_first(entry) == first)
-        named(key, [&] { restore(entry, std::move(*found), access, strict); });
+}
+
+}  // namespace
+
+StateAccess StateAccess::plain() {
+  return {
+      .get_module = [](torch::nn::Module& module) { return StatePart{module_state_dict(module)}; },
+      .set_module = [](torch::nn::Module& module, const Value& state,
+                       bool strict) { load_module_state_dict(module, state, strict); },
+      .get_optimizer = [](torch::optim::Optimizer& optimizer) { return StatePart{optimizer_state_dict(optimizer)}; },
+      .set_optimizer = [](torch::optim::Optimizer& optimizer,
+                          const Value& state) { load_optimizer_state_dict(optimizer, state); },
+      .check_module = [](torch::nn::Module& module, const Value& state) { check_module_state_dict(module, state); },
+      .check_optimizer = [](torch::optim::Optimizer& optimizer,
+                            const Value& state) { check_optimizer_state_dict(optimizer, state); },
   };
-  restore_those(true);
-  for (const auto& [key, entry] : target)
-    if (const Value* found = saved.find(key)) named(key, [&] { check(entry, *found, access, strict); });
-  restore_those(false);
+}
+
+StatePart collect_state(const State& state, const StateAccess& access, const StateFilter& filter) {
+  require_filters_fit(state, filter);
+  StatePart out{Value::Map{}};
+  auto& values = out.values.as_map();
+  for (const auto& [key, entry] : state) {
+    StatePart part = part_of(entry, access);
+    auto keep = filter.find(key);
+    if (keep != filter.end()) {
+      auto kept = filtered(key, part.values, keep->second);
+      if (kept.empty()) continue;
+      std::erase_if(part.shards, [&](const auto& shard) { return !leads_into(kept, shard.first); });
+      part.values = std::move(kept);
+    }
+    for (auto& [path, shard] : part.shards) out.shards.emplace(key + "." + path, std::move(shard));
+    if (entry.per_rank()) out.per_rank.insert(key);
+    values[key] = std::move(part.values);
+  }
+  return out;
+}
+
+// In steps, so that all that can be found wrong anywhere is found before anything is changed anywhere: what is missing;
+// what brings others into shape; whether modules and optimizers fit; the rest.
+Value restore_state(State& target, Value checkpoint, const StateAccess& access, bool strict, const RestoreStep& run) {
+  auto step = [&run](const std::function<void()>& work) { run ? run(work) : work(); };
+  auto goes_first = [](const StateEntry& entry) { return entry.stateful() && entry.stateful()->restores_first(); };
+  std::vector<std::string> kept;
+  auto for_each_saved = [&](auto&& chosen, auto&& use) {
+    for (auto& [key, entry] : target) {
+      const Value* found = checkpoint.find(key);
+      if (!found || !chosen(entry)) continue;
+      if (const Value* own = own_of(entry, *found, access.rank))
+        named(key, [&, &entry = entry] { use(entry, *own); });
+      else
+        kept.push_back(key);
+    }
+  };
+  step([&] { require_keys(target, checkpoint, strict); });
+  step([&] {
+    for_each_saved(goes_first, [&](StateEntry& entry, const Value& own) { restore(entry, own, access, strict); });
+  });
+  step([&] {
+    for_each_saved([](const StateEntry&) { return true; },
+                   [&](StateEntry& entry, const Value& own) { check(entry, own, access, strict); });
+  });
+  kept.clear();
   Value::Map rest;
-  for (auto& [key, value] : saved)
-    if (!target.contains(key)) rest.append(key, std::move(value));
+  step([&] {
+    for_each_saved([&](const StateEntry& entry) { return !goes_first(entry); },
+                   [&](StateEntry& entry, const Value& own) { restore(entry, own, access, strict); });
+    for (auto& [key, value] : checkpoint.as_map())
+      if (!target.contains(key)) rest.append(key, in_memory(std::move(value)));
+  });
+  for (const auto& key : kept)
+    log::warn("'" + key + "' is each rank's own, and the run that saved the checkpoint had no rank " +
+              std::to_string(access.rank) + ": it stays as it is here");
   return rest;
 }
 

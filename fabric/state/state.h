@@ -8,6 +8,7 @@
 #include <variant>
 
 #include <fabric/base/value.h>
+#include <fabric/state/sharding.h>
 
 namespace torch::nn {
 class Module;
@@ -27,6 +28,9 @@ class FABRIC_API Stateful {
   /// True for what brings others into the shape that their own state needs (the groups of an optimizer, say): it is
   /// restored before modules and optimizers, wherever it stands in the State.
   virtual bool restores_first() const { return false; }
+  /// True for a state that differs between the ranks: a checkpoint keeps each rank's. Otherwise it keeps rank 0's,
+  /// which every rank is given when it is loaded.
+  virtual bool per_rank() const { return false; }
 };
 
 /// One entry of what is saved or loaded: a plain value, or an object that is asked for its state and restored in place.
@@ -55,6 +59,11 @@ class FABRIC_API StateEntry {
     return get<torch::optim::Optimizer>();
   }
   Stateful* stateful() const { return get<Stateful>(); }
+  /// Each rank's own, rather than rank 0's for all.
+  bool per_rank() const { return per_rank_ || (stateful() && stateful()->per_rank()); }
+
+ protected:
+  bool per_rank_ = false;
 
  private:
   template <class T>
@@ -67,6 +76,19 @@ class FABRIC_API StateEntry {
       content_;
 };
 
+/// An entry that differs between the ranks: {"seen", fabric::PerRank(seen)}. The checkpoint keeps each rank's, as
+/// {"per_rank": [rank 0's, rank 1's, …]} where there are several ranks. When it is loaded, each rank gets back what the
+/// rank of its number saved; a rank of a number that the saving run did not have keeps what it has.
+class PerRank : public StateEntry {
+ public:
+  template <class T>
+  requires(std::is_constructible_v<StateEntry, T&&> &&
+           !std::is_same_v<std::decay_t<T>, PerRank>) explicit PerRank(T&& entry)
+      : StateEntry(std::forward<T>(entry)) {
+    per_rank_ = true;
+  }
+};
+
 /// What `Fabric::save` writes and `Fabric::load` restores, by name.
 using State = OrderedMap<StateEntry>;
 /// Per top-level key of the state: which of its inner keys are saved.
@@ -77,10 +99,12 @@ FABRIC_API Value module_state_dict(const torch::nn::Module& module);
 /// Copies into the module's own tensors, converting type and device. `state` is a map of dotted names or of nested
 /// maps. Strict: a missing, unexpected or wrongly shaped entry throws CheckpointKeyError naming all of them, before
 /// anything is changed; a name missing for a tensor that is present under another of its names (tied weights) is none.
-/// Otherwise entries that do not fit are skipped.
-FABRIC_API void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict = true);
+/// Otherwise entries that do not fit are skipped. `shard_of`: of a tensor that is spread over ranks, only the box that
+/// is this rank's is read; the state holds whole ones.
+FABRIC_API void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict = true,
+                                       const ShardOf& shard_of = {});
 /// Only the checks of a strict load.
-FABRIC_API void check_module_state_dict(torch::nn::Module& module, const Value& state);
+FABRIC_API void check_module_state_dict(torch::nn::Module& module, const Value& state, const ShardOf& shard_of = {});
 
 /// Options and per-parameter state by group and index, as PyTorch's `state_dict` has it:
 /// {"state": {"0": {"step": …, "exp_avg": …}}, "param_groups": [{"lr": …, "params": [0, 1]}]}. Tensors are shared.
@@ -89,30 +113,39 @@ FABRIC_API void check_module_state_dict(torch::nn::Module& module, const Value& 
 FABRIC_API Value optimizer_state_dict(const torch::optim::Optimizer& optimizer);
 /// Copies values; also takes what Python's optimizers of the same kind wrote. Another number of groups or parameters,
 /// other shapes, or state of another kind of optimizer throw CheckpointKeyError before anything is changed.
-FABRIC_API void load_optimizer_state_dict(torch::optim::Optimizer& optimizer, const Value& state);
+FABRIC_API void load_optimizer_state_dict(torch::optim::Optimizer& optimizer, const Value& state,
+                                          const ShardOf& shard_of = {});
 /// Only the checks of a load.
-FABRIC_API void check_optimizer_state_dict(torch::optim::Optimizer& optimizer, const Value& state);
+FABRIC_API void check_optimizer_state_dict(torch::optim::Optimizer& optimizer, const Value& state,
+                                           const ShardOf& shard_of = {});
 
 /// How collect_state and restore_state reach into modules and optimizers; a strategy that shards them has ways of its
 /// own. The checks may be empty; they run before anything is changed.
 struct FABRIC_API StateAccess {
-  std::function<Value(torch::nn::Module&)> get_module;
+  std::function<StatePart(torch::nn::Module&)> get_module;
   std::function<void(torch::nn::Module&, const Value&, bool strict)> set_module;
-  std::function<Value(torch::optim::Optimizer&)> get_optimizer;
+  std::function<StatePart(torch::optim::Optimizer&)> get_optimizer;
   std::function<void(torch::optim::Optimizer&, const Value&)> set_optimizer;
   std::function<void(torch::nn::Module&, const Value&)> check_module = {};  // strict loads only
   std::function<void(torch::optim::Optimizer&, const Value&)> check_optimizer = {};
+  /// Which of the entries that are each rank's own this rank takes.
+  int rank = 0;
 
   /// The functions above.
   static StateAccess plain();
 };
 
-/// What a checkpoint of this state holds. An entry that its filter leaves empty vanishes. A filter for a key that is
-/// not there, an empty function, or one for an entry that is no map throws MisuseError.
-FABRIC_API Value collect_state(const State& state, const StateAccess& access, const StateFilter& filter = {});
+/// This rank's part of what a checkpoint of this state holds; nothing is communicated. An entry that its filter leaves
+/// empty vanishes. A filter for a key that is not there, an empty function, or one for an entry that is no map throws
+/// MisuseError.
+FABRIC_API StatePart collect_state(const State& state, const StateAccess& access, const StateFilter& filter = {});
+
+/// Runs one step of a restore; several ranks agree after each that it went well everywhere before the next begins.
+using RestoreStep = std::function<void(const std::function<void()>& step)>;
 /// Restores objects in place, overwrites plain values in `target` and returns what it did not ask for. Strict: keys
 /// that the checkpoint lacks throw CheckpointKeyError listing them, with nothing changed; otherwise they keep their
-/// values.
-FABRIC_API Value restore_state(State& target, Value checkpoint, const StateAccess& access, bool strict = true);
+/// values. Tensors of the checkpoint may be stored ones (fabric/state/sharding.h).
+FABRIC_API Value restore_state(State& target, Value checkpoint, const StateAccess& access, bool strict = true,
+                               const RestoreStep& run = {});
 
 }  // namespace fabric

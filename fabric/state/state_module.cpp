@@ -15,8 +15,9 @@ namespace {
 struct Copy {
   at::Tensor target;
   at::Tensor source;
+  std::vector<std::int64_t> offsets;
 };
-struct Plan {
+struct LoadPlan {
   std::vector<Copy> copies;
   std::vector<std::string> complaints;
   std::size_t misfits = 0;  // the complaints that come first: tensors of another shape or kind
@@ -47,9 +48,9 @@ void flatten(const Value& value, const std::string& path, Saved& saved) {
   }
 }
 
-std::string shape_text(const at::Tensor& tensor) {
+std::string shape_text(const at::Tensor& tensor, at::IntArrayRef shape) {
   std::string out = "[";
-  for (auto size : tensor.sizes()) out += (out.size() > 1 ? ", " : "") + std::to_string(size);
+  for (auto size : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(size);
   return out + "] " + c10::toString(tensor.scalar_type());
 }
 
@@ -58,11 +59,11 @@ bool loses_meaning(const at::Tensor& source, const at::Tensor& target) {
          (source.is_floating_point() && !target.is_floating_point() && !target.is_complex());
 }
 
-Plan plan_load(const torch::nn::Module& module, const Value& state) {
+LoadPlan plan_load(const torch::nn::Module& module, const Value& state, const ShardOf& shard_of) {
   if (!state.is_map()) throw CheckpointKeyError(std::string("a module's state must be a map, not ") + state.kind());
   Saved saved;
   flatten(state, "", saved);
-  Plan plan;
+  LoadPlan plan;
   std::unordered_set<const void*> filled;
   std::vector<std::pair<std::string, const void*>> absent;
   std::unordered_set<std::string> known;
@@ -76,11 +77,14 @@ Plan plan_load(const torch::nn::Module& module, const Value& state) {
     }
     filled.insert(identity);
     const at::Tensor& source = found->second;
-    if (source.sizes() != target.sizes() || loses_meaning(source, target))
-      plan.complaints.push_back("'" + name + "' is " + shape_text(source) + " in the checkpoint, " +
-                                shape_text(target) + " in the module");
+    auto shard = shard_of ? shard_of(target) : std::nullopt;
+    auto whole = shard ? at::IntArrayRef(shard->global_shape) : target.sizes();
+    if (source.sizes() != whole || loses_meaning(source, target))
+      plan.complaints.push_back("'" + name + "' is " + shape_text(source, source.sizes()) + " in the checkpoint, " +
+                                shape_text(target, whole) + " in the module");
     else
-      plan.copies.push_back({target, source});
+      plan.copies.push_back(
+          {target, source, shard ? shard->offsets : std::vector<std::int64_t>(target.sizes().size(), 0)});
   });
   plan.misfits = plan.complaints.size();
   for (const auto& [name, identity] : absent)
@@ -91,7 +95,7 @@ Plan plan_load(const torch::nn::Module& module, const Value& state) {
   return plan;
 }
 
-void require_fit(const Plan& plan) {
+void require_fit(const LoadPlan& plan) {
   if (plan.complaints.empty()) return;
   std::string text = "the saved state does not fit the module:";
   for (const auto& complaint : plan.complaints) text += "\n  " + complaint;
@@ -107,17 +111,19 @@ Value module_state_dict(const torch::nn::Module& module) {
   return out;
 }
 
-void check_module_state_dict(torch::nn::Module& module, const Value& state) { require_fit(plan_load(module, state)); }
+void check_module_state_dict(torch::nn::Module& module, const Value& state, const ShardOf& shard_of) {
+  require_fit(plan_load(module, state, shard_of));
+}
 
-void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict) {
-  Plan plan = plan_load(module, state);
+void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict, const ShardOf& shard_of) {
+  LoadPlan plan = plan_load(module, state, shard_of);
   if (strict) require_fit(plan);
   // Keys that one side lacks are what a partial load is for; this is rarely meant.
   if (plan.misfits > 0)
     log::rank_zero_warn("a partial load left " + std::to_string(plan.misfits) +
                         " tensor(s) as they are: " + plan.complaints.front() + (plan.misfits > 1 ? ", …" : ""));
   at::NoGradGuard no_grad;
-  for (auto& [target, source] : plan.copies) target.copy_(source);
+  for (auto& [target, source, offsets] : plan.copies) read_box(source, offsets, target);
 }
 
 }  // namespace fabric

@@ -111,7 +111,7 @@ TEST_CASE("a state is collected and restored in place, with the rest returned", 
   Counter counter;
   counter.count = 3;
   State state{{"model", net}, {"optimizer", optimizer}, {"counter", counter}, {"epoch", 7}};
-  Value saved = cloned(collect_state(state, StateAccess::plain()));
+  Value saved = cloned(collect_state(state, StateAccess::plain()).values);
   CHECK(keys(saved) == std::vector<std::string>{"model", "optimizer", "counter", "epoch"});
 
   Net other;
@@ -142,7 +142,7 @@ TEST_CASE("an optimizer that does not fit leaves the module before it alone", "[
   Net net, other;
   torch::optim::SGD optimizer(net.parameters(), torch::optim::SGDOptions(0.5));
   State state{{"model", net}, {"optimizer", optimizer}};
-  Value saved = cloned(collect_state(state, StateAccess::plain()));
+  Value saved = cloned(collect_state(state, StateAccess::plain()).values);
   torch::optim::SGD smaller({other.scale}, torch::optim::SGDOptions(0.5));
   State target{{"model", other}, {"optimizer", smaller}};
   auto before = other.fc->weight.clone();
@@ -156,7 +156,7 @@ TEST_CASE("filters choose entries of maps", "[state]") {
   auto weights = [](const std::string& key, const Value&) { return key.ends_with("weight"); };
   auto nothing = [](const std::string&, const Value&) { return false; };
   auto access = StateAccess::plain();
-  Value out = collect_state(state, access, {{"model", weights}, {"extra", nothing}});
+  Value out = collect_state(state, access, {{"model", weights}, {"extra", nothing}}).values;
   CHECK(keys(out) == std::vector<std::string>{"model", "epoch"});
   CHECK(keys(out.at("model")) == std::vector<std::string>{"fc.weight", "norm.weight"});
   CHECK_THROWS_WITH(collect_state(state, access, {{"modle", weights}}), Contains("'modle'") && Contains("'model'"));
@@ -169,7 +169,7 @@ TEST_CASE("a variable's optimizer is looked up when it is used", "[state]") {
   std::shared_ptr<torch::optim::Optimizer> variable = std::make_shared<torch::optim::SGD>(net.parameters(), 0.5);
   State state{{"optimizer", variable}};
   variable = std::make_shared<torch::optim::SGD>(net.parameters(), 0.25);
-  Value saved = collect_state(state, StateAccess::plain());
+  Value saved = collect_state(state, StateAccess::plain()).values;
   CHECK(saved.at("optimizer").at("param_groups").as_list()[0].at("lr").as_double() == 0.25);
 }
 
@@ -190,7 +190,7 @@ TEST_CASE("what brings others into shape is restored first, wherever it stands",
   Groups grown_groups(grown), fresh_groups(fresh);
   grown.add_param_group(torch::optim::OptimizerParamGroup({grown_groups.extra}));
   State source{{"optimizer", grown}, {"groups", grown_groups}}, target{{"optimizer", fresh}, {"groups", fresh_groups}};
-  restore_state(target, cloned(collect_state(source, StateAccess::plain())), StateAccess::plain());
+  restore_state(target, cloned(collect_state(source, StateAccess::plain()).values), StateAccess::plain());
   REQUIRE(fresh.param_groups().size() == 2);
   CHECK(fresh.param_groups()[0].options().get_lr() == 0.5);
 }

@@ -15,9 +15,11 @@
 #include <fabric/launcher/launching.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 #include <fabric/plugins/collectives/process_group.h>
+#include <fabric/plugins/collectives/run_together.h>
 #include <fabric/plugins/environments/cluster_environment.h>
 #include <fabric/plugins/precision/precision.h>
 #include <fabric/state/state.h>
+#include <fabric/strategies/checkpointing.h>
 #include <fabric/strategies/strategy_module.h>
 
 namespace fabric {
@@ -147,20 +149,38 @@ class FABRIC_API Strategy {
   virtual void barrier(const std::string& name = "");
   /// Whether all ranks decided so, or any did.
   virtual bool reduce_boolean_decision(bool decision, bool all = true);
-  /// Runs `work` on this rank, then lets all ranks know how it went, so that none waits for one that failed. Throws
-  /// what `work` threw; else returns "rank 1: its message" for the first rank where it failed, and "" when all went
-  /// well.
-  std::string run_together(const std::function<void()>& work);
+  /// fabric::run_together over all ranks.
+  void run_together(const std::string& operation, const std::function<void()>& work,
+                    ErrorKind foreign = ErrorKind::other) const {
+    fabric::run_together(process_group(), operation, work, foreign);
+  }
 
-  // --- checkpoints; every rank calls them
-  virtual void save_checkpoint(const std::filesystem::path& path, State& state, const StateFilter& filter = {});
+  // --- checkpoints; every rank calls the first four, and a failure on any rank is an error on all
+  virtual std::shared_ptr<SaveInProgress> save_checkpoint(const std::filesystem::path& path, const State& state,
+                                                          const SaveOptions& options = {});
   /// Restores `state` in place and returns what it did not ask for; an empty state returns the whole checkpoint.
   virtual Value load_checkpoint(const std::filesystem::path& path, State* state, bool strict = true);
-  /// The whole state, gathered where it is sharded. Every rank calls them, and gets or gives the same.
-  virtual Value get_module_state_dict(torch::nn::Module& module);
-  virtual void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict = true);
-  virtual Value get_optimizer_state(torch::optim::Optimizer& optimizer);
-  virtual void load_optimizer_state(torch::optim::Optimizer& optimizer, const Value& state);
+  /// The whole checkpoint for taking parts of it: its tensors may still be in the file (fabric/state/sharding.h).
+  virtual Value open_checkpoint(const std::filesystem::path& path);
+  /// A file that holds nothing but one module's or optimizer's state.
+  virtual void load_raw(const std::filesystem::path& path, const StateEntry& object, bool strict = true);
+  /// This rank's part; nothing is communicated.
+  StatePart module_state(torch::nn::Module& module) const;
+  virtual StatePart optimizer_state(torch::optim::Optimizer& optimizer) const;
+  /// Take what is this rank's of a state that holds whole tensors.
+  void load_module_state(torch::nn::Module& module, const Value& state, bool strict = true) const;
+  virtual void load_optimizer_state(torch::optim::Optimizer& optimizer, const Value& state) const;
+  /// What the above are to `save_state` and `load_state`.
+  StateAccess state_access() const;
+
+  // --- the modules that are set up, kept by their wrappers
+  void add_module(StrategyModule& module) { modules_.push_back(&module); }
+  void remove_module(StrategyModule& module) { std::erase(modules_, &module); }
+  const std::vector<StrategyModule*>& modules() const { return modules_; }
+  /// Null for a module that is not set up.
+  StrategyModule* find_module(const torch::nn::Module& module) const;
+  /// As StrategyModule::shard_of, for a tensor of any of them.
+  std::optional<Shard> shard_of(const at::Tensor& tensor) const;
 
   /// Frees process group and device state; never waits for a peer. Safe to call twice.
   virtual void teardown();
@@ -174,6 +194,7 @@ class FABRIC_API Strategy {
   std::shared_ptr<fabric::Accelerator> accelerator_;
   std::shared_ptr<fabric::Precision> precision_;
   std::shared_ptr<fabric::CheckpointIO> checkpoint_io_;
+  std::vector<StrategyModule*> modules_;
   bool is_claimed_ = false;
 };
 

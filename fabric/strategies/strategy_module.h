@@ -2,12 +2,15 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include <fabric/base/scope.h>
+#include <fabric/base/value.h>
+#include <fabric/state/sharding.h>
 #include <fabric/export.h>
 
 namespace torch::nn {
@@ -68,6 +71,18 @@ class FABRIC_API StrategyModule {
   /// `requires_grad` of some parameters was changed since `setup`. Every rank calls it, between an optimizer step and
   /// the next forward pass. Strategies that synchronise gradients then expect them of those that require one.
   virtual void parameters_changed() {}
+
+  // --- state; no communication, so that each may fail on its own
+  /// Where a parameter or buffer of this module, as it is now, lies in the whole one; nothing: it is whole here. A
+  /// strategy that spreads parameters over ranks says so here and nowhere else: saving, loading and the optimizers'
+  /// state follow.
+  virtual std::optional<Shard> shard_of(const at::Tensor&) const { return std::nullopt; }
+  /// This rank's part.
+  virtual StatePart state() const;
+  /// Only the checks of a strict load; `state` holds whole tensors, which may still be in a file.
+  virtual void check_state(const Value& state) const;
+  /// Takes what is this rank's.
+  virtual void load_state(const Value& state, bool strict = true);
 
  private:
   Strategy& strategy_;

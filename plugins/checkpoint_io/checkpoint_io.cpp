@@ -67,6 +67,14 @@ Registry<MakeCheckpointIO>& checkpoint_io_registry() {
 
 }  // namespace
 
+CheckpointIO::CheckpointIO() = default;
+CheckpointIO::~CheckpointIO() = default;
+
+AsyncWriter& CheckpointIO::async() {
+  if (!async_) async_ = std::make_unique<AsyncWriter>();
+  return *async_;
+}
+
 void CheckpointIO::remove(const std::filesystem::path& path) {
   if (path.lexically_normal().relative_path().empty())
     throw MisuseError("'" + path.string() + "' is no checkpoint to remove");

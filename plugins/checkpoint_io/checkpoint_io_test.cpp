@@ -147,6 +147,27 @@ TEST_CASE("tensors that no file can hold are refused by name", "[checkpoint_io]"
   CHECK(folder.names().empty());
 }
 
+TEST_CASE("tensors without memory are made whole or refused by name", "[checkpoint_io]") {
+  Folder folder;
+  auto freed = torch::ones({8}), shrunk = torch::ones({8});
+  freed.storage().unsafeGetStorageImpl()->reset();
+  shrunk.storage().unsafeGetStorageImpl()->set_nbytes(4);
+  for (const char* format : {"safetensors", "torch"}) {
+    INFO(format);
+    auto io = make_checkpoint_io(format);
+    auto save = [&](const torch::Tensor& tensor) {
+      io->save(Value::Map{{"m", Value::Map{{"w", tensor}}}}, folder / "f");
+      return io->load(folder / "f").at("m").at("w").as<torch::Tensor>();
+    };
+    CHECK(torch::equal(save(at::_efficientzerotensor({3, 2}, torch::kDouble)), torch::zeros({3, 2}, torch::kDouble)));
+    CHECK_THROWS_WITH(save(freed), Catch::Matchers::Contains("'m.w'") && Catch::Matchers::Contains("memory was freed"));
+    CHECK_THROWS_WITH(save(shrunk), Catch::Matchers::Contains("'m.w'") && Catch::Matchers::Contains("smaller"));
+    CHECK_NOTHROW(save(freed.narrow(0, 0, 0)));
+    auto job = io->async().start(Value(freed), [](const Value&) {});
+    CHECK_NOTHROW(job->wait());
+  }
+}
+
 TEST_CASE("remove takes files, folders and what is not there", "[checkpoint_io]") {
   Folder folder;
   auto io = make_checkpoint_io();

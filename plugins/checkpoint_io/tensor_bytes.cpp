@@ -5,8 +5,10 @@
 #include <bit>
 #include <cstring>
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 
 #include <fabric/base/error.h>
 
@@ -54,6 +56,15 @@ std::optional<c10::ScalarType> safetensors_type(std::string_view name) {
   return std::nullopt;
 }
 
+bool has_content(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return true;
+  if (tensor._is_zerotensor() || !tensor.has_storage()) return false;
+  const auto& storage = tensor.storage();
+  auto end = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.element_size(),
+                                              static_cast<std::size_t>(tensor.storage_offset()));
+  return storage.data() != nullptr && end <= storage.nbytes();
+}
+
 at::Tensor storable(const at::Tensor& tensor, const std::string& path) {
   auto refuse = [&](const std::string& why) {
     throw CheckpointError("the tensor '" + path + "' cannot be saved: " + why);
@@ -61,7 +72,10 @@ at::Tensor storable(const at::Tensor& tensor, const std::string& path) {
   if (tensor.is_meta()) refuse("it is on the meta device and has no data; materialise it first");
   if (tensor.layout() != c10::kStrided) refuse("it is not dense; save its to_dense() instead");
   if (tensor.is_quantized()) refuse("it is quantized; save its int_repr(), scale and zero point instead");
+  // A zero that LibTorch made without memory, as some gradients are.
+  if (tensor._is_zerotensor()) return at::zeros(tensor.sizes(), tensor.options().requires_grad(false));
   if (!tensor.has_storage()) refuse("it has no storage of its own");
+  if (!has_content(tensor)) refuse("its memory was freed or is smaller than its shape; give it content first");
   return tensor.detach().resolve_conj().resolve_neg();
 }
 

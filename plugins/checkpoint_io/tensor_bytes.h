@@ -23,8 +23,11 @@ struct NamedTensor {
 std::optional<std::string_view> safetensors_name(c10::ScalarType type);
 std::optional<c10::ScalarType> safetensors_type(std::string_view name);
 
+/// False where there is no memory behind the elements: it was freed, or LibTorch keeps a zero without any.
+bool has_content(const at::Tensor& tensor);
+
 /// Detached, with pending conjugation and negation done. Throws CheckpointError for tensors that no file can hold
-/// (sparse, quantized, without data), naming `path` and what to do.
+/// (sparse, quantized, without memory), naming `path` and what to do.
 at::Tensor storable(const at::Tensor& tensor, const std::string& path);
 
 /// Number of bytes of a contiguous tensor of this shape; none when a size is negative or the number overflows.

@@ -135,8 +135,8 @@ void DDPStrategy::join(const std::vector<StrategyModule*>& modules, const JoinCo
   if (session.longest() < 0) return;
   for (auto& engine : engines) ddp::broadcast_tensors(ddp::all_tensors(*engine->module()), group, session.longest());
   for (auto* optimizer : options.optimizers) {
-    Value state = group.broadcast_value(get_optimizer_state(*optimizer), session.longest());
-    if (group.rank() != session.longest()) load_optimizer_state(*optimizer, state);
+    Value state = group.broadcast_value(optimizer_state_dict(*optimizer), session.longest());
+    if (group.rank() != session.longest()) load_optimizer_state_dict(*optimizer, state);
   }
 }
 

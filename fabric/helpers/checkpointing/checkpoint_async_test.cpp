@@ -7,18 +7,14 @@
 #include <thread>
 
 #include <fabric/base/error.h>
-#include <fabric/helpers/checkpointing/background_writer.h>
 #include <fabric/helpers/checkpointing/checkpoint_files_internal.h>
-#include <fabric/helpers/checkpointing/host_snapshot.h>
 #include <fabric/helpers/checkpointing/model_checkpoint.h>
 
 #include "tests/support/checkpoints.h"
 
 using namespace checkpoint_test;
 using Catch::Matchers::Contains;
-using fabric::BackgroundWriter;
 using fabric::CheckpointError;
-using fabric::HostSnapshot;
 
 namespace {
 
@@ -48,64 +44,6 @@ struct Failures : fabric::CheckpointObserver {
 };
 
 }  // namespace
-
-TEST_CASE("a snapshot is equal, apart, and uses its memory again", "[checkpoint][snapshot]") {
-  auto big = torch::randn({300, 50});
-  auto halves = torch::randn({64, 6}).to(torch::kHalf);
-  Value value = Value::Map{{"big", big},
-                           {"view", big.t()},
-                           {"part", big.slice(1, 3, 9)},
-                           {"list", Value::List{halves, 3, torch::tensor(2.5)}},
-                           {"empty", torch::empty({0, 4})},
-                           {"undefined", at::Tensor()},
-                           {"complex", torch::randn({4}, torch::kComplexFloat).conj()},
-                           {"grad", torch::ones({3}, torch::requires_grad())}};
-  HostSnapshot snapshot;
-  auto copy = snapshot.take(value);
-  CHECK(same(copy, value));
-  CHECK_FALSE(copy.at("grad").as<at::Tensor>().requires_grad());
-  auto* memory = copy.at("big").as<at::Tensor>().const_data_ptr();
-  CHECK(memory != big.const_data_ptr());
-  auto bytes = snapshot.bytes();
-  CHECK(bytes >= big.nbytes() * 2);
-  auto before = big.clone();
-  big.add_(1);
-  CHECK(torch::equal(copy.at("big").as<at::Tensor>(), before));
-  copy = snapshot.take(value);
-  CHECK(same(copy, value));
-  CHECK(copy.at("big").as<at::Tensor>().const_data_ptr() == memory);
-  CHECK(snapshot.bytes() == bytes);
-
-  Value other = Value::Map{{"big", torch::zeros({2}, torch::kLong)}};
-  CHECK(same(snapshot.take(other), other));
-  CHECK(snapshot.bytes() == 16);
-  Value odd = Value::Map{{"meta", torch::empty({2}, torch::kMeta)}, {"sparse", torch::eye(3).to_sparse()}};
-  CHECK(snapshot.take(odd).at("sparse").as<at::Tensor>().is_sparse());
-}
-
-TEST_CASE("the writer's thread: one thing at a time, failures reach who waits", "[checkpoint][async]") {
-  BackgroundWriter writer;
-  CHECK_FALSE(writer.in_flight());
-  CHECK_NOTHROW(writer.wait());
-  std::atomic<bool> go = false;
-  writer.start([&] {
-    while (!go) std::this_thread::sleep_for(Milliseconds(1));
-    throw CheckpointError("no");
-  });
-  CHECK((writer.in_flight() && !writer.ended()));
-  CHECK_THROWS_AS(writer.start([] {}), fabric::MisuseError);
-  go = true;
-  CHECK_THROWS_AS(writer.wait(), CheckpointError);
-  CHECK_FALSE(writer.in_flight());
-  {
-    BackgroundWriter dropped;
-    dropped.start([] { throw std::runtime_error("logged"); });
-  }
-  {
-    BackgroundWriter dropped;
-    dropped.start([] { throw 3; });
-  }
-}
 
 TEST_CASE("the loop goes on while the file is written, which holds the state of the call", "[checkpoint][async]") {
   Folder folder;

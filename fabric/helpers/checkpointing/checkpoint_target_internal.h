@@ -2,29 +2,27 @@
 
 #include <filesystem>
 #include <functional>
+#include <memory>
 
 #include <fabric/helpers/peers.h>
-#include <fabric/state/state.h>
+#include <fabric/strategies/checkpointing.h>
 
 namespace fabric {
 
 class Fabric;
 
-/// How a state becomes a file: what ModelCheckpoint saves through.
-struct FABRIC_API CheckpointTarget {
-  /// All at once; every rank calls it, and a failure of one is an error on all.
-  std::function<void(const std::filesystem::path& path, State& state)> save;
-  /// In two parts: every rank collects, rank 0 writes, perhaps later and in another thread.
-  std::function<Value(const State& state)> collect;
-  std::function<void(const std::filesystem::path& path, const Value& checkpoint)> write;
+/// How a state becomes a checkpoint: what ModelCheckpoint saves through. Every rank calls it, and a failure of one is
+/// an error on all.
+using CheckpointTarget = std::function<std::shared_ptr<SaveInProgress>(const std::filesystem::path& path,
+                                                                       const State& state, const SaveOptions& options)>;
+using WriteFunction = std::function<void(const std::filesystem::path& path, const Value& checkpoint)>;
 
-  /// Fabric::save, and the same way in two parts. `fabric` must outlive it.
-  static CheckpointTarget through(const Fabric& fabric);
-  /// A function that writes; empty: safetensors files.
-  static CheckpointTarget of(std::function<void(const std::filesystem::path&, const Value&)> write, const Peers& peers);
-};
+/// Fabric::save; `fabric` must outlive the target.
+FABRIC_API CheckpointTarget target_through(const Fabric& fabric);
+/// The same way without Fabric, by a function that writes; empty: safetensors files.
+FABRIC_API CheckpointTarget target_without_fabric(WriteFunction write, const Peers& peers);
 
-/// Runs `work` on rank 0 and gives every rank its result. A failure is a CheckpointError on every rank.
-FABRIC_API Value on_rank_zero(const Peers& peers, const std::function<Value()>& work);
+/// Runs `work` on rank 0 and gives every rank its result. A failure is one on every rank.
+FABRIC_API Value on_rank_zero(const Peers& peers, const std::string& operation, const std::function<Value()>& work);
 
 }  // namespace fabric

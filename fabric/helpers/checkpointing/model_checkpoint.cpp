@@ -47,14 +47,14 @@ ModelCheckpoint::Impl::Impl(Config given, Peers who, CheckpointTarget how, const
 }
 
 ModelCheckpoint::ModelCheckpoint(Config config, const Fabric& fabric)
-    : impl_(std::make_unique<Impl>(std::move(config), Peers(fabric), CheckpointTarget::through(fabric),
+    : impl_(std::make_unique<Impl>(std::move(config), Peers(fabric), target_through(fabric),
                                    folder_beside_logs(fabric))) {}
 
 ModelCheckpoint::ModelCheckpoint(Config config, Peers peers)
     : ModelCheckpoint(std::move(config), SaveFunction(), std::move(peers)) {}
 
 ModelCheckpoint::ModelCheckpoint(Config config, SaveFunction save, Peers peers)
-    : impl_(std::make_unique<Impl>(std::move(config), peers, CheckpointTarget::of(std::move(save), peers),
+    : impl_(std::make_unique<Impl>(std::move(config), peers, target_without_fabric(std::move(save), peers),
                                    "checkpoints")) {}
 
 ModelCheckpoint::~ModelCheckpoint() = default;
@@ -208,7 +208,7 @@ void ModelCheckpoint::write_yaml(const fs::path& path) const {
                    [&](const auto& a, const auto& b) { return lower ? a.score < b.score : a.score > b.score; });
   Tree::Map scores;
   for (const auto& file : files) scores.append(file.path.string(), file.score);
-  on_rank_zero(impl_->peers, [&] {
+  on_rank_zero(impl_->peers, "write_yaml", [&] {
     write_text_file(path.empty() ? dirpath() / "best_k_models.yaml" : path, fabric::write_yaml(Tree(scores)));
     return Value();
   });
@@ -303,7 +303,7 @@ void ModelCheckpoint::load_state_dict(const Value& state) {
   }
   try {
     self.settle();
-  } catch (const CheckpointError& error) {
+  } catch (const std::exception& error) {
     log::rank_zero_warn(error.what());
   }
   self.records = std::move(read);

@@ -9,9 +9,7 @@
 #include <string>
 #include <vector>
 
-#include <fabric/helpers/checkpointing/background_writer.h>
 #include <fabric/helpers/checkpointing/checkpoint_target_internal.h>
-#include <fabric/helpers/checkpointing/host_snapshot.h>
 #include <fabric/helpers/checkpointing/interrupt_signals_internal.h>
 #include <fabric/helpers/checkpointing/model_checkpoint.h>
 
@@ -102,9 +100,8 @@ struct ModelCheckpoint::Impl {
   std::unique_ptr<InterruptSignals> signals;
   int interrupted_by = 0;
 
-  HostSnapshot snapshot;
   std::optional<Pending> pending;
-  BackgroundWriter writer;  // last, so that it ends before what its work uses
+  std::shared_ptr<SaveInProgress> saving;  // last, so that it ends before what its work uses
 };
 
 }  // namespace fabric

@@ -144,11 +144,11 @@ bool ModelCheckpoint::Impl::save(Cause cause, const Metrics& metrics, const Stat
   }
   try {
     settle();
-  } catch (const CheckpointError& error) {
+  } catch (const std::exception& error) {
     if (cause != Cause::emergency) throw;
     log::rank_zero_warn(error.what());  // what is to be saved now matters more
   }
-  Value made = on_rank_zero(peers, [&]() -> Value {
+  Value made = on_rank_zero(peers, "ModelCheckpoint's choice of files", [&]() -> Value {
     look_at_folder();
     Plan mine = plan(cause, scores, metrics);
     return Value::List{mine.file.string(), mine.last.string(), mine.ranked,
@@ -210,27 +210,9 @@ State ModelCheckpoint::Impl::narrowed(State state) const {
 }
 
 void ModelCheckpoint::Impl::write(const Plan& plan, const StateSource& source, bool at_once) {
-  State state = narrowed(source());
-  bool writes = peers.rank() == 0;
-  // Writing goes through links, to what they name; here the link itself is to be replaced.
-  auto clear_link = [path = plan.first()] {
-    std::error_code ignored;
-    if (fs::is_symlink(path, ignored)) fs::remove(path, ignored);
-  };
-  if (at_once) {
-    if (writes) clear_link();
-    target.save(plan.first(), state);
-    on_rank_zero(peers, [&] { return arrange(plan), Value(); });
-    return;
-  }
-  Value checkpoint = target.collect(state);
-  if (!writes) return;
-  Value copy = snapshot.take(checkpoint);
-  writer.start([this, plan, copy = std::move(copy), clear_link] {
-    clear_link();
-    target.write(plan.first(), copy);
-    arrange(plan);
-  });
+  saving = target(plan.first(), narrowed(source()),
+                  {.async = !at_once, .replaces_link = true, .then = [this, plan] { arrange(plan); }});
+  if (at_once) saving.reset();
 }
 
 // The order matters: whenever a kill comes, everything that a name leads to is whole.
@@ -261,30 +243,32 @@ void ModelCheckpoint::Impl::settle() {
   if (!pending) return;
   Pending was = *std::exchange(pending, std::nullopt);
   try {
-    on_rank_zero(peers, [&] { return writer.wait(), Value(); });
-  } catch (const CheckpointError& error) {
+    std::exchange(saving, nullptr)->wait();
+  } catch (const Error& error) {
     undo(was);
-    throw CheckpointError("the checkpoint '" + was.event.path.string() +
-                          "', which was being written beside the training, is lost: " + error.what());
+    throw_error(error.kind(), "the checkpoint '" + was.event.path.string() +
+                                  "', which was being written beside the training, is lost: " + error.what());
+  } catch (...) {
+    undo(was);
+    throw;
   }
 }
 
 // Only rank 0 knows whether its thread has ended, so several ranks learn it where they wait for it.
 void ModelCheckpoint::Impl::settle_if_ended() {
-  if (pending && peers.is_alone() && writer.ended()) settle();
+  if (pending && peers.is_alone() && saving->ended()) settle();
 }
 
 void ModelCheckpoint::Impl::save_alone(const StateSource& source) {
   if (peers.rank() != 0 || step <= 0 || (counts_steps && step == records.saved_step)) return;
   Pending now{.before = records, .event = {}};
   try {
-    writer.wait();
+    saving.reset();  // waits for what this rank writes
     pending.reset();
     Plan mine = plan(Cause::emergency, {}, {});
     now.event = enter(mine, {});
     for (auto* observer : observers) observer->before_save(now.event);
-    target.write(mine.first(), target.collect(narrowed(source())));
-    arrange(mine);
+    target(mine.first(), narrowed(source()), {.alone = true, .replaces_link = true, .then = [&] { arrange(mine); }});
     log::info("the state was saved to '" + mine.first().string() + "'");
   } catch (const std::exception& error) {
     undo(now);

@@ -11,6 +11,7 @@
 
 #include <fabric/base/error.h>
 #include <fabric/base/log.h>
+#include <fabric/fabric.h>
 #include <fabric/helpers/checkpointing/checkpoint_target_internal.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
@@ -114,13 +115,12 @@ std::string problem_with(const Candidate& candidate, CheckpointIO& io, const std
   }
 }
 
-ResumePoint look_for_latest(const fs::path& folder, const std::vector<std::string>& keys) {
+ResumePoint look_for_latest(const fs::path& folder, CheckpointIO& io, const std::vector<std::string>& keys) {
   ResumePoint point;
-  auto io = make_checkpoint_io();
   std::set<std::pair<dev_t, ino_t>> seen;
   for (const auto& candidate : candidates_in(folder)) {
     if (!seen.insert(candidate.file).second) continue;
-    auto problem = problem_with(candidate, *io, keys);
+    auto problem = problem_with(candidate, io, keys);
     if (problem.empty()) {
       point.path = candidate.path;
       break;
@@ -131,11 +131,10 @@ ResumePoint look_for_latest(const fs::path& folder, const std::vector<std::strin
   return point;
 }
 
-}  // namespace
-
-ResumePoint resume_latest(const fs::path& folder, const Peers& peers, const std::vector<std::string>& keys) {
-  Value found = on_rank_zero(peers, [&]() -> Value {
-    ResumePoint point = look_for_latest(folder, keys);
+ResumePoint look_together(const fs::path& folder, const Peers& peers, CheckpointIO& io,
+                          const std::vector<std::string>& keys) {
+  Value found = on_rank_zero(peers, "resume_latest", [&]() -> Value {
+    ResumePoint point = look_for_latest(folder, io, keys);
     Value::List skipped;
     for (const auto& [path, reason] : point.skipped) skipped.push_back(Value::List{path.string(), reason});
     return Value::List{point.path.string(), skipped};
@@ -144,6 +143,16 @@ ResumePoint resume_latest(const fs::path& folder, const Peers& peers, const std:
   for (const auto& item : found.as_list()[1].as_list())
     point.skipped.push_back({item.as_list()[0].as_string(), item.as_list()[1].as_string()});
   return point;
+}
+
+}  // namespace
+
+ResumePoint resume_latest(const fs::path& folder, const Fabric& fabric, const std::vector<std::string>& keys) {
+  return look_together(folder, Peers(fabric), *fabric.strategy()->checkpoint_io(), keys);
+}
+
+ResumePoint resume_latest(const fs::path& folder, const Peers& peers, const std::vector<std::string>& keys) {
+  return look_together(folder, peers, *make_checkpoint_io(), keys);
 }
 
 }  // namespace fabric

@@ -7,6 +7,10 @@
 #include <fabric/helpers/peers.h>
 
 namespace fabric {
+class Fabric;
+}
+
+namespace fabric {
 
 /// A checkpoint that was not resumed from.
 struct SkippedCheckpoint {
@@ -29,6 +33,9 @@ struct ResumePoint {
 /// each. `keys` must be at the file's top level, so that files of another kind are passed over, too. Every rank calls
 /// it and gets what rank 0 found. A folder that does not exist holds nothing; one that cannot be read throws
 /// CheckpointError.
+/// With a Fabric its `checkpoint_io` reads them, without one every format that the library knows.
+FABRIC_API ResumePoint resume_latest(const std::filesystem::path& folder, const Fabric& fabric,
+                                     const std::vector<std::string>& keys = {});
 FABRIC_API ResumePoint resume_latest(const std::filesystem::path& folder, const Peers& peers = {},
                                      const std::vector<std::string>& keys = {});
 

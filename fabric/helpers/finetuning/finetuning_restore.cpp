@@ -90,27 +90,27 @@ bool FinetuningScheduler::Impl::restore_best() {
 
 // A file that one rank cannot read ends the run on all of them, and leaves none waiting.
 Value FinetuningScheduler::Impl::read_best() const {
-  peers.barrier("fine-tuning scheduler: restore the best checkpoint");
   Value file;
-  std::string failure;
   try {
-    file = load_file(best->path);
-  } catch (const std::exception& error) {
-    failure = error.what();
+    peers.run_together(
+        "the fine-tuning scheduler's restore of the best checkpoint", [&] { file = load_file(best->path); },
+        ErrorKind::checkpoint);
+  } catch (const Error& error) {
+    throw_error(error.kind(), "the best checkpoint, '" + best->path + "' of phase " + std::to_string(best->depth) +
+                                  ", cannot be restored for phase " + std::to_string(curr_depth) + ": " + error.what() +
+                                  ". Put the file back, or set restore_best = false to go on from the present weights");
   }
-  if (!peers.is_alone())
-    for (const auto& other : peers.gather(Value(failure)))
-      if (failure.empty()) failure = other.as_string();
-  if (!failure.empty())
-    throw CheckpointError("the best checkpoint, '" + best->path + "' of phase " + std::to_string(best->depth) +
-                          ", cannot be restored for phase " + std::to_string(curr_depth) + ": " + failure +
-                          ". Put the file back, or set restore_best = false to go on from the present weights");
   return file;
 }
 
+StateAccess FinetuningScheduler::Impl::state_access() const {
+  return model.strategy() ? model.strategy()->state_access() : StateAccess::plain();
+}
+
 const Value& FinetuningScheduler::Impl::model_entry(const Value& file) const {
+  const StateAccess access = state_access();
   if (const Value* named = file.find(config.model_key)) {
-    check_module_state_dict(*model, *named);
+    access.check_module(*model, *named);
     return *named;
   }
   const Value* found = nullptr;
@@ -118,7 +118,7 @@ const Value& FinetuningScheduler::Impl::model_entry(const Value& file) const {
     for (const auto& [key, entry] : file.as_map()) {
       if (!entry.is_map() || looks_like_optimizer(entry)) continue;
       try {
-        check_module_state_dict(*model, entry);
+        access.check_module(*model, entry);
       } catch (const Error&) {
         continue;
       }
@@ -157,7 +157,7 @@ std::optional<Value> FinetuningScheduler::Impl::moments(const Value& file) const
     return std::nullopt;
   }
   Value state = param_groups::with_saved_moments(*optimizer, parameters, *entry, best->groups);
-  check_optimizer_state_dict(*optimizer, state);
+  state_access().check_optimizer(*optimizer, state);
   return state;
 }
 

@@ -70,6 +70,8 @@ struct FinetuningScheduler::Impl {
   // --- the best checkpoint (finetuning_restore.cpp)
   bool restore_best();
   Value read_best() const;
+  /// As the strategy knows parts of larger tensors.
+  StateAccess state_access() const;
   const Value& model_entry(const Value& file) const;
   std::optional<Value> moments(const Value& file) const;
   void note_save(const CheckpointEvent& event);

@@ -32,7 +32,7 @@ Peers peers_of(const FinetuningScheduler::Parts& parts, const std::shared_ptr<St
 std::function<Value(const std::string&)> loader_of(std::function<Value(const std::string&)> given,
                                                    const std::shared_ptr<Strategy>& strategy) {
   if (given) return given;
-  if (strategy) return [strategy](const std::string& path) { return strategy->load_checkpoint(path, nullptr, true); };
+  if (strategy) return [strategy](const std::string& path) { return strategy->open_checkpoint(path); };
   return [](const std::string& path) { return make_checkpoint_io()->load(path); };
 }
 

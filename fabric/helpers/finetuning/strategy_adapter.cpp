@@ -58,7 +58,7 @@ void StrategyAdapter::parameters_changed() {
 
 void StrategyAdapter::restore_model(const Value& state) {
   if (target_.strategy)
-    target_.strategy->load_module_state_dict(*target_.module, state, true);
+    target_.strategy->load_module_state(*target_.module, state, true);
   else
     load_module_state_dict(*target_.module, state, true);
 }

@@ -7,13 +7,32 @@
 #include <vector>
 
 #include <fabric/base/value.h>
+#include <fabric/plugins/checkpoint_io/async_writer.h>
+#include <fabric/state/sharding.h>
 
 namespace fabric {
+
+/// How several ranks write one checkpoint, each its own part. Nothing here communicates: the strategy does.
+class FABRIC_API PartWriter {
+ public:
+  virtual ~PartWriter() = default;
+  /// Rank 0, first: makes the place that the parts go to, beside `path`. All ranks are told what it returns.
+  virtual std::string begin(const std::filesystem::path& path) = 0;
+  /// Every rank, perhaps in a thread of its own: writes this rank's part and makes it durable. Tensors that every rank
+  /// has whole are written once: which rank writes which follows from `rank` and `world_size`, as all ranks have the
+  /// same tree. Returns what `commit` has to know of the part.
+  virtual Value write(const std::string& place, const StatePart& part, int rank, int world_size) = 0;
+  /// Rank 0, when every part is durable: makes them the checkpoint at `path`, all at once.
+  virtual void commit(const std::string& place, const std::filesystem::path& path, const std::vector<Value>& parts) = 0;
+  /// Rank 0, when a part could not be written.
+  virtual void discard(const std::string& place) noexcept = 0;
+};
 
 /// How a tree of values becomes a file and back. Called by the strategy, on the ranks that write or read.
 class FABRIC_API CheckpointIO {
  public:
-  virtual ~CheckpointIO() = default;
+  CheckpointIO();
+  virtual ~CheckpointIO();
   virtual std::string name() const = 0;
   /// Writes the whole tree or nothing: an existing file at `path` stays as it is when anything fails. Makes parent
   /// folders.
@@ -21,9 +40,20 @@ class FABRIC_API CheckpointIO {
   /// Tensors come back on CPU and may share the file's mapped pages (private: writing to them never changes the file).
   /// Throws CheckpointError when the file is missing, CheckpointCorrupt when it cannot be trusted.
   virtual Value load(const std::filesystem::path& path) = 0;
+  /// As `load`, but tensors may still be in the file (fabric/state/sharding.h), so that each rank reads no more than
+  /// what it needs.
+  virtual Value open(const std::filesystem::path& path) { return load(path); }
+  /// Capability: every rank writes its own part. Null: rank 0 is given the whole checkpoint to save.
+  virtual PartWriter* part_writer() { return nullptr; }
   /// Removes a file or folder of checkpoints; a missing one is no error.
   virtual void remove(const std::filesystem::path& path);
   virtual void teardown() {}
+  /// Saves beside the training: this object's one thread and one copy in host memory. `save` and `PartWriter::write`
+  /// are called in that thread then.
+  AsyncWriter& async();
+
+ private:
+  std::unique_ptr<AsyncWriter> async_;
 };
 
 /// "safetensors" (the default) or "torch" (a file for Python's torch.load). Either loads files of both formats,

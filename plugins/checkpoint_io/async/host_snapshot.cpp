@@ -1,4 +1,4 @@
-#include <fabric/helpers/checkpointing/host_snapshot.h>
+#include "plugins/checkpoint_io/async/host_snapshot.h"
 
 #include <algorithm>
 #include <cstring>
@@ -7,6 +7,8 @@
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/strides.h>
+
+#include "plugins/checkpoint_io/tensor_bytes.h"
 
 namespace fabric {
 namespace {
@@ -19,7 +21,8 @@ bool is_plain(const at::Tensor& tensor) {
 }
 
 bool can_be_copied(const at::Tensor& tensor) {
-  return tensor.defined() && tensor.layout() == at::kStrided && !tensor.is_quantized() && !tensor.is_meta();
+  return tensor.defined() && tensor.layout() == at::kStrided && !tensor.is_quantized() && !tensor.is_meta() &&
+         checkpoint::has_content(tensor);
 }
 
 void wait_for(c10::Device device) {
@@ -84,11 +87,13 @@ void HostSnapshot::copy_all() const {
   for (auto device : devices) wait_for(device);
 }
 
-Value HostSnapshot::take(const Value& value) {
+Value HostSnapshot::take(const Value& value, const std::unordered_set<const void*>& settled) {
   used_ = 0;
   copies_.clear();
   Value out = value;
-  for_each_leaf_tensor(out, [&](at::Tensor& tensor, const std::string&) { copy(tensor); });
+  for_each_leaf_tensor(out, [&](at::Tensor& tensor, const std::string&) {
+    if (!settled.contains(tensor.unsafeGetTensorImpl())) copy(tensor);
+  });
   copy_all();
   copies_.clear();
   buffers_.resize(used_);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <unordered_set>
 #include <vector>
 
 #include <fabric/base/value.h>
@@ -12,8 +13,8 @@ namespace fabric {
 class FABRIC_API HostSnapshot {
  public:
   /// The copy; its tensors are overwritten by the next call. Tensors that cannot be copied element by element (sparse,
-  /// quantized, on the meta device) are passed on as they are.
-  Value take(const Value& value);
+  /// quantized, on the meta device, without memory) and those in `settled` are passed on as they are.
+  Value take(const Value& value, const std::unordered_set<const void*>& settled = {});
   /// Of the memory that is kept.
   std::size_t bytes() const;
 

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <unordered_set>
+
+#include <fabric/base/value.h>
+
+namespace fabric {
+
+/// Writes checkpoints beside the training, one after another, from a copy in host memory that is kept and used again.
+/// Driven by one thread.
+class FABRIC_API AsyncWriter {
+ public:
+  /// Something that is being written.
+  class FABRIC_API Job {
+   public:
+    Job(const Job&) = delete;
+    Job& operator=(const Job&) = delete;
+    /// As `settle`.
+    ~Job();
+    /// `wait` would return at once.
+    bool ended() const;
+    /// Throws what the writing threw, the first time it is called.
+    void wait();
+    /// Waits; logs a failure.
+    void settle() noexcept;
+
+   private:
+    friend class AsyncWriter;
+    struct Impl;
+    explicit Job(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+  };
+  using Write = std::function<void(const Value& copy)>;
+
+  AsyncWriter();
+  AsyncWriter(const AsyncWriter&) = delete;
+  AsyncWriter& operator=(const AsyncWriter&) = delete;
+  /// Waits for the job in flight.
+  ~AsyncWriter();
+  /// Waits for the job before, copies the tensors of `values` and returns; `write` runs with the copy in a thread of
+  /// its own. `settled`: tensors that nobody changes any more, which need no copy.
+  std::shared_ptr<Job> start(const Value& values, Write write, const std::unordered_set<const void*>& settled = {});
+  /// Until nothing is being written; a failure stays with its job.
+  void finish() noexcept;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace fabric

@@ -1,0 +1,84 @@
+// Tensors that are parts of larger ones, and tensors that are still in a file. A stored tensor is an ordinary tensor on
+// the meta device whose storage owns the way to its content: whatever nested value it is moved through, the content
+// stays reachable, and nothing has to be handed along beside it.
+#include <fabric/state/sharding.h>
+
+#include <sstream>
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
+
+#include <fabric/base/error.h>
+
+namespace fabric {
+namespace {
+
+using StoredPtr = std::shared_ptr<const StoredTensor>;
+
+void forget_stored(void* context) { delete static_cast<StoredPtr*>(context); }
+
+void require_box(const at::Tensor& source, at::IntArrayRef offsets, const at::Tensor& into) {
+  bool fits = source.dim() == into.dim() && static_cast<std::int64_t>(offsets.size()) == into.dim();
+  for (std::int64_t d = 0; fits && d < into.dim(); ++d)
+    fits = offsets[d] >= 0 && into.size(d) <= source.size(d) - offsets[d];
+  if (fits) return;
+  std::ostringstream text;
+  text << "a box of " << into.sizes() << " at " << offsets << " does not lie in a tensor of " << source.sizes();
+  throw MisuseError(text.str());
+}
+
+}  // namespace
+
+at::Tensor make_stored_tensor(at::IntArrayRef shape, at::ScalarType type, StoredPtr stored) {
+  auto options = at::TensorOptions(type).device(c10::kMeta);
+  auto empty = at::empty(shape, options);
+  auto bytes = empty.storage().nbytes();
+  c10::DataPtr content(nullptr, new StoredPtr(std::move(stored)), forget_stored, c10::kMeta);
+  c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(content), /*allocator=*/nullptr,
+                       /*resizable=*/false);
+  return at::empty({0}, options).set_(std::move(storage), 0, shape, empty.strides());
+}
+
+const StoredTensor* stored_in(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_meta() || !tensor.has_storage()) return nullptr;
+  auto* context = tensor.storage().data_ptr().cast_context<StoredPtr>(forget_stored);
+  return context ? context->get() : nullptr;
+}
+
+void read_box(const at::Tensor& source, at::IntArrayRef offsets, at::Tensor& into) {
+  require_box(source, offsets, into);
+  at::NoGradGuard no_grad;
+  if (auto* stored = stored_in(source)) return stored->read(offsets, into);
+  at::Tensor box = source;
+  for (std::int64_t d = 0; d < into.dim(); ++d)
+    if (box.size(d) != into.size(d)) box = box.narrow(d, offsets[d], into.size(d));
+  into.copy_(box);
+}
+
+at::Tensor in_memory(const at::Tensor& source) {
+  if (!stored_in(source)) return source;
+  at::Tensor whole = at::empty(source.sizes(), source.options().device(c10::kCPU));
+  read_box(source, std::vector<std::int64_t>(static_cast<std::size_t>(source.dim()), 0), whole);
+  return whole;
+}
+
+Value in_memory(Value value) {
+  for_each_leaf_tensor(value, [](at::Tensor& tensor, const std::string&) { tensor = in_memory(tensor); });
+  return value;
+}
+
+std::map<std::string, Shard> module_shards(const torch::nn::Module& module, const ShardOf& shard_of) {
+  std::map<std::string, Shard> shards;
+  if (!shard_of) return shards;
+  auto look_at = [&](const std::string& name, const at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    if (auto shard = shard_of(tensor)) shards.emplace(name, std::move(*shard));
+  };
+  for (const auto& item : module.named_parameters()) look_at(item.key(), item.value());
+  for (const auto& item : module.named_buffers()) look_at(item.key(), item.value());
+  return shards;
+}
+
+}  // namespace fabric
