@@ -5,6 +5,7 @@
 
 #include <sstream>
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <torch/nn/module.h>
@@ -32,19 +33,22 @@ void require_box(const at::Tensor& source, at::IntArrayRef offsets, const at::Te
 }  // namespace
 
 at::Tensor make_stored_tensor(at::IntArrayRef shape, at::ScalarType type, StoredPtr stored) {
-  auto options = at::TensorOptions(type).device(c10::kMeta);
-  auto empty = at::empty(shape, options);
-  auto bytes = empty.storage().nbytes();
+  const auto bytes = at::detail::computeStorageNbytesContiguous(shape, c10::elementSize(type));
   c10::DataPtr content(nullptr, new StoredPtr(std::move(stored)), forget_stored, c10::kMeta);
   c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, std::move(content), /*allocator=*/nullptr,
                        /*resizable=*/false);
-  return at::empty({0}, options).set_(std::move(storage), 0, shape, empty.strides());
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(
+      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::Meta), c10::scalarTypeToTypeMeta(type));
+  tensor.unsafeGetTensorImpl()->set_sizes_contiguous(shape);
+  return tensor;
 }
 
 const StoredTensor* stored_in(const at::Tensor& tensor) {
   if (!tensor.defined() || !tensor.is_meta() || !tensor.has_storage()) return nullptr;
   auto* context = tensor.storage().data_ptr().cast_context<StoredPtr>(forget_stored);
-  return context ? context->get() : nullptr;
+  // A view of a part of it is no tensor that a reader made.
+  const bool whole = tensor.is_contiguous() && tensor.nbytes() == tensor.storage().nbytes();
+  return context && whole ? context->get() : nullptr;
 }
 
 void read_box(const at::Tensor& source, at::IntArrayRef offsets, at::Tensor& into) {
