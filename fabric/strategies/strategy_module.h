@@ -10,8 +10,8 @@
 
 #include <fabric/base/scope.h>
 #include <fabric/base/value.h>
-#include <fabric/state/sharding.h>
 #include <fabric/export.h>
+#include <fabric/state/sharding.h>
 
 namespace torch::nn {
 class Module;
