@@ -105,6 +105,21 @@ struct SharedDataset<std::shared_ptr<T>> {
   static std::shared_ptr<T> share(std::shared_ptr<T> dataset) { return dataset; }
   static constexpr bool kShared = true;
 };
+
+/// LibTorch's own loaders, and pointers to them, which torch::data::make_data_loader returns.
+template <class T>
+concept TorchLoader = requires(T& loader) {
+  typename T::BatchType;
+  typename T::BatchRequestType;
+  loader.join();
+  loader.begin();
+};
+template <class T>
+concept TorchLoaderPointer = requires {
+  typename T::element_type;
+}
+&&TorchLoader<typename T::element_type>;
+
 template <class T>
 struct IsLoader : std::false_type {};
 template <class Batch>
@@ -125,6 +140,10 @@ auto make_dataloader(Dataset&& dataset, DataLoaderOptions options = {}) {
   if constexpr (detail::IsLoader<Plain>::value) {
     detail::check_only_placement(options);
     return Plain(std::forward<Dataset>(dataset));
+  } else if constexpr (detail::TorchLoader<Plain> || detail::TorchLoaderPointer<Plain>) {
+    static_assert(!detail::TorchLoader<Plain> && !detail::TorchLoaderPointer<Plain>,
+                  "setup_dataloader takes the dataset and makes the loader itself: instead of a loader of LibTorch's "
+                  "write fabric.setup_dataloader(dataset, {.batch_size = 64, .shuffle = true})");
   } else {
     using Shared = detail::SharedDataset<Plain>;
     using Type = typename Shared::Type;

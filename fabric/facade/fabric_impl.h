@@ -106,10 +106,8 @@ auto Fabric::setup(M&& module, Rest&&... rest) {
     throw MisuseError("this module is set up already: use the one that setup returned, and set it up only once");
     return std::forward<M>(module);
   } else {
-    static_assert(detail::ModuleTraits<std::decay_t<M>>::kIsModule,
-                  "setup takes a module holder, a std::shared_ptr to a module, or a module as a temporary");
-    auto impl = detail::ModuleTraits<std::decay_t<M>>::share(std::forward<M>(module));
-    using Wrapped = FabricModule<typename detail::ModuleTraits<std::decay_t<M>>::ImplType>;
+    auto impl = detail::share_module(std::forward<M>(module));
+    using Wrapped = FabricModule<typename decltype(impl)::element_type>;
     (detail::require_optimizer(rest), ...);
     std::vector<OptimizerSource> sources;
     (
@@ -138,9 +136,8 @@ auto Fabric::setup_module(M&& module, SetupOptions options) {
     throw MisuseError("this module is set up already: use the one that setup returned, and set it up only once");
     return std::forward<M>(module);
   } else {
-    auto impl = detail::ModuleTraits<std::decay_t<M>>::share(std::forward<M>(module));
-    return FabricModule<typename detail::ModuleTraits<std::decay_t<M>>::ImplType>(impl,
-                                                                                  set_up(impl, {}, options).module);
+    auto impl = detail::share_module(std::forward<M>(module));
+    return FabricModule<typename decltype(impl)::element_type>(impl, set_up(impl, {}, options).module);
   }
 }
 

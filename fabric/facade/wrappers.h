@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <concepts>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -13,6 +14,7 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
+#include <torch/serialize/archive.h>
 
 #include <fabric/facade/callback.h>
 #include <fabric/facade/typed_call.h>
@@ -50,6 +52,16 @@ class FABRIC_API ModuleCore {
   bool guards_backward_;
 };
 
+template <class>
+inline constexpr bool kNever = false;
+
+/// The holders that TORCH_MODULE makes. False for a type that is only declared.
+template <class M>
+concept ModuleHolderLike = requires {
+  typename M::ContainedType;
+}
+&&torch::detail::is_module_holder<M>::value;
+
 /// How a user hands over a module: a TORCH_MODULE holder, a shared pointer, or the module itself as a temporary.
 template <class M, class = void>
 struct ModuleTraits {
@@ -74,6 +86,24 @@ struct ModuleTraits<M, std::enable_if_t<std::is_base_of_v<torch::nn::Module, M>>
   static std::shared_ptr<M> share(M&& module) { return std::make_shared<M>(std::move(module)); }
 };
 
+/// The module in any of these forms, shared; says what to write for others.
+template <class M>
+auto share_module(M&& module) {
+  using Plain = std::decay_t<M>;
+  if constexpr (!ModuleTraits<Plain>::kIsModule) {
+    static_assert(kNever<M>,
+                  "setup takes a module holder (TORCH_MODULE), a std::shared_ptr to a module, or a module as a "
+                  "temporary");
+  } else if constexpr (std::is_base_of_v<torch::nn::Module, Plain> && std::is_lvalue_reference_v<M>) {
+    static_assert(kNever<M>,
+                  "a module that is a variable cannot be shared with Fabric: make it with "
+                  "`auto net = std::make_shared<Net>(...)` and write fabric.setup(net, ...), or hand it over with "
+                  "fabric.setup(std::move(net), ...)");
+  } else {
+    return ModuleTraits<Plain>::share(std::forward<M>(module));
+  }
+}
+
 }  // namespace detail
 
 /// The user's module as Fabric runs it. A handle: copies share the module. Call it like the module itself; results have
@@ -82,6 +112,10 @@ struct ModuleTraits<M, std::enable_if_t<std::is_base_of_v<torch::nn::Module, M>>
 /// same.
 template <class M>
 class FabricModule {
+  static_assert(!detail::ModuleHolderLike<M>,
+                "FabricModule takes the module's class and not its holder: after TORCH_MODULE(Net) write "
+                "fabric::FabricModule<NetImpl>, or let a template or auto find the type");
+
  public:
   using Impl = M;
   FabricModule(std::shared_ptr<Impl> impl, std::shared_ptr<detail::ModuleCore> core)
@@ -185,11 +219,36 @@ inline const std::shared_ptr<torch::optim::Optimizer>& fabric_state_object(const
   return optimizer.optimizer();
 }
 
-}  // namespace fabric
-
-namespace torch::nn {
-template <class Impl>
-Module& fabric_state_object(const ModuleHolder<Impl>& holder) {
-  return *holder.ptr();
+// What torch::save and torch::load find for a handle.
+template <class Archive, class M>
+requires std::is_base_of_v<torch::serialize::OutputArchive, Archive> Archive& operator<<(Archive& archive,
+                                                                                         const FabricModule<M>&) {
+  static_assert(detail::kNever<M>,
+                "torch::save takes LibTorch's own modules: write torch::save(model.module(), path), or "
+                "fabric.save(path, {{\"model\", model}})");
+  return archive;
 }
-}  // namespace torch::nn
+template <class Archive, class M>
+requires std::is_base_of_v<torch::serialize::InputArchive, Archive> Archive& operator>>(Archive& archive,
+                                                                                        FabricModule<M>&) {
+  static_assert(detail::kNever<M>,
+                "torch::load takes LibTorch's own modules: write auto net = model.module(); torch::load(net, path), or "
+                "fabric.load(path, state)");
+  return archive;
+}
+template <class Archive, std::same_as<FabricOptimizer> O>
+requires std::is_base_of_v<torch::serialize::OutputArchive, Archive> Archive& operator<<(Archive& archive, const O&) {
+  static_assert(detail::kNever<O>,
+                "torch::save takes LibTorch's own optimizers: write torch::save(*optimizer, path), or "
+                "fabric.save(path, {{\"optimizer\", optimizer}})");
+  return archive;
+}
+template <class Archive, std::same_as<FabricOptimizer> O>
+requires std::is_base_of_v<torch::serialize::InputArchive, Archive> Archive& operator>>(Archive& archive, O&) {
+  static_assert(detail::kNever<O>,
+                "torch::load takes LibTorch's own optimizers: write torch::load(*optimizer, path), or "
+                "fabric.load(path, state)");
+  return archive;
+}
+
+}  // namespace fabric

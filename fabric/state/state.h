@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <functional>
 #include <map>
 #include <memory>
@@ -45,8 +46,21 @@ class FABRIC_API StateEntry {
   StateEntry(torch::optim::Optimizer& optimizer) : content_(&optimizer) {}
   /// The variable is borrowed, and asked for the optimizer that it holds at the time.
   StateEntry(const std::shared_ptr<torch::optim::Optimizer>& variable) : content_(&variable) {}
+  template <class O>
+  requires(std::derived_from<O, torch::optim::Optimizer> && !std::is_same_v<O, torch::optim::Optimizer>)
+      StateEntry(const std::shared_ptr<O>& optimizer)
+      : StateEntry(static_cast<torch::optim::Optimizer&>(*optimizer)) {}
   StateEntry(Stateful& object) : content_(&object) {}
-  /// Module holders, shared pointers, FabricModule and FabricOptimizer: anything that `fabric_state_object` finds.
+  /// Shared pointers to modules, and their holders.
+  template <class M>
+  requires std::derived_from<M, torch::nn::Module> StateEntry(const std::shared_ptr<M>& module)
+      : StateEntry(static_cast<torch::nn::Module&>(*module)) {}
+  template <class T>
+  requires requires(const T& holder) {
+    { holder.ptr() } -> std::convertible_to<std::shared_ptr<torch::nn::Module>>;
+  }
+  StateEntry(const T& holder) : StateEntry(static_cast<torch::nn::Module&>(*holder.ptr())) {}
+  /// FabricModule, FabricOptimizer, loaders: anything that `fabric_state_object` finds.
   template <class T>
   requires requires(T& object) { fabric_state_object(object); }
   StateEntry(T&& object) : StateEntry(fabric_state_object(object)) {}

@@ -1,0 +1,22 @@
+# cmake -DCXX=… -DFLAGS=file -DSOURCE=file.cpp -P check_sentences.cmake: compiles a file. Lines of it such as
+#   // says: "a sentence"
+# are what the compiler's errors must hold; a file without such a line must compile.
+cmake_minimum_required(VERSION 3.25)
+execute_process(COMMAND ${CXX} @${FLAGS} -fsyntax-only ${SOURCE} RESULT_VARIABLE code ERROR_VARIABLE said)
+file(STRINGS ${SOURCE} sentences REGEX "// says: ")
+if(NOT sentences)
+  if(NOT code EQUAL 0)
+    message(FATAL_ERROR "${SOURCE} does not compile:\n${said}")
+  endif()
+  return()
+endif()
+if(code EQUAL 0)
+  message(FATAL_ERROR "${SOURCE} compiles, although it is full of mistakes")
+endif()
+foreach(line IN LISTS sentences)
+  string(REGEX REPLACE ".*// says: \"(.*)\"" "\\1" sentence "${line}")
+  string(FIND "${said}" "${sentence}" at)
+  if(at EQUAL -1)
+    message(SEND_ERROR "the compiler does not say: ${sentence}\n${said}")
+  endif()
+endforeach()
