@@ -55,7 +55,7 @@ int print_completion(const std::vector<std::string>& words) {
   else
     throw ConfigError("fabric completion: there is no shell '" + shell + "'" +
                       did_you_mean(shell, {"bash", "zsh", "fish"}));
-  return std::fputs(text.c_str(), stdout) < 0;
+  return std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0;
 }
 
 }  // namespace fabric

@@ -1,15 +1,23 @@
 #include <fabric/base/atomic_file_internal.h>
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstring>
+<<<<<<< HEAD
 #include <random>
+=======
+#include <iterator>
+>>>>>>> b948768 (WIP)
 #include <utility>
+
+#include <fabric/base/no_sigpipe_internal.h>
 
 namespace fabric {
 namespace {
@@ -17,6 +25,7 @@ namespace {
 constexpr std::size_t kBuffer = std::size_t{1} << 20;
 constexpr std::size_t kLargest = std::size_t{1} << 30;  // Linux moves at most 2 GiB in one call
 constexpr int kLinks = 40;
+constexpr int kReaderSeconds = 30;
 
 // Renaming onto a link would replace the link, not the file that it names.
 std::filesystem::path through_links(std::filesystem::path path) {
@@ -26,6 +35,7 @@ std::filesystem::path through_links(std::filesystem::path path) {
   return path;
 }
 
+<<<<<<< HEAD
 bool is_plain(const struct stat& what) { return S_ISREG(what.st_mode) && what.st_nlink == 1; }
 
 bool is_name_of(const std::filesystem::path& path, int fd) {
@@ -55,9 +65,34 @@ void remove_left_overs(const std::filesystem::path& folder, const std::string& s
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(folder, error))
     if (entry.path().filename().string().starts_with(stem + "-")) remove_left_over(entry.path());
+=======
+// /dev/stdout and its like name a file that is open already. Whoever opened it goes on writing into it, so that a new
+// file under its name would part the two.
+bool names_open_file(std::filesystem::path path) {
+  std::error_code error;
+  for (int i = 0; i < kLinks && std::filesystem::is_symlink(path, error); ++i) {
+    auto folder = std::filesystem::canonical(folder_of(path), error);
+    if (!error && *std::next(folder.begin(), folder != "/") == "proc") return true;
+    path = path.parent_path() / std::filesystem::read_symlink(path, error);
+  }
+  return false;
+>>>>>>> b948768 (WIP)
 }
 
 }  // namespace
+
+std::string why_not_local(const std::filesystem::path& path) {
+  const std::string text = path.string();
+  const auto end = text.find("://");
+  auto is_letter = [](unsigned char c) { return std::isalnum(c) || c == '+' || c == '-' || c == '.'; };
+  if (end == text.npos || end < 2 ||
+      !std::all_of(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(end), is_letter))
+    return {};
+  const std::string scheme = text.substr(0, end);
+  if (scheme == "file") return "'" + text + "' is a URL; write the path alone, without file://";
+  return "'" + text + "' is no path of this machine, and " + scheme +
+         ":// is not served; mount the storage, or write to a local folder and copy from there";
+}
 
 std::filesystem::path folder_of(const std::filesystem::path& path) {
   return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
@@ -89,20 +124,30 @@ void write_whole_file(const std::filesystem::path& path, std::string_view text, 
 }
 
 AtomicFile::AtomicFile(std::filesystem::path path, MakeError make_error)
-    : path_(through_links(std::move(path))), make_error_(make_error) {
+    : path_(std::move(path)), make_error_(make_error) {
   if (!path_.has_filename()) fail("it names no file");
+  if (auto why = why_not_local(path_); !why.empty()) fail(why);
+  buffer_.reserve(kBuffer);
   std::error_code error;
-  if (std::filesystem::is_directory(path_, error)) fail("it is a folder; give the name of a file in it");
-  if (std::filesystem::exists(path_, error) && !std::filesystem::is_regular_file(path_, error))  // /dev/null, say
-    fail("it exists and is no regular file");
+  // Asked of the kernel, for which the links of /proc lead further than their text.
+  const auto found = std::filesystem::status(path_, error);
+  if (std::filesystem::is_directory(found)) fail("it is a folder; give the name of a file in it");
+  if (std::filesystem::exists(found) && (!std::filesystem::is_regular_file(found) || names_open_file(path_))) {
+    open_in_place();
+    return;
+  }
+  path_ = through_links(path_);
   if (auto unmade = make_folders(folder_of(path_))) fail("its folder cannot be made", unmade.value());
 
+<<<<<<< HEAD
   buffer_.reserve(kBuffer);
   claim_name();
 }
 
 void AtomicFile::claim_name() {
   const auto folder = folder_of(path_);
+=======
+>>>>>>> b948768 (WIP)
   const std::string stem = "." + path_.filename().string() + ".partial";
   remove_left_overs(folder, stem);
   if (claim(folder / stem)) return;
@@ -114,12 +159,35 @@ void AtomicFile::claim_name() {
 
 AtomicFile::~AtomicFile() {
   if (fd_ < 0) return;
-  unlink(temporary_.c_str());  // before closing, as closing gives up the lock
+  if (!in_place_) unlink(temporary_.c_str());  // before closing, as closing gives up the lock
   close(fd_);
 }
 
+<<<<<<< HEAD
 // True when a new file under this name is ours. What is found there belongs to a writer at work, to a dead one, whose
 // file goes, or to somebody else (remove_left_over).
+=======
+void AtomicFile::open_in_place() {
+  struct stat what = {};
+  if (stat(path_.c_str(), &what) != 0) fail("it is gone", errno);
+  if (S_ISBLK(what.st_mode)) fail("it is a disk, whose content would be overwritten");
+  if (S_ISSOCK(what.st_mode)) fail("it is a socket; give a file, a pipe or a device");
+  // Not to wait until somebody opens a pipe's other end. A terminal must not become ours.
+  fd_ = open(path_.c_str(), O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  if (fd_ < 0 && errno == ENXIO && S_ISFIFO(what.st_mode)) fail("it is a pipe that nobody reads");
+  if (fd_ < 0) fail("it cannot be opened", errno);
+  in_place_ = true;
+}
+
+void AtomicFile::wait_for_reader() const {
+  pollfd writable{fd_, POLLOUT, 0};
+  int ready = poll(&writable, 1, kReaderSeconds * 1000);
+  if (ready == 0) fail("whoever reads it took nothing for " + std::to_string(kReaderSeconds) + " s");
+  if (ready < 0 && errno != EINTR) fail("it cannot be waited for", errno);
+}
+
+// True when the name is now ours. A file found under it belongs to a writer at work (locked) or to a dead one.
+>>>>>>> b948768 (WIP)
 bool AtomicFile::claim(const std::filesystem::path& temporary) {
   temporary_ = temporary;
   for (int attempt = 0; attempt < kLinks; ++attempt) {
@@ -159,8 +227,19 @@ void AtomicFile::flush() {
 
 void AtomicFile::write_through(const char* data, std::size_t size) {
   while (size > 0) {
-    ssize_t done = ::write(fd_, data, std::min(size, kLargest));
+    ssize_t done = 0;
+    if (in_place_) {
+      NoSigpipe guard;
+      done = ::write(fd_, data, std::min(size, kLargest));
+    } else {
+      done = ::write(fd_, data, std::min(size, kLargest));
+    }
     if (done < 0 && errno == EINTR) continue;
+    if (done < 0 && errno == EAGAIN && in_place_) {
+      wait_for_reader();
+      continue;
+    }
+    if (done < 0 && in_place_) fail("it does not take what is written", errno);
     if (done < 0) fail("the disk does not take '" + temporary_.string() + "'", errno);
     data += done;
     size -= static_cast<std::size_t>(done);
@@ -169,6 +248,13 @@ void AtomicFile::write_through(const char* data, std::size_t size) {
 
 void AtomicFile::commit() {
   flush();
+  if (in_place_) {
+    // Pipes and terminals know no sync.
+    if (fsync(fd_) != 0 && errno != EINVAL && errno != EROFS) fail("it cannot be synced", errno);
+    close(std::exchange(fd_, -1));
+    return;
+  }
+  keep_owner();
   if (fsync(fd_) != 0) fail("'" + temporary_.string() + "' cannot be synced", errno);
   if (rename(temporary_.c_str(), path_.c_str()) != 0)
     fail("'" + temporary_.string() + "' cannot be moved into place", errno);
@@ -176,6 +262,14 @@ void AtomicFile::commit() {
   if (auto error = sync_path(folder_of(path_)))
     std::rethrow_exception(make_error_("the new file '" + path_.string() + "' is in place, but its folder cannot be " +
                                        "synced, so that a power failure may undo it: " + error.message()));
+}
+
+// Of the file that is replaced, as far as we may: a report that root writes stays its reader's.
+void AtomicFile::keep_owner() const {
+  struct stat before = {};
+  if (stat(path_.c_str(), &before) != 0) return;
+  [[maybe_unused]] int ignored = fchown(fd_, before.st_uid, before.st_gid);
+  ignored = fchmod(fd_, before.st_mode & 0777);
 }
 
 void AtomicFile::fail(const std::string& why) const {

@@ -20,11 +20,21 @@ std::exception_ptr as_error(const std::string& text) {
   return std::make_exception_ptr(E(text));
 }
 
+<<<<<<< HEAD
 /// Writes a file under a temporary name in the same folder; `commit` syncs it and moves it into place. Until then, and
 /// when anything fails or the process is killed, a file that existed before stays as it is.
 /// The temporary name is the same each time, or has a number of its own where that one is taken, and is locked while in
 /// use, so that files left by killed processes go with the next writer instead of piling up (on file systems without
 /// locks they stay). What others have put under these names is not touched.
+=======
+/// The one way to write a file as a whole. It goes under a temporary name in the same folder; `commit` syncs it and
+/// moves it into place. Until then, and when anything fails or the process is killed, a file that existed before stays
+/// as it is. A link stays, and the file that it names is replaced, which keeps its owner and its permissions. The
+/// temporary name is the same each time and is locked while in use, so that one left by a killed process is taken over
+/// by the next writer instead of piling up. What is no regular file (/dev/null, a terminal, a pipe, /dev/stdout) is no
+/// name to be replaced: it is written in place. A pipe's reader has half a minute for each piece. Disks, folders and
+/// sockets are refused.
+>>>>>>> b948768 (WIP)
 class AtomicFile {
  public:
   /// Makes parent folders. All members throw what `make_error` makes of a text that names path and reason.
@@ -44,6 +54,9 @@ class AtomicFile {
  private:
   void claim_name();
   bool claim(const std::filesystem::path& temporary);
+  void open_in_place();
+  void wait_for_reader() const;
+  void keep_owner() const;
   void write_through(const char* data, std::size_t size);
   void flush();
   [[noreturn]] void fail(const std::string& why) const;
@@ -53,12 +66,17 @@ class AtomicFile {
   MakeError make_error_;
   std::filesystem::path temporary_;
   int fd_ = -1;
+  bool in_place_ = false;  // then there is no temporary file
   std::uint64_t position_ = 0;
   std::vector<char> buffer_;  // gathers small pieces; large ones go to the kernel directly
 };
 
 /// A whole file at once by way of AtomicFile.
 void write_whole_file(const std::filesystem::path& path, std::string_view text, MakeError make_error = as_error<Error>);
+
+/// Why `path` cannot be used: "s3://bucket/run" names a place that nothing here writes to, where the system would make a
+/// folder "s3:". Empty when it is a path of this machine.
+std::string why_not_local(const std::filesystem::path& path);
 
 /// The folder that `path` lies in; "." for a bare name.
 std::filesystem::path folder_of(const std::filesystem::path& path);

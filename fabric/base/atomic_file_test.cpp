@@ -1,8 +1,15 @@
 #include <fabric/base/atomic_file_internal.h>
 
+#include <fcntl.h>
 #include <stdlib.h>
+<<<<<<< HEAD
+=======
+#include <sys/socket.h>
+>>>>>>> b948768 (WIP)
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -254,4 +261,109 @@ TEST_CASE("new folders are synced into those that hold them", "[atomic]") {
   CHECK_FALSE(fabric::make_folders(folder.path / "a/e"));  // is there by now
   CHECK(fabric::make_folders(folder.path / "a/d/f/g") == std::errc::not_a_directory);
   CHECK(fabric::folder_of("f") == ".");
+}
+
+TEST_CASE("a device stays a device", "[atomic]") {
+  Folder folder;
+  write_whole_file("/dev/null", "x");
+  CHECK(fs::is_character_file("/dev/null"));
+  const auto full = fs::path("/dev/full");
+  if (fs::exists(full)) CHECK_THROWS_WITH(write_whole_file(full, "x"), Catch::Contains("No space left"));
+  fs::create_symlink("/dev/null", folder.path / "link");
+  write_whole_file(folder.path / "link", "x");
+  CHECK(fs::is_symlink(folder.path / "link"));
+  const auto own = folder.path / "null";
+  if (mknod(own.c_str(), S_IFCHR | 0600, makedev(1, 3)) != 0) return;  // root may
+  write_whole_file(own, std::string(3'000'000, 'x'));
+  CHECK(fs::is_character_file(own));
+  const auto disk = folder.path / "disk";
+  REQUIRE(mknod(disk.c_str(), S_IFBLK | 0600, makedev(7, 250)) == 0);
+  CHECK_THROWS_WITH(write_whole_file(disk, "x"), Catch::Contains("it is a disk"));
+  CHECK(folder.names() == Names{"disk", "link", "null"});
+}
+
+TEST_CASE("a pipe is written for whoever reads it", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "pipe";
+  REQUIRE(mkfifo(path.c_str(), 0600) == 0);
+  CHECK_THROWS_WITH(write_whole_file(path, "x"), Catch::Contains("a pipe that nobody reads"));
+
+  int reader = open(path.c_str(), O_RDONLY | O_NONBLOCK);
+  REQUIRE(reader >= 0);
+  write_whole_file(path, "report");
+  char text[16] = {};
+  CHECK(read(reader, text, sizeof text) == 6);
+  CHECK(std::string(text) == "report");
+
+  AtomicFile late(path);
+  late.write("x");
+  close(reader);
+  CHECK_THROWS_WITH(late.commit(), Catch::Contains("Broken pipe"));  // and no SIGPIPE
+  sigset_t pending;
+  REQUIRE(sigpending(&pending) == 0);
+  CHECK(sigismember(&pending, SIGPIPE) == 0);
+  CHECK(fs::is_fifo(path));
+  CHECK(folder.names() == Names{"pipe"});
+}
+
+TEST_CASE("a socket is refused", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "socket";
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.string().copy(address.sun_path, sizeof address.sun_path - 1);
+  REQUIRE(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+  CHECK_THROWS_WITH(write_whole_file(path, "x"), Catch::Contains("it is a socket"));
+  CHECK(fs::is_socket(path));
+  close(fd);
+}
+
+TEST_CASE("a link stays, and the file that it names is replaced", "[atomic]") {
+  Folder folder;
+  fs::create_directory(folder.path / "far");
+  write_whole_file(folder.path / "far/f", "old");
+  fs::create_symlink("far/f", folder.path / "near");
+  fs::create_symlink("far/new", folder.path / "dangling");
+  write_whole_file(folder.path / "near", "new");
+  write_whole_file(folder.path / "dangling", "made");
+  CHECK(fs::is_symlink(folder.path / "near"));
+  CHECK(content(folder.path / "far/f") == "new");
+  CHECK(content(folder.path / "far/new") == "made");
+}
+
+TEST_CASE("an open file that is named by way of its descriptor is written on", "[atomic]") {
+  Folder folder;
+  int fd = open((folder.path / "log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  REQUIRE(write(fd, "before ", 7) == 7);
+  write_whole_file("/dev/fd/" + std::to_string(fd), "report");
+  REQUIRE(write(fd, " after", 6) == 6);
+  close(fd);
+  CHECK(content(folder.path / "log") == "before report after");
+}
+
+TEST_CASE("the file that is replaced keeps its owner and permissions", "[atomic]") {
+  Folder folder;
+  const auto path = folder.path / "f";
+  write_whole_file(path, "old");
+  fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write | fs::perms::group_read);
+  if (geteuid() == 0) REQUIRE(chown(path.c_str(), 1234, 2345) == 0);
+  struct stat before = {}, after = {};
+  REQUIRE(stat(path.c_str(), &before) == 0);
+  write_whole_file(path, "new");
+  REQUIRE(stat(path.c_str(), &after) == 0);
+  CHECK(after.st_mode == before.st_mode);
+  CHECK(after.st_uid == before.st_uid);
+  CHECK(after.st_gid == before.st_gid);
+}
+
+TEST_CASE("a URL is refused, and makes no folder of its name", "[atomic]") {
+  Folder folder;
+  const auto before = fs::current_path();
+  fs::current_path(folder.path);
+  CHECK_THROWS_WITH(write_whole_file("s3://bucket/x", "x"), Catch::Contains("s3:// is not served"));
+  CHECK_THROWS_WITH(write_whole_file("file:///tmp/x", "x"), Catch::Contains("without file://"));
+  write_whole_file("a://b", "x");  // a folder "a:", as anybody may have
+  fs::current_path(before);
+  CHECK(folder.names() == Names{"a:"});
 }

@@ -71,12 +71,5 @@ void print_and_exit(const std::string& output) {
   std::exit(std::fflush(stdout) == 0 ? 0 : 1);
 }
 
-void refuse_and_exit(const char* program, const ConfigError& error) {
-  std::string name = program ? program : "";
-  name.erase(0, name.rfind('/') + 1);
-  std::cerr << (name.empty() ? "" : name + ": ") << error.what() << "\nTry --help for all settings." << std::endl;
-  std::exit(2);
-}
-
 }  // namespace detail
 }  // namespace fabric

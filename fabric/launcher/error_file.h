@@ -10,8 +10,11 @@ namespace fabric {
 /// From now on this process says in the file that TORCHELASTIC_ERROR_FILE names why it ended, so that the report of
 /// `fabric run` or torchrun shows it: an exception that nobody catches, with type, what() and where it was thrown; or a
 /// fatal signal (SEGV, BUS, FPE, ILL, ABRT) with the stack of the thread that got it. Exit code, core dump and messages
-/// stay as they are. Handlers for signals that the program has set are left alone. Without the variable nothing
-/// happens.
+/// stay as they are. Handlers for signals that the program has set are left alone.
+///
+/// With or without this call: a ConfigError that nobody catches ends the process with 2 and one line on stderr, without
+/// backtrace or core, and `fabric run` does not start the job again. A terminate handler that the program has set is
+/// called instead.
 ///
 /// Every Fabric does this when it is made; programs without one may call it themselves. Calling it again does nothing.
 FABRIC_API void install_error_file();

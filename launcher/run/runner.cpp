@@ -109,7 +109,7 @@ int Runner::fail(int code, const std::string& reason) {
   else
     console_.say_lines(report_text(job_, last, kept_logs()));
   if (last.end != AttemptResult::signalled && attempts_.size() > 1) say_attempts();
-  if (!reason.empty()) console_.say(reason);
+  if (!reason.empty() && !last.is_of_settings()) console_.say(reason);
   if (last.first >= 0) {
     const auto& first = last.workers[static_cast<std::size_t>(last.first)];
     hand_up_error_file(first.error_path, own_error_file_, first.code);

@@ -2,6 +2,7 @@
 #include <execinfo.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -13,13 +14,18 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <filesystem>
 #include <string_view>
 #include <typeinfo>
 
+#include <fabric/base/error.h>
+#include <fabric/base/no_sigpipe_internal.h>
 #include <fabric/launcher/error_file.h>
 
 #include "launcher/os/signal_mask.h"
 #include "launcher/worker/backtrace.h"
+#include "launcher/worker/settings_error.h"
 
 namespace fabric {
 namespace {
@@ -37,6 +43,7 @@ std::atomic<int> state{idle};
 std::atomic<pid_t> writing_thread{0};
 pid_t owner = -1;
 std::terminate_handler previous_handler = nullptr;
+bool writes_files = false;
 
 /// Text to a file by system calls alone, so that a signal handler may use it.
 class Writer {
@@ -73,7 +80,7 @@ class Writer {
   }
   bool finish() {
     flush();
-    return good_ && fsync(fd_) == 0;
+    return good_;
   }
 
  private:
@@ -106,12 +113,43 @@ class Writer {
   char buffer_[2048];
 };
 
-/// torchrun's format, by way of a new file and a rename. The two functions put message and backtrace.
+bool is_in_place() {
+  struct stat there {};
+  return stat(path, &there) == 0 && (S_ISFIFO(there.st_mode) || S_ISCHR(there.st_mode));
+}
+
+/// As AtomicFile writes, with system calls alone: what is no regular file (a pipe, /dev/null) is written in place; a
+/// name that somebody planted beside the file is removed and never followed.
+class Target {
+ public:
+  Target() : in_place_(is_in_place()) {
+    if (in_place_)
+      fd_ = open(path, O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    else
+      unlink(fresh_path), fd_ = open_fresh();
+  }
+  static int open_fresh() { return open(fresh_path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644); }
+  int fd() const { return fd_; }
+  bool finish(bool good) {
+    good = good && (fsync(fd_) == 0 || errno == EINVAL || errno == EROFS);
+    close(fd_);
+    if (in_place_ || (good && rename(fresh_path, path) == 0)) return good;
+    unlink(fresh_path);
+    return false;
+  }
+
+ private:
+  bool in_place_;
+  int fd_ = -1;
+};
+
+/// torchrun's format. The two functions put message and backtrace.
 template <class Message, class Backtrace>
-bool write_file(Message put_message, Backtrace put_backtrace) {
-  int fd = open(fresh_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) return false;
-  Writer out(fd);
+bool write_file(Message put_message, Backtrace put_backtrace, bool of_settings = false) {
+  Target target;
+  if (target.fd() < 0) return false;
+  NoSigpipe guard;
+  Writer out(target.fd());
   out.put(R"({"message":{"message":")");
   put_message(out);
   out.put(R"(","extraInfo":{"py_callstack":")");
@@ -120,12 +158,8 @@ bool write_file(Message put_message, Backtrace put_backtrace) {
   timespec now{};
   clock_gettime(CLOCK_REALTIME, &now);
   out.put_number(static_cast<unsigned long long>(now.tv_sec));
-  out.put("\"}}}");
-  bool good = out.finish();
-  close(fd);
-  if (good && rename(fresh_path, path) == 0) return true;
-  unlink(fresh_path);
-  return false;
+  out.put(of_settings ? "\",\"settings\":true}}}\n" : "\"}}}\n");
+  return target.finish(out.finish());
 }
 
 /// One thread of the process that the launcher started writes; others that fail meanwhile wait, or they would end it.
@@ -142,10 +176,10 @@ bool may_write() {
   return false;
 }
 
-bool write_text(std::string_view message, std::string_view backtrace) noexcept {
+bool write_text(std::string_view message, std::string_view backtrace, bool of_settings = false) noexcept {
   if (!may_write()) return false;
-  bool good =
-      write_file([&](Writer& out) { out.put_string(message); }, [&](Writer& out) { out.put_string(backtrace); });
+  bool good = write_file([&](Writer& out) { out.put_string(message); }, [&](Writer& out) { out.put_string(backtrace); },
+                         of_settings);
   state = written;
   return good;
 }
@@ -182,14 +216,36 @@ std::string message_of_current_exception() {
   }
 }
 
-[[noreturn]] void on_terminate() {
+// A setting that is wrong is the user's to mend: a backtrace and a core would not help. A handler of the program's own
+// comes first.
+void end_if_settings_are_wrong() {
+  if (previous_handler && previous_handler != __gnu_cxx::__verbose_terminate_handler) return;
   try {
-    write_text(message_of_current_exception(), backtrace_of_throw());
+    if (!abi::__cxa_current_exception_type()) return;
+    throw;
+  } catch (const ConfigError& error) {
+    tell_settings_error(program_invocation_short_name, error.what());
+    _exit(kSettingsExitCode);
+  } catch (...) {
+  }
+}
+
+[[noreturn]] void on_terminate() {
+  end_if_settings_are_wrong();
+  try {
+    if (writes_files) write_text(message_of_current_exception(), backtrace_of_throw());
   } catch (...) {  // no memory: the launcher tells the signal at least
   }
   if (previous_handler) previous_handler();
   std::abort();
 }
+
+void take_terminate() {
+  if (auto handler = std::set_terminate(on_terminate); handler != on_terminate) previous_handler = handler;
+}
+
+// Whatever main does first may find that a setting is wrong.
+[[maybe_unused]] const bool taken_at_start = (take_terminate(), true);
 
 void put_signal(Writer& out, int number, const siginfo_t& info) {
   out.put("Signal ");
@@ -244,7 +300,7 @@ void on_signal(int number, siginfo_t* info, void*) {
     int first = std::min(count, 2);  // this function and the kernel's return from it
     write_file([&](Writer& out) { put_signal(out, number, *info); },
                [&](Writer& out) { put_addresses(out, frames, count, first); });
-    write_names(number, *info, frames, count, first);
+    if (!is_in_place()) write_names(number, *info, frames, count, first);
     state = written;
   }
   // As if we had not been here: the instruction that failed fails again, what was sent is sent again.
@@ -276,7 +332,11 @@ bool find_path() {
   const char* text = std::getenv("TORCHELASTIC_ERROR_FILE");
   if (!text || !*text || std::strlen(text) >= kLongestPath) return false;
   std::strcpy(path, text);
-  std::strcpy(fresh_path, text);
+  // A link stays, and the file that it names is written.
+  std::error_code error;
+  auto file = std::filesystem::weakly_canonical(text, error).string();
+  if (!error && !is_in_place() && file.size() < kLongestPath) std::strcpy(path, file.c_str());
+  std::strcpy(fresh_path, path);
   std::strcat(fresh_path, ".new");
   owner = getpid();
   return true;
@@ -291,11 +351,12 @@ bool is_ready() {
 
 void install_error_file() {
   static const bool installed = [] {
-    if (!is_ready()) return false;
+    writes_files = is_ready();
+    take_terminate();
+    if (!writes_files) return false;
     // The first call loads libgcc_s, which a signal handler could not.
     void* frame;
     backtrace(&frame, 1);
-    previous_handler = std::set_terminate(on_terminate);
     take_signals();
     return true;
   }();
@@ -308,6 +369,10 @@ bool write_error_file(const std::exception& error) noexcept {
   } catch (...) {
     return false;
   }
+}
+
+bool write_settings_error_file(const std::string& message) noexcept {
+  return is_ready() && write_text(message, "", true);
 }
 
 bool write_error_file(const std::string& message, const std::string& backtrace) noexcept {

@@ -147,7 +147,7 @@ TEST_CASE("paths that cannot be written are errors", "[checkpoint_io][durability
   CHECK_THROWS_AS(io->save(small(), ""), CheckpointError);
   CHECK_THROWS_AS(io->save(small(), folder / (std::string(300, 'x'))), CheckpointError);
   REQUIRE(mkfifo((folder / "pipe").c_str(), 0600) == 0);
-  CHECK_THROWS_WITH(io->save(small(), folder / "pipe"), Contains("no regular file"));
+  CHECK_THROWS_WITH(io->save(small(), folder / "pipe"), Contains("a pipe that nobody reads"));
   CHECK_THROWS_WITH(io->load(folder / "pipe"), Contains("not a regular file"));
   CHECK(same(io->load(folder / "a/b/f"), small()));
 }

@@ -1,5 +1,7 @@
 #include <fabric/plugins/loggers/csv_logger.h>
 
+#include <sys/stat.h>
+
 #include <cmath>
 #include <fstream>
 #include <limits>
@@ -120,6 +122,20 @@ TEST_CASE("Steps that are not given go on from the last, also after a flush and 
   }
   CHECK(read_file(folder.path + "/fabric_logs/mine/metrics.csv") ==
         "a,b,step\n0,,0\n1,,1\n2,,2\n3,,10\n4,,11\n5,1,12\n");
+}
+
+TEST_CASE("A pipe in the place of the file is refused at once", "[csv]") {
+  TestFolder folder;
+  std::filesystem::create_directories(folder.path + "/v");
+  REQUIRE(mkfifo((folder.path + "/v/metrics.csv").c_str(), 0600) == 0);
+  CsvLogger logger({.root_dir = folder.path, .run_name = "", .version = "v", .flush_logs_every_n_steps = 1});
+  CHECK_THROWS_WITH(logger.log_metrics({{"a", 1}}, 0), Catch::Contains("no regular file"));
+  CHECK(std::filesystem::is_fifo(folder.path + "/v/metrics.csv"));
+  std::filesystem::remove(folder.path + "/v/metrics.csv");
+}
+
+TEST_CASE("A log folder elsewhere is refused", "[csv]") {
+  CHECK_THROWS_AS(CsvLogger({.root_dir = "s3://bucket/logs"}), fabric::ConfigError);
 }
 
 TEST_CASE("Half a row that a kill left is dropped", "[csv]") {

@@ -84,7 +84,8 @@ void write_all(int fd, const std::string& text, const std::filesystem::path& pat
 
 struct Appended {
   int fd;
-  explicit Appended(const std::filesystem::path& path) : fd(::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC)) {
+  explicit Appended(const std::filesystem::path& path)
+      : fd(::open(path.c_str(), O_WRONLY | O_APPEND | O_NONBLOCK | O_CLOEXEC)) {
     if (fd < 0) fail(path);
   }
   ~Appended() { ::close(fd); }
@@ -95,6 +96,11 @@ struct Appended {
 }  // namespace
 
 CsvTable::CsvTable(std::filesystem::path path) : path_(std::move(path)) {
+  std::error_code unknown;
+  const auto found = std::filesystem::status(path_, unknown);
+  if (std::filesystem::exists(found) && !std::filesystem::is_regular_file(found))
+    throw Error(path_.string() +
+                " is no regular file, and its rows must be read again. Move it away or choose another " + "version");
   std::ifstream in(path_, std::ios::binary);
   std::vector<std::string> header, cells;
   if (!in || !read_record(in, header)) return;

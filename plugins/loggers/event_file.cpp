@@ -95,11 +95,16 @@ EventFile::EventFile(const std::filesystem::path& folder, int max_queue, double 
   gethostname(host, sizeof host - 1);
   char time[32];
   std::snprintf(time, sizeof time, "%010lld", static_cast<long long>(last_flush_));
-  path_ = folder / (std::string("events.out.tfevents.") + time + "." + host + "." + std::to_string(getpid()) + "." +
-                    std::to_string(counter++));
-  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  const std::string stem =
+      std::string("events.out.tfevents.") + time + "." + host + "." + std::to_string(getpid()) + ".";
+  // A new file: two processes of two containers may have the same host name, time and pid.
+  do {
+    path_ = folder / (stem + std::to_string(counter++));
+    fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0644);
+  } while (fd_ < 0 && errno == EEXIST);
   if (fd_ < 0) throw Error("cannot write " + path_.string() + ": " + std::strerror(errno));
-  add(Message().float64(1, last_flush_).bytes(3, "brain.Event:2"));
+  // Only kept: were the disk full, an error here would leave an open file that nobody closes.
+  keep(Message().float64(1, last_flush_).bytes(3, "brain.Event:2"));
 }
 
 EventFile::~EventFile() {
@@ -113,6 +118,11 @@ void EventFile::add_summary_value(const Message& value, std::int64_t step) {
 }
 
 void EventFile::add(const Message& event) {
+  keep(event);
+  if (events_waiting_ >= max_queue_ || wall_time() - last_flush_ >= flush_secs_) flush();
+}
+
+void EventFile::keep(const Message& event) {
   std::string length;
   append_little_endian(length, static_cast<std::uint64_t>(event.data().size()));
   waiting_ += length;
@@ -120,7 +130,6 @@ void EventFile::add(const Message& event) {
   waiting_ += event.data();
   append_little_endian(waiting_, masked_crc(event.data()));
   ++events_waiting_;
-  if (events_waiting_ >= max_queue_ || wall_time() - last_flush_ >= flush_secs_) flush();
 }
 
 void EventFile::flush() {

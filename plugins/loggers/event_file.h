@@ -44,6 +44,7 @@ class EventFile {
 
  private:
   void add(const Message& event);
+  void keep(const Message& event);
   std::filesystem::path path_;
   int fd_ = -1;
   std::string waiting_;

@@ -4,6 +4,11 @@
 #include <cctype>
 #include <charconv>
 
+<<<<<<< HEAD
+=======
+#include <fabric/base/env_reader.h>
+#include <fabric/base/atomic_file_internal.h>
+>>>>>>> b948768 (WIP)
 #include <fabric/base/error.h>
 
 namespace fabric {
@@ -43,7 +48,9 @@ std::string expanded_path(const std::string& path, const EnvReader& env) {
 }
 
 RunFolder::RunFolder(std::string root, std::string name, std::string version)
-    : root_(std::move(root)), name_(std::move(name)), automatic_(version.empty()), version_(std::move(version)) {}
+    : root_(std::move(root)), name_(std::move(name)), automatic_(version.empty()), version_(std::move(version)) {
+  if (auto why = why_not_local(root_); !why.empty()) throw ConfigError("the log folder " + why);
+}
 
 std::filesystem::path RunFolder::parent() const {
   return name_.empty() ? std::filesystem::path(root_) : std::filesystem::path(root_) / name_;

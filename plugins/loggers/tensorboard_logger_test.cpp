@@ -156,6 +156,23 @@ TEST_CASE("Events that the disk did not take are written later, and once", "[ten
   CHECK_THROWS_WITH(TensorBoardLogger({.flush_secs = -1.5}), Catch::Contains("given -1.5"));
 }
 
+TEST_CASE("A full disk costs no descriptor and no file for each call", "[tensorboard]") {
+  TestFolder folder;
+  TensorBoardLogger logger({.root_dir = folder.path, .max_queue = 1, .flush_secs = 0});
+  auto open_files = [] { return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {}); };
+  const auto before = open_files();
+  {
+    FileSizeLimit limit(10);
+    for (int step = 0; step < 5; ++step)
+      CHECK_THROWS_WITH(logger.log_metrics({{"a", step}}, step), Catch::Contains("File too large"));
+  }
+  CHECK(open_files() == before + 1);
+  logger.save();
+  auto all = events(logger.log_dir());  // of one file
+  REQUIRE(all.size() == 6);
+  for (int step = 0; step < 5; ++step) CHECK(simple_value(all[step + 1]) == static_cast<float>(step));
+}
+
 TEST_CASE("Hyperparameters are three summaries and a metric", "[tensorboard]") {
   TestFolder folder;
   TensorBoardLogger logger({.root_dir = folder.path});

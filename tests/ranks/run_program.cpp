@@ -18,6 +18,7 @@
 
 #include <fabric/base/env_reader.h>
 #include <fabric/base/error.h>
+#include <fabric/config/parse.h>
 #include <fabric/launcher/error_file.h>
 #include <fabric/launcher/heartbeat.h>
 #include <fabric/launcher/launching.h>
@@ -161,6 +162,7 @@ int throw_in_child() {
   return 7;
 }
 
+<<<<<<< HEAD
 // A helper in a session of its own whose first thread ends while another goes on, which makes it look dead in /proc.
 int leave_headless(int code) {
   pid_t pid = fork();
@@ -196,6 +198,23 @@ int launch_and_draw() {
     return launcher->join();
   }
   for (int i = 0; i < 20; ++i, sleep_for(0.03)) std::fprintf(stderr, "line %d\n", i);
+=======
+struct Settings {
+  int epochs = 1;
+  FABRIC_FIELDS(Settings, epochs)
+};
+
+int parse_settings() {
+  const char* words[] = {"/opt/train", "--epohcs", "3"};
+  return fabric::parse<Settings>(3, words).epochs;
+}
+
+[[noreturn]] int refuse_setting() { throw fabric::ConfigError("there is no strategy 'dpp'; did you mean 'ddp'?"); }
+
+int refuse_setting_on(const char* rank) {
+  if (std::getenv("RANK") == std::string(rank)) refuse_setting();
+  sleep_for(60);
+>>>>>>> b948768 (WIP)
   return 0;
 }
 
@@ -229,11 +248,18 @@ int main(int argc, char** argv) {
       {"overflow", overflow_stack},
       {"own-handler", keep_own_handler},
       {"child", throw_in_child},
+<<<<<<< HEAD
       {"headless", [] { return leave_headless(0); }},
       {"headless-fails", [] { return leave_headless(9); }},
       {"headless-stays", [] { return leave_headless(-1); }},
       {"progress", show_progress},
       {"launch-progress", launch_and_draw},
+=======
+      {"parse", parse_settings},
+      {"setting", refuse_setting},
+      {"setting-1", [] { return refuse_setting_on("1"); }},
+      {"setting-handled", [] { return std::set_terminate([] { _exit(43); }), refuse_setting(); }},
+>>>>>>> b948768 (WIP)
       {"preempt", note_preemption},
       {"requeue", [] { return fabric::requeue_job() ? 0 : 8; }}};
   auto found = deeds.find(argc > 1 ? argv[1] : "");

@@ -1,7 +1,16 @@
 // What C++ programs tell `fabric run`: heartbeats, sections, and how they came to their end. Real ranks that hang and
 // crash.
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
 
 #include <fabric/base/tree_io.h>
 
@@ -186,4 +195,75 @@ TEST_CASE("a job goes back into the queue by scontrol, an array's task under its
   auto refused = run(words(1, "requeue"), {{"PATH", path}, {"SLURM_JOB_ID", "13"}});
   CHECK(refused.code == 8);
   CHECK(refused.said("scontrol requeue 13 ended with code 1"));
+}
+
+TEST_CASE("a setting that is wrong is told in one line, ends with 2 and is not tried again", "[run]") {
+  for (auto [deed, text] : {std::pair("setting", "there is no strategy 'dpp'; did you mean 'ddp'?"),
+                            {"parse", "train: unknown flag --epohcs; did you mean --epochs?"}}) {
+    INFO(deed);
+    auto lines = [](const Result& result) { return std::count(result.error.begin(), result.error.end(), '\n'); };
+    for (int ranks : {1, 3}) {
+      auto result = run(words(ranks, deed, {"--max-restarts", "3"}), {{"OMP_NUM_THREADS", "1"}});
+      INFO(result.error);
+      run_support::require_clean(result);
+      CHECK(result.code == 2);
+      CHECK(result.said(text));
+      CHECK(lines(result) == 1);
+    }
+    // Without a launcher.
+    auto pipe = popen(("exec 2>&1; '" FABRIC_RUN_PROGRAM "' " + std::string(deed)).c_str(), "r");
+    REQUIRE(pipe);
+    std::string output;
+    for (int c; (c = fgetc(pipe)) != EOF;) output += static_cast<char>(c);
+    INFO(output);
+    CHECK(WEXITSTATUS(pclose(pipe)) == 2);
+    CHECK(output.find(text) != std::string::npos);
+    CHECK(std::count(output.begin(), output.end(), '\n') == 1);
+  }
+}
+
+TEST_CASE("a setting that is wrong on a later rank alone is told by the launcher", "[run]") {
+  auto [result, report] = end_of(3, "setting-1", {"--max-restarts", "3"});
+  CHECK(result.code == 2);
+  CHECK(result.said("fabric: rank 1: "));
+  CHECK(result.said("there is no strategy 'dpp'"));
+  CHECK(report.at("attempts").as_list().size() == 1);
+  CHECK(report.at("attempts").as_list()[0].at("root_cause").at("rank").as_int() == 1);
+}
+
+TEST_CASE("a terminate handler of the program comes before ours", "[run]") {
+  CHECK(run(words(1, "setting-handled")).code == 43);
+}
+
+TEST_CASE("reports and error files leave devices, pipes and links what they are", "[run]") {
+  namespace fs = std::filesystem;
+  Folder folder;
+  const auto run_with = [&](const std::string& report, const std::string& own) {
+    return run(words(1, "throw", {"--report", report}), {{"TORCHELASTIC_ERROR_FILE", own}});
+  };
+  fs::create_symlink("/dev/null", folder / "link");
+  CHECK(run_with("/dev/null", folder / "link").code == 134);
+  CHECK(fs::is_character_file("/dev/null"));
+  CHECK(fs::is_symlink(folder / "link"));
+  if (mknod((folder / "null").c_str(), S_IFCHR | 0600, makedev(1, 3)) == 0) {  // root may
+    run_with(folder / "null", folder / "null");
+    CHECK(fs::is_character_file(folder / "null"));
+  }
+  REQUIRE(mkfifo((folder / "pipe").c_str(), 0600) == 0);
+  auto result = run_with(folder / "pipe", folder / "pipe");
+  CHECK(result.said("a pipe that nobody reads"));
+  CHECK(fs::is_fifo(folder / "pipe"));
+  int reader = open((folder / "pipe").c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  run_with(folder / "pipe", "/dev/null");
+  char text[16] = {};
+  CHECK(read(reader, text, 1) == 1);
+  CHECK(text[0] == '{');
+  close(reader);
+  // Names that somebody planted beside the report.
+  std::ofstream(folder / "precious") << "kept";
+  for (const char* planted : {"report.new", ".report.partial"}) fs::create_symlink("precious", folder / planted);
+  run_with(folder / "report", folder / "own");
+  CHECK(read_file(folder / "precious") == "kept");
+  CHECK(fabric::read_json(read_file(folder / "report")).at("exit_code").as_int() == 134);
+  CHECK(fabric::read_json(read_file(folder / "own")).at("message").at("errorCode").as_int() == 134);
 }

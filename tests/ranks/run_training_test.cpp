@@ -52,7 +52,7 @@ TEST_CASE("settings of the launcher reach Fabric, and a contradiction is an erro
   CHECK(result.code == 0);
   CHECK(result.lines("strategy ddp, accelerator cpu, device cpu, precision bf16-mixed").size() == 2);
   auto contradiction = run(words({"--precision", "bf16-mixed"}, {"--deed", "contradict"}));
-  CHECK(contradiction.code == 134);
+  CHECK(contradiction.code == 2);
   CHECK(contradiction.said("the launcher was told precision=bf16-mixed, but the program itself sets another value"));
-  CHECK(contradiction.said("error: fabric::ConfigError"));
+  CHECK_FALSE(contradiction.said("ConfigError"));
 }

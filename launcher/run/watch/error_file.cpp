@@ -5,9 +5,9 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 
+#include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/tree_io.h>
 
 namespace fabric::run {
@@ -71,7 +71,11 @@ ErrorFile parse_error_file(const std::string& text) {
     found.message = message->as_string();
   } else if (message && message->is_map()) {
     found.message = text_of(message->find("message"));
-    if (extra && extra->is_map()) found.backtrace = shortened(text_of(extra->find("py_callstack")), kLongestBacktrace);
+    if (extra && extra->is_map()) {
+      found.backtrace = shortened(text_of(extra->find("py_callstack")), kLongestBacktrace);
+      const Tree* mark = extra->find("settings");
+      found.of_settings = mark && mark->is_bool() && mark->as_bool();
+    }
   }
   if (found.message.empty()) found.problem = "it has no message";
   found.message = shortened(found.message, kLongestMessage);
@@ -84,7 +88,7 @@ std::optional<ErrorFile> read_error_file(const std::string& path) {
   auto text = read_regular(path, problem);
   if (text) return parse_error_file(*text);
   if (problem.empty()) return std::nullopt;
-  return ErrorFile{"", "", problem};
+  return ErrorFile{.problem = problem};
 }
 
 void hand_up_error_file(const std::string& from, const std::string& to, int code) {
@@ -103,12 +107,10 @@ void hand_up_error_file(const std::string& from, const std::string& to, int code
   } catch (const Error&) {
     return;
   }
-  auto fresh = to + ".new-" + std::to_string(getpid());
-  FILE* file = std::fopen(fresh.c_str(), "wbe");
-  if (!file) return;
-  bool written = std::fwrite(text->data(), 1, text->size(), file) == text->size();
-  written = std::fclose(file) == 0 && written;
-  if (!written || std::rename(fresh.c_str(), to.c_str()) != 0) std::remove(fresh.c_str());
+  try {
+    write_whole_file(to, *text);
+  } catch (const Error&) {  // the report says the same
+  }
 }
 
 }  // namespace fabric::run

@@ -1,11 +1,10 @@
 #include "launcher/run/watch/failure_report.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
 
+#include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/tree_io.h>
 
 #include "launcher/os/signal_name.h"
@@ -116,6 +115,16 @@ std::string others_text(const AttemptResult& attempt) {
   return text.empty() ? "" : "  other ranks: " + text + "\n";
 }
 
+bool is_settings_error(const WorkerEnd& worker) { return worker.error && worker.error->of_settings; }
+
+// Rank 0 writes the line to its own stderr, where it was not stopped before that.
+std::string settings_text(const AttemptResult& attempt) {
+  for (const auto& worker : attempt.workers)
+    if (worker.rank == 0 && is_settings_error(worker)) return "";
+  const auto& worker = attempt.workers[static_cast<std::size_t>(attempt.first)];
+  return "fabric: rank " + std::to_string(worker.rank) + ": " + worker.error->message + "\n";
+}
+
 Tree worker_tree(const WorkerEnd& worker, const Job& job) {
   Tree tree;
   tree["rank"] = worker.rank;
@@ -145,6 +154,10 @@ Tree worker_tree(const WorkerEnd& worker, const Job& job) {
 
 }  // namespace
 
+bool AttemptResult::is_of_settings() const {
+  return first >= 0 && is_settings_error(workers[static_cast<std::size_t>(first)]);
+}
+
 long long AttemptResult::best_step() const {
   long long best = -1;
   for (const auto& worker : workers) best = std::max(best, worker.step);
@@ -159,6 +172,7 @@ std::string cause_in_words(const Job& job, const AttemptResult& attempt, bool in
 }
 
 std::string report_text(const Job& job, const AttemptResult& attempt, const std::string& log_folder) {
+  if (attempt.is_of_settings()) return settings_text(attempt);
   std::string text = "fabric: the job failed: ";
   char when[64];
   std::snprintf(when, sizeof when, "after %.1f s, attempt %d", attempt.seconds, attempt.number);
@@ -204,15 +218,12 @@ Tree report_tree(const Job& job, const std::vector<AttemptResult>& attempts, int
 }
 
 std::string write_report(const std::string& path, const Tree& report) {
-  auto text = write_json(report, true) + "\n";
-  auto fresh = path + ".new";
-  FILE* file = std::fopen(fresh.c_str(), "wbe");
-  bool good = file && std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  if (file) good = std::fclose(file) == 0 && good;
-  if (good && std::rename(fresh.c_str(), path.c_str()) == 0) return "";
-  std::string problem = "cannot write the report " + path + ": " + std::strerror(errno);
-  std::remove(fresh.c_str());
-  return problem;
+  try {
+    write_whole_file(path, write_json(report, true) + "\n");
+    return "";
+  } catch (const Error& error) {
+    return std::string("the report: ") + error.what();
+  }
 }
 
 }  // namespace fabric::run

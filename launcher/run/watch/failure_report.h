@@ -49,15 +49,17 @@ struct AttemptResult {
   /// The cause is on this node.
   bool is_failure() const { return end != succeeded && end != signalled && end != stopped_elsewhere; }
   bool can_retry() const { return signal == 0 && (end == failed || end == hung); }
+  /// The first failure was a setting that is wrong: nobody's fault but the command line's, which is told in one line.
+  bool is_of_settings() const;
   /// The highest step that any worker reported; -1: none.
   long long best_step() const;
 };
 
-/// The first failure, in words, for the end of stderr.
+/// The first failure, in words, for the end of stderr. Empty when rank 0 has told it already.
 std::string report_text(const Job& job, const AttemptResult& attempt, const std::string& log_folder);
 /// All attempts.
 Tree report_tree(const Job& job, const std::vector<AttemptResult>& attempts, int code, const std::string& log_folder);
-/// Writes it as JSON, by way of a new file and a rename. Returns what went wrong, or nothing.
+/// Writes it as JSON, the way AtomicFile writes. Returns what went wrong, or nothing.
 std::string write_report(const std::string& path, const Tree& report);
 
 /// One line: who failed on this node, and how; `in_full` with pid and host.

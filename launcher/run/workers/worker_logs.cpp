@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/error.h>
 
 namespace fabric::run {
@@ -32,6 +33,7 @@ LogFolders::LogFolders(const Options& options, const Job& job) {
     const char* temporary = std::getenv("TMPDIR");
     parent = temporary && *temporary ? temporary : "/tmp";
   } else {
+    if (auto why = why_not_local(parent); !why.empty()) throw ConfigError("--log-dir " + why);
     std::error_code error;
     std::filesystem::create_directories(parent, error);
     if (error) throw ConfigError("--log-dir " + parent + ": " + error.message());
@@ -59,7 +61,7 @@ std::string LogFolders::of_worker(int attempt, int local_rank) const {
 
 void WorkerStream::write_to(const std::string& path, Console& console) {
   path_ = path;
-  int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
   if (fd < 0) console.say("warning: cannot make " + path + ": " + std::strerror(errno) + "; its lines are not kept");
   file_ = Descriptor(fd);
 }
