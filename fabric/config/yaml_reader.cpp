@@ -18,6 +18,10 @@ namespace {
 // What a few bytes of aliases may grow into.
 constexpr std::size_t kMostAliased = std::size_t{1} << 20;
 constexpr std::size_t kMostBytes = std::size_t{16} << 20;
+// An anchor's value is kept a second time.
+constexpr std::size_t kMostAnchored = std::size_t{1} << 20;
+// yaml-cpp keeps all tokens of a collection in brackets, a quarter of a kilobyte each, until it has seen its end.
+constexpr std::size_t kMostFlowMarks = std::size_t{1} << 18;
 
 std::size_t cost_of(const Tree& tree) {
   std::size_t cost = 1;
@@ -140,7 +144,7 @@ class TreeBuilder : public YAML::EventHandler {
   }
 
   void end_value(Tree value, YAML::anchor_t anchor) {
-    if (anchor != 0) anchors_.insert_or_assign(anchor, Anchor{value, cost_of(value), height_of(value)});
+    if (anchor != 0) keep(anchor, value);
     if (frames_.empty()) {
       root_ = std::move(value);
       return;
@@ -152,6 +156,16 @@ class TreeBuilder : public YAML::EventHandler {
     } else {
       frame.items.push_back(std::move(value));
     }
+  }
+
+  // Values of nested anchors hold each other, so that all of them together may be far larger than the text.
+  void keep(YAML::anchor_t anchor, const Tree& value) {
+    const std::size_t cost = cost_of(value);
+    anchored_ += cost;
+    if (anchored_ > kMostAnchored)
+      throw ConfigError(source_ + ": the values of its anchors hold more than " + std::to_string(kMostAnchored) +
+                        " values and bytes in all");
+    anchors_.insert_or_assign(anchor, Anchor{value, cost, height_of(value)});
   }
 
   void begin_collection(const YAML::Mark& mark, const std::string& tag, const char* core_tag, YAML::anchor_t anchor,
@@ -181,6 +195,7 @@ class TreeBuilder : public YAML::EventHandler {
   Tree root_;
   std::size_t nodes_ = 0;
   std::size_t aliased_ = 0;
+  std::size_t anchored_ = 0;
   bool started_ = false;
 };
 
@@ -193,8 +208,11 @@ void check_text(std::string_view text, const std::string& source, const ReadLimi
     throw ConfigError(source + ":" + std::to_string(detail::line_of(text, offset)) + ": " + what);
   };
   if (std::size_t bad = detail::find_invalid_utf8(text); bad != text.npos) fail(bad, "not UTF-8");
+  std::size_t flow_marks = 0;
   for (std::size_t i = 0; i < text.size(); ++i) {
     auto c = static_cast<unsigned char>(text[i]);
+    if (std::string_view("[]{},").find(text[i]) != std::string_view::npos && ++flow_marks > kMostFlowMarks)
+      fail(i, "more than 262144 brackets and commas; write that much as JSON");
     if ((c < 0x20 && c != '\n' && c != '\t' && c != '\r') || c == 0x7f)
       fail(i, "a control character; write it escaped in double quotes");
   }

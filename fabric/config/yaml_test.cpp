@@ -156,6 +156,16 @@ TEST_CASE("Hostile YAML costs little", "[config][yaml]") {
   for (int i = 0; i < 2000; ++i) steps += std::string(i, ' ') + "a:\n";
   CHECK(error_in_yaml(steps).find("nested deeper") != std::string::npos);
   CHECK_THROWS_AS(read_yaml(std::string((16 << 20) + 1, ' ')), ConfigError);
+  // Anchors around anchors: each keeps all that is in it once more.
+  std::string nested, closing;
+  for (int i = 0; i < 60; ++i) nested += "&a" + std::to_string(i) + " [", closing += "]";
+  for (int i = 0; i < 20'000; ++i) nested += "x,";
+  CHECK(error_in_yaml("a: " + nested + closing).find("anchors hold more than") != std::string::npos);
+  // yaml-cpp would keep each of these tokens until the end.
+  for (std::string text : {std::string(15 << 20, '['), std::string("[")}) {
+    while (text.size() < (15 << 20)) text += "[],";
+    CHECK(error_in_yaml(text).find("brackets and commas") != std::string::npos);
+  }
 }
 
 TEST_CASE("Broken texts give a tree or a ConfigError", "[config][yaml][json]") {
