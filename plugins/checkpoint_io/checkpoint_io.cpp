@@ -4,6 +4,9 @@
 
 #include <c10/util/Exception.h>
 
+#include <fabric/base/nearest_name.h>
+#include <fabric/plugins/checkpoint_io/checkpoint_part.h>
+
 #include "fabric/base/registry/registry_internal.h"
 #include "fabric/torch/messages_internal.h"
 #include "plugins/checkpoint_io/mapped_file.h"
@@ -17,21 +20,50 @@ namespace {
 using checkpoint::MappedFile;
 
 // Every format is recognised by its bytes, so that a file can be loaded whatever it is called and whoever wrote it.
-Value read_any(const std::shared_ptr<MappedFile>& file) {
-  if (file->size() == 0) throw CheckpointCorrupt("it is empty");
-  if (checkpoint::looks_like_safetensors(*file)) return checkpoint::read_safetensors(file);
-  if (checkpoint::looks_like_torch(*file)) return checkpoint::read_torch(file);
+bool is_torch(const MappedFile& file) {
+  if (file.size() == 0) throw CheckpointCorrupt("it is empty");
+  if (checkpoint::looks_like_safetensors(file)) return false;
+  if (checkpoint::looks_like_torch(file)) return true;
   throw CheckpointCorrupt("it is neither a safetensors file nor one that PyTorch's torch.save wrote");
 }
 
-Value load_file(const std::filesystem::path& path) {
+Value read_any(const std::shared_ptr<MappedFile>& file) {
+  return is_torch(*file) ? checkpoint::read_torch(file) : checkpoint::read_safetensors(file);
+}
+
+// Keys may hold dots, so the longest one that fits is taken first.
+const Value* find_part(const Value& value, std::string_view key) {
+  if (const Value* found = value.find(key)) return found;
+  for (auto dot = key.rfind('.'); dot != key.npos && dot > 0; dot = key.rfind('.', dot - 1))
+    if (const Value* inner = value.find(key.substr(0, dot)))
+      if (const Value* found = find_part(*inner, key.substr(dot + 1))) return found;
+  return nullptr;
+}
+
+CheckpointPart part_of(const Value& whole, const std::string& key) {
+  if (key.empty()) return {whole, {}, {}};
+  if (const Value* found = find_part(whole, key)) return {*found, {}, {}};
+  std::vector<std::string> keys;
+  if (whole.is_map())
+    for (const auto& [name, item] : whole.as_map()) keys.push_back(name);
+  throw CheckpointKeyError("the checkpoint has no '" + key + "'" + did_you_mean(key, keys));
+}
+
+CheckpointPart read_any_part(const std::shared_ptr<MappedFile>& file, const std::string& key) {
+  return is_torch(*file) ? checkpoint::read_torch_part(file, key) : part_of(checkpoint::read_safetensors(file), key);
+}
+
+template <class Read>
+auto load_file(const std::filesystem::path& path, Read read) {
   auto file = MappedFile::open(path);
   const std::string where = "cannot load the checkpoint '" + path.string() + "': ";
   const std::string no_memory = where + "there is not enough memory";
   try {
-    return read_any(file);
+    return read(file);
   } catch (const CheckpointCorrupt& error) {
     throw CheckpointCorrupt(where + error.what());
+  } catch (const CheckpointKeyError& error) {
+    throw CheckpointKeyError(where + error.what());
   } catch (const CheckpointError& error) {
     throw CheckpointError(where + error.what());
   } catch (const c10::Error& error) {
@@ -48,14 +80,14 @@ class SafetensorsIO : public CheckpointIO {
   void save(const Value& value, const std::filesystem::path& path) override {
     checkpoint::write_safetensors(value, path);
   }
-  Value load(const std::filesystem::path& path) override { return load_file(path); }
+  Value load(const std::filesystem::path& path) override { return load_file(path, read_any); }
 };
 
 class TorchIO : public CheckpointIO {
  public:
   std::string name() const override { return "torch"; }
   void save(const Value& value, const std::filesystem::path& path) override { checkpoint::write_torch(value, path); }
-  Value load(const std::filesystem::path& path) override { return load_file(path); }
+  Value load(const std::filesystem::path& path) override { return load_file(path, read_any); }
 };
 
 Registry<MakeCheckpointIO>& checkpoint_io_registry() {
@@ -81,6 +113,17 @@ void CheckpointIO::remove(const std::filesystem::path& path) {
   std::error_code error;
   std::filesystem::remove_all(path, error);
   if (error) throw CheckpointError("cannot remove the checkpoint '" + path.string() + "': " + error.message());
+}
+
+CheckpointPart load_checkpoint_part(const std::filesystem::path& path, const std::string& key) {
+  return load_file(path, [&](const auto& file) { return read_any_part(file, key); });
+}
+
+Value peek_checkpoint(const std::filesystem::path& path) {
+  return load_file(path, [](const auto& file) {
+    file->peek();
+    return read_any(file);
+  });
 }
 
 std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name) {

@@ -13,6 +13,7 @@
 #include <fabric/base/error.h>
 #include <fabric/base/nearest_name.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+#include <fabric/plugins/checkpoint_io/checkpoint_part.h>
 
 namespace {
 
@@ -30,7 +31,7 @@ usage: fabric-convert IN OUT [--from FORMAT] [--to FORMAT] [--key KEY]
   --help         this text
 
 FORMAT is safetensors or torch. A torch file may hold tensors, numbers, strings, lists and dicts; no code in it is ever
-run, and one that holds other Python objects is refused. Python reads the results with safetensors.torch.load_file and
+run. One that holds other Python objects is refused, unless they lie outside of KEY: then they are listed. Python reads the results with safetensors.torch.load_file and
 with torch.load(..., weights_only=True).
 )";
 
@@ -99,33 +100,28 @@ std::string format_by_name(const std::string& path) {
 }
 
 std::string format_by_content(const std::string& path) {
-  char start[2] = {};
+  char start[9] = {};
   std::ifstream(path, std::ios::binary).read(start, sizeof start);
-  return std::string_view(start, sizeof start) == "PK" ? "torch" : "safetensors";
+  return start[8] == '{' ? "safetensors" : "torch";  // after the length of the header, which opens with it
 }
 
-/// Keys may hold dots, so the longest one that fits is taken first.
-const Value* find(const Value& value, std::string_view key) {
-  if (const Value* found = value.find(key)) return found;
-  for (auto dot = key.rfind('.'); dot != key.npos && dot > 0; dot = key.rfind('.', dot - 1))
-    if (const Value* inner = value.find(key.substr(0, dot)))
-      if (const Value* found = find(*inner, key.substr(dot + 1))) return found;
-  return nullptr;
-}
-
-Value part(const Value& whole, const std::string& key) {
-  if (key.empty()) return whole;
-  if (const Value* found = find(whole, key)) return *found;
-  std::vector<std::string> keys;
-  if (whole.is_map())
-    for (const auto& [name, item] : whole.as_map()) keys.push_back(name);
-  throw fabric::CheckpointKeyError("the checkpoint has no '" + key + "'" + fabric::did_you_mean(key, keys));
+void require_whole(const fabric::CheckpointPart& part, const Arguments& arguments) {
+  if (part.left_out.empty()) return;
+  std::string list;
+  for (const auto& item : part.left_out) list += (list.empty() ? "" : ", ") + item;
+  throw fabric::CheckpointError(
+      (arguments.key.empty() ? "'" + arguments.in + "'" : "'" + arguments.key + "' of '" + arguments.in + "'") +
+      " holds Python objects, which only Python can rebuild, by running code: " + list +
+      ". Give the part that holds none of them by --key");
 }
 
 void convert(const Arguments& arguments) {
   const std::string to = arguments.to ? *arguments.to : format_by_name(arguments.out);
-  auto reader = fabric::make_checkpoint_io();
-  Value value = part(reader->load(arguments.in), arguments.key);
+  fabric::CheckpointPart part = fabric::load_checkpoint_part(arguments.in, arguments.key);
+  require_whole(part, arguments);
+  for (const auto& object : part.passed_over)
+    std::cerr << "fabric-convert: passed over the Python object " << object << "\n";
+  Value& value = part.value;
   const std::string from = format_by_content(arguments.in);
   if (arguments.from && *arguments.from != from)
     throw fabric::CheckpointError("'" + arguments.in + "' is a " + from + " file, not " + *arguments.from);
@@ -133,7 +129,7 @@ void convert(const Arguments& arguments) {
   std::int64_t tensors = 0, bytes = 0;
   fabric::for_each_leaf_tensor(value, [&](at::Tensor& tensor, const std::string&) {
     ++tensors;
-    if (tensor.defined()) bytes += static_cast<std::int64_t>(tensor.nbytes());
+    if (tensor.defined() && tensor.layout() == c10::kStrided) bytes += static_cast<std::int64_t>(tensor.nbytes());
   });
   std::cout << arguments.in << " (" << from << ") -> " << arguments.out << " (" << to << "): " << tensors
             << " tensors, " << bytes << " bytes\n";

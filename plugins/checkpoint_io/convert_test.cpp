@@ -53,6 +53,23 @@ TEST_CASE("fabric-convert changes the format and nothing else", "[convert]") {
   CHECK(same(io->load(folder / "w.pt"), original.at("model").at("0.weight")));
 }
 
+TEST_CASE("fabric-convert takes the weights out of a file that holds Python objects too", "[convert]") {
+  Folder folder;
+  const std::string in = quoted(fixture("python_objects.pt"));
+  auto result = convert(in + " " + quoted(folder / "m.safetensors") + " --key model");
+  INFO(result.output);
+  CHECK(result.code == 0);
+  CHECK_THAT(result.output, Contains("passed over the Python object args: argparse.Namespace"));
+  CHECK(make_checkpoint_io()->load(folder / "m.safetensors").at("w").as<at::Tensor>().numel() == 2);
+  auto whole = convert(in + " " + quoted(folder / "all.safetensors"));
+  CHECK(whole.code == 1);
+  CHECK_THAT(whole.output, Contains("argparse.Namespace") && Contains("--key"));
+  CHECK(folder.names().size() == 1);
+  auto legacy = convert(quoted(fixture("legacy.pt")) + " " + quoted(folder / "l.pt") + " --from torch --key a");
+  INFO(legacy.output);
+  CHECK(legacy.code == 0);
+}
+
 TEST_CASE("fabric-convert says what is wrong", "[convert]") {
   Folder folder;
   const std::string good = quoted(fixture("training.pt")), out = quoted(folder / "o.pt");

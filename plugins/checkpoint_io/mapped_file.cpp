@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/error.h>
 
 #ifndef MADV_POPULATE_READ  // Linux 5.14; older C libraries do not name it
@@ -29,6 +30,7 @@ struct Descriptor {
 }  // namespace
 
 std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) {
+  if (auto why = why_not_local(path); !why.empty()) fail(path, why);
   // O_NONBLOCK: a named pipe must not hang the caller before it is refused.
   Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.fd < 0) fail(path, std::strerror(errno));
@@ -50,11 +52,13 @@ MappedFile::~MappedFile() {
   if (data_) munmap(data_, size_);
 }
 
-void MappedFile::populate() const {
-  if (!data_) return;
+bool MappedFile::populate() const {
+  if (peeks_) return false;
+  if (!data_) return true;
   // MAP_POPULATE would copy every page, as the mapping is private and writable.
   if (madvise(data_, size_, MADV_POPULATE_READ) != 0 && errno != EINVAL && errno != EINTR && errno != EAGAIN)
     fail(path_, std::string("its pages cannot be read: ") + std::strerror(errno));
+  return true;
 }
 
 }  // namespace fabric::checkpoint

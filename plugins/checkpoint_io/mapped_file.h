@@ -24,8 +24,10 @@ class MappedFile {
   }
   const std::filesystem::path& path() const { return path_; }
   /// Brings all pages in at once, which is cheaper than one page fault each, and turns an unreadable page into an error
-  /// here instead of a signal later.
-  void populate() const;
+  /// here instead of a signal later. False, and nothing is done, for a file that is only looked at.
+  bool populate() const;
+  /// From now on only what is asked for is read.
+  void peek() { peeks_ = true; }
 
  private:
   MappedFile(std::filesystem::path path, std::byte* data, std::size_t size)
@@ -33,6 +35,7 @@ class MappedFile {
   std::filesystem::path path_;
   std::byte* data_;
   std::size_t size_;
+  bool peeks_ = false;
 };
 
 }  // namespace fabric::checkpoint

@@ -38,6 +38,8 @@ constexpr std::array kTypes{
     TypeName{c10::ScalarType::Float8_e4m3fn, "F8_E4M3"},
     TypeName{c10::ScalarType::Float8_e5m2, "F8_E5M2"},
     TypeName{c10::ScalarType::Float8_e8m0fnu, "F8_E8M0"},
+    TypeName{c10::ScalarType::Float8_e4m3fnuz, "F8_E4M3FNUZ"},
+    TypeName{c10::ScalarType::Float8_e5m2fnuz, "F8_E5M2FNUZ"},
     TypeName{c10::ScalarType::ComplexFloat, "C64"},
 };
 constexpr std::int64_t kPieceBytes = std::int64_t{64} << 20;

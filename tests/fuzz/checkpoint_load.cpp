@@ -10,17 +10,31 @@
 
 #include <fabric/base/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+#include <fabric/plugins/checkpoint_io/checkpoint_part.h>
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const int file = memfd_create("checkpoint", 0);
-  static const auto io = fabric::make_checkpoint_io();
-  if (ftruncate(file, 0) != 0 || pwrite(file, data, size, 0) != static_cast<ssize_t>(size)) return -1;
+namespace {
+
+template <class Load>
+void read(Load load) {
   try {
-    auto value = io->load("/proc/self/fd/" + std::to_string(file));
+    auto value = load();
     fabric::for_each_leaf_tensor(value, [](at::Tensor& tensor, const std::string&) {
       if (tensor.defined()) tensor = tensor.clone();
     });
   } catch (const fabric::CheckpointError&) {  // anything else is a finding
   }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  static const int file = memfd_create("checkpoint", 0);
+  static const auto io = fabric::make_checkpoint_io();
+  const std::string path = "/proc/self/fd/" + std::to_string(file);
+  if (ftruncate(file, 0) != 0 || pwrite(file, data, size, 0) != static_cast<ssize_t>(size)) return -1;
+  // Whole, and passing over what only Python could make.
+  read([&] { return io->load(path); });
+  read([&] { return fabric::load_checkpoint_part(path, "").value; });
+  read([&] { return fabric::load_checkpoint_part(path, "model").value; });
   return 0;
 }

@@ -1,10 +1,16 @@
 """Writes the files that Python's side of the checkpoint tests needs: python make_checkpoints.py FOLDER.
 
-Made with torch 2.15.0 and safetensors 0.8.0; the results are kept in tests/parity/checkpoints/.
+Made with torch 2.15.0, numpy 2.4.6 and safetensors 0.8.0; the results are kept in tests/parity/checkpoints/.
 """
+import argparse
 import collections
+import json
 import os
+import pathlib
+import struct
 import sys
+
+import numpy
 
 import torch
 from safetensors.torch import save_file
@@ -77,3 +83,58 @@ class Runs:
 
 torch.save({"w": torch.ones(1), "trap": Runs()}, at("runs_code.pt"))
 torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), at("torchscript.pt"))
+
+# Tensors that are more than a view of a storage, and values that plain pickles make by calls.
+z = torch.tensor([1 + 2j, 3 - 1j])
+dense = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 3.0]])
+kinds = {
+    "conj": z.conj(),
+    "negated": torch._neg_view(torch.tensor([1.0, -2.0])),
+    "plain": z,
+    "coo": dense.to_sparse_coo(),
+    "uncoalesced": torch.sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 2.0], (2, 3)),
+    "csr": dense.to_sparse_csr(),
+    "csc": dense.to_sparse_csc(),
+    "bsr": torch.eye(4).to_sparse_bsr((2, 2)),
+    "complex": 1.5 - 2j,
+    "bytearray": bytearray(b"\x00\xff"),
+    "no_bytes": bytearray(),
+    "layout": torch.sparse_csr,
+    "set": {3},
+    "float8_e4m3fnuz": torch.ones(2).to(torch.float8_e4m3fnuz),
+}
+tagged = torch.nn.Parameter(torch.full((2,), 7.0))
+tagged.origin = "python"
+kinds["with_attribute"] = tagged
+torch.save(kinds, at("kinds.pt"))
+torch.save(kinds, at("kinds_protocol4.pt"), pickle_protocol=4)
+
+# The format from before 1.6: shared storages, a view of one, an empty one.
+legacy = collections.OrderedDict(a=base, b=base[1], half=torch.arange(3).half(), none=torch.empty(0), conj=z.conj(),
+                                 coo=dense.to_sparse_coo(), epoch=3)
+torch.save(legacy, at("legacy.pt"), _use_new_zipfile_serialization=False)
+torch.save(legacy, at("legacy_protocol4.pt"), _use_new_zipfile_serialization=False, pickle_protocol=4)
+
+# What people keep beside their weights.
+torch.save({"model": {"w": torch.arange(2.0)}, "args": argparse.Namespace(lr=0.1, path=pathlib.Path("/x")),
+            "best": numpy.float64(0.5), "history": [1, numpy.int64(7)], "where": pathlib.Path("/x")},
+           at("python_objects.pt"))
+with open(at("trailing_bytes.pt"), "wb") as out:
+    torch.save({"w": torch.arange(2.0)}, out)
+    out.write(bytes(300))
+
+
+def safetensors(name, header, data):
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(at(name), "wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text + data)
+
+
+safetensors("packed_types.safetensors",
+            {"four": {"dtype": "F4", "shape": [2, 8], "data_offsets": [0, 8]},
+             "six": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [8, 11]},
+             "fnuz": {"dtype": "F8_E4M3FNUZ", "shape": [2], "data_offsets": [11, 13]}}, bytes(range(13)))
+safetensors("metadata_null.safetensors",
+            {"__metadata__": None, "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+            struct.pack("<2f", 1, 2))

@@ -43,6 +43,15 @@ Tree parse_structure(const std::string& text) {
   return *content;
 }
 
+// Of a type that LibTorch has no numbers for, as the file holds them.
+Value raw_bytes(const TensorEntry& entry, std::byte* data, const std::shared_ptr<MappedFile>& file) {
+  const std::uint64_t size = entry.end - entry.begin;
+  Value::List shape(entry.shape.begin(), entry.shape.end());
+  return Value::Map{{"dtype", entry.type_name},
+                    {"shape", std::move(shape)},
+                    {"bytes", tensor_at(data, size, {static_cast<std::int64_t>(size)}, at::kByte, file)}};
+}
+
 }  // namespace
 
 void write_safetensors(const Value& checkpoint, const std::filesystem::path& path) {
@@ -74,8 +83,13 @@ Value read_safetensors(const std::shared_ptr<MappedFile>& file) {
   std::unordered_map<std::string, at::Tensor> tensors;
   Value::Map flat;
   for (const auto& entry : header.entries) {
+    if (!entry.type) {
+      if (header.structure) throw CheckpointCorrupt("the entry '" + entry.name + "' has a type that is never written");
+      flat.append(entry.name, raw_bytes(entry, file->data() + start + entry.begin, file));
+      continue;
+    }
     at::Tensor tensor =
-        tensor_at(file->data() + start + entry.begin, entry.end - entry.begin, entry.shape, entry.type, file);
+        tensor_at(file->data() + start + entry.begin, entry.end - entry.begin, entry.shape, *entry.type, file);
     if (header.structure)
       tensors.emplace(entry.name, std::move(tensor));
     else

@@ -33,15 +33,31 @@ std::vector<std::int64_t> integers(const std::string& name, const Tree& list, co
   return out;
 }
 
+// Types that are packed more tightly than bytes: several numbers lie in one.
+std::optional<std::uint64_t> bits_of_packed_type(std::string_view name) {
+  if (name == "F4") return 4;
+  if (name == "F6_E2M3" || name == "F6_E3M2") return 6;
+  return std::nullopt;
+}
+
+std::optional<std::uint64_t> bytes_of_entry(const TensorEntry& entry) {
+  if (entry.type) return checked_bytes(entry.shape, c10::elementSize(*entry.type));
+  auto bits = checked_bytes(entry.shape, *bits_of_packed_type(entry.type_name));
+  if (bits && *bits % 8 != 0)
+    wrong_entry(entry.name, "ends in the middle of a byte: " + std::to_string(*bits) + " bits of " + entry.type_name);
+  return bits ? std::optional(*bits / 8) : std::nullopt;
+}
+
 TensorEntry parse_entry(const std::string& name, const Tree& tree, std::uint64_t data_size) {
   if (!tree.is_map()) wrong_entry(name, std::string("is ") + tree.kind() + " instead of a map");
   TensorEntry entry;
   entry.name = name;
   const Tree& type = field(name, tree, "dtype");
   if (!type.is_string()) wrong_entry(name, std::string("has ") + type.kind() + " as 'dtype'");
-  auto known = safetensors_type(type.as_string());
-  if (!known) wrong_entry(name, "has the unknown type '" + type.as_string() + "'");
-  entry.type = *known;
+  entry.type_name = type.as_string();
+  entry.type = safetensors_type(entry.type_name);
+  if (!entry.type && !bits_of_packed_type(entry.type_name))
+    wrong_entry(name, "has the unknown type '" + entry.type_name + "'");
   entry.shape = integers(name, field(name, tree, "shape"), "shape");
   if (entry.shape.size() > kMostDimensions) wrong_entry(name, "has more than 64 dimensions");
   auto offsets = integers(name, field(name, tree, "data_offsets"), "data_offsets");
@@ -52,7 +68,7 @@ TensorEntry parse_entry(const std::string& name, const Tree& tree, std::uint64_t
   if (entry.end > data_size)
     wrong_entry(name, "ends at byte " + std::to_string(entry.end) + " of the data, which has only " +
                           std::to_string(data_size) + ": the file is truncated or the header is wrong");
-  auto bytes = checked_bytes(entry.shape, c10::elementSize(entry.type));
+  auto bytes = bytes_of_entry(entry);
   if (!bytes) wrong_entry(name, "has a shape too large for any memory");
   if (*bytes != entry.end - entry.begin)
     wrong_entry(name, "has a shape and type of " + std::to_string(*bytes) + " bytes but data_offsets of " +
@@ -61,6 +77,7 @@ TensorEntry parse_entry(const std::string& name, const Tree& tree, std::uint64_t
 }
 
 std::optional<std::string> parse_metadata(const Tree& metadata) {
+  if (metadata.is_null()) return std::nullopt;
   if (!metadata.is_map()) wrong_entry("__metadata__", std::string("is ") + metadata.kind() + " instead of a map");
   for (const auto& [key, value] : metadata.as_map())
     if (!value.is_string())

@@ -19,7 +19,8 @@ inline constexpr std::uint64_t kMaxHeader = 100'000'000;  // what other readers 
 
 struct TensorEntry {
   std::string name;
-  c10::ScalarType type;
+  std::optional<c10::ScalarType> type;  // none: one of less than a byte, which LibTorch has no numbers for
+  std::string type_name;
   std::vector<std::int64_t> shape;
   std::uint64_t begin = 0;  // bytes from the end of the header
   std::uint64_t end = 0;

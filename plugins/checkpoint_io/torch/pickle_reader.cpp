@@ -46,6 +46,7 @@ class PickleReader::Machine {
       auto operation = in_.number<unsigned char>();
       if (operation == '.') {
         if (stack_.size() != 1 || !marks_.empty()) wrong("leaves more or less than one value");
+        reader_.length_ = in_.position();
         return stack_.back();
       }
       if (!number(operation) && !text(operation) && !container(operation) && !memo(operation) && !object(operation)) {
@@ -66,11 +67,9 @@ class PickleReader::Machine {
     stack_.pop_back();
     return top;
   }
-  Node& top(Kind kind, const char* what) {
+  Node& top() {
     if (stack_.size() <= floor()) wrong("takes from an empty stack");
-    Node& node = reader_.nodes_[stack_.back()];
-    if (node.kind != kind) wrong(std::string("adds items to something that is no ") + what);
-    return node;
+    return reader_.nodes_[stack_.back()];
   }
   std::size_t floor() const { return marks_.empty() ? 0 : marks_.back(); }
   std::vector<Id> pop_to_mark() {
@@ -210,7 +209,10 @@ class PickleReader::Machine {
     return true;
   }
   bool append(const std::vector<Id>& items, Kind kind) {
-    Node& target = top(kind, kind == Kind::dict ? "dict" : "list");
+    Node& target = top();
+    if (target.kind == Kind::foreign) return true;
+    if (target.kind != kind)
+      wrong(std::string("adds items to something that is no ") + (kind == Kind::dict ? "dict" : "list"));
     if (kind == Kind::dict && items.size() % 2 != 0) wrong("has a key without a value");
     target.items.insert(target.items.end(), items.begin(), items.end());
     return true;
@@ -268,6 +270,8 @@ class PickleReader::Machine {
       case 'R':
       case 0x81:
         return call();
+      case 0x92:
+        return call_with_names();
       case 'b':
         return build();
       case 'Q':
@@ -279,24 +283,35 @@ class PickleReader::Machine {
   }
   bool global(std::string_view module, std::string_view name) {
     auto full = reader_.keep(std::string(module) + "." + std::string(name));
-    reader_.host_.require_allowed(std::string(full));
-    push({.kind = Kind::global, .text = full});
+    push({.kind = reader_.host_.allows(std::string(full)) ? Kind::global : Kind::foreign, .text = full});
     return true;
   }
   bool call() {
     Id arguments = pop();
     Id function = pop();
+    if (reader_[function].kind == Kind::foreign) {
+      stack_.push_back(function);
+      return true;
+    }
     if (reader_[function].kind != Kind::global) wrong("calls something that is no class");
     if (reader_[arguments].kind != Kind::tuple) wrong("calls a class without a list of arguments");
     stack_.push_back(reader_.host_.call(reader_, std::string(reader_[function].text), arguments));
     return true;
+  }
+  // Arguments by name, which no class takes that is rebuilt here.
+  bool call_with_names() {
+    const bool named = !reader_[pop()].items.empty();
+    if (named && (stack_.size() < floor() + 2 || reader_[stack_[stack_.size() - 2]].kind != Kind::foreign))
+      wrong("calls a class with arguments by name");
+    return call();
   }
   // Attributes set on an ordered dict (`_metadata` of a module's state) or on a tensor carry nothing that is kept.
   bool build() {
     pop();
     if (stack_.size() <= floor()) wrong("takes from an empty stack");
     Kind kind = reader_[stack_.back()].kind;
-    if (kind != Kind::dict && kind != Kind::object) wrong("sets attributes of something that has none");
+    if (kind != Kind::dict && kind != Kind::object && kind != Kind::foreign)
+      wrong("sets attributes of something that has none");
     return true;
   }
 

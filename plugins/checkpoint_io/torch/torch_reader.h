@@ -1,8 +1,9 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
-#include <fabric/base/value.h>
+#include <fabric/plugins/checkpoint_io/checkpoint_part.h>
 
 #include "plugins/checkpoint_io/mapped_file.h"
 
@@ -11,8 +12,11 @@ namespace fabric::checkpoint {
 bool looks_like_torch(const MappedFile& file);
 
 /// A file that Python wrote with torch.save: plain values and tensors, in dicts, lists and tuples of any nesting. Keys
-/// that are numbers become text, tuples lists, and all tensors come to CPU. Nothing in the file is ever run: it names
-/// classes, and any that is not on a closed list throws CheckpointError naming it.
+/// that are numbers become text, tuples lists, complex numbers tensors without dimensions, and all tensors come to CPU.
+/// Nothing in the file is ever run: it names classes, and any that is not on a closed list throws CheckpointError
+/// naming it.
 Value read_torch(const std::shared_ptr<MappedFile>& file);
+/// Of the entry `key` alone ("" for all). Objects of other classes are passed over and listed.
+CheckpointPart read_torch_part(const std::shared_ptr<MappedFile>& file, const std::string& key);
 
 }  // namespace fabric::checkpoint

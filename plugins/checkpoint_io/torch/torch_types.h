@@ -34,6 +34,9 @@ inline constexpr std::array kTorchTypes{
     TorchType{c10::ScalarType::Float8_e4m3fn, "float8_e4m3fn", ""},
     TorchType{c10::ScalarType::Float8_e5m2, "float8_e5m2", ""},
     TorchType{c10::ScalarType::Float8_e8m0fnu, "float8_e8m0fnu", ""},
+    TorchType{c10::ScalarType::Float8_e4m3fnuz, "float8_e4m3fnuz", ""},
+    TorchType{c10::ScalarType::Float8_e5m2fnuz, "float8_e5m2fnuz", ""},
+    TorchType{c10::ScalarType::Float4_e2m1fn_x2, "float4_e2m1fn_x2", ""},
 };
 
 }  // namespace fabric::checkpoint

@@ -1,10 +1,15 @@
 #include "plugins/checkpoint_io/torch/zip_reader.h"
 
 #include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include <ATen/Parallel.h>
 
 #include <fabric/base/error.h>
 
 #include "plugins/checkpoint_io/byte_cursor.h"
+#include "plugins/checkpoint_io/torch/crc32.h"
 #include "plugins/checkpoint_io/torch/zip_format.h"
 
 namespace fabric::checkpoint {
@@ -18,6 +23,7 @@ constexpr std::uint16_t kEncrypted = 1;
 struct CentralEntry {
   std::string name;
   std::uint64_t stored, size, header;
+  std::uint32_t checksum;
   bool compressed;
 };
 
@@ -39,8 +45,9 @@ CentralEntry read_central(ByteCursor& cursor) {
   cursor.take(4);  // versions
   auto flags = cursor.number<std::uint16_t>();
   auto method = cursor.number<std::uint16_t>();
-  cursor.take(8);  // time, date, checksum
+  cursor.take(4);  // time, date
   CentralEntry entry;
+  entry.checksum = cursor.number<std::uint32_t>();
   entry.stored = cursor.number<std::uint32_t>();
   entry.size = cursor.number<std::uint32_t>();
   auto name_length = cursor.number<std::uint16_t>();
@@ -69,6 +76,21 @@ const ZipReader::Entry* ZipReader::find(const std::string& name) const {
   return &found->second;
 }
 
+void ZipReader::verify() const {
+  std::vector<const std::pair<const std::string, Entry>*> checked;
+  for (const auto& item : entries_)
+    if (item.second.checksum != 0) checked.push_back(&item);
+  std::atomic<const std::string*> wrong{nullptr};
+  at::parallel_for(0, static_cast<std::int64_t>(checked.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (auto i = begin; i < end && !wrong; ++i) {
+      const auto& [name, entry] = *checked[static_cast<std::size_t>(i)];
+      if (crc32(0, file_->data() + entry.offset, entry.size) != entry.checksum) wrong = &name;
+    }
+  });
+  if (const auto* name = wrong.load())
+    wrong_zip("has the entry '" + *name + "', whose bytes are not those that its checksum was made of: it is damaged");
+}
+
 std::size_t ZipReader::find_end() const {
   const std::size_t size = file_->size();
   if (size < kEndSize) wrong_zip("is too short");
@@ -76,7 +98,8 @@ std::size_t ZipReader::find_end() const {
     ByteCursor cursor(file_->text(size - back, back), "the end record");
     if (cursor.number<std::uint32_t>() != zip::kEnd) continue;
     cursor.take(16);
-    if (cursor.number<std::uint16_t>() == back - kEndSize) return size - back;
+    // A comment that reaches beyond the file is none: these four bytes are something else.
+    if (cursor.number<std::uint16_t>() <= back - kEndSize) return size - back;
   }
   wrong_zip("has no end record: it is truncated");
 }
@@ -115,7 +138,7 @@ void ZipReader::read_directory(const Directory& directory) {
     std::size_t offset = data_offset(entry.name, entry.header);
     if (entry.stored > file_->size() - offset)
       wrong_zip("has the entry '" + entry.name + "' outside of the file: it is truncated");
-    if (!entries_.emplace(entry.name, Entry{offset, entry.stored, entry.compressed}).second)
+    if (!entries_.emplace(entry.name, Entry{offset, entry.stored, entry.checksum, entry.compressed}).second)
       wrong_zip("has the entry '" + entry.name + "' twice");
   }
 }
