@@ -43,6 +43,38 @@ TEST_CASE("the newest is found, in folders below, too", "[resume]") {
   CHECK(resume_latest(folder.path()).path == folder / "epoch=1.safetensors");
 }
 
+TEST_CASE("a folder that was copied goes on from where the run had come to", "[resume]") {
+  Folder folder, copy;
+  for (int epoch = 0; epoch < 11; ++epoch)
+    fabric::make_checkpoint_io()->save(
+        Value::Map{{"model", torch::ones(3)}, {"epoch", epoch}, {"step", 10 * (epoch + 1)}},
+        folder / ("epoch=" + std::to_string(epoch) + ".safetensors"));
+  // As `cp *` does: in the order of the names, in which 9 is the last.
+  int age_of_copy = 100;
+  for (const auto& name : names_in(folder)) {
+    std::filesystem::copy_file(folder / name, copy / name);
+    age(copy / name, age_of_copy--);
+  }
+  CHECK(resume_latest(copy.path()).path == copy / "epoch=10.safetensors");
+
+  // The same of the state that a ModelCheckpoint adds, and of files that Lightning wrote.
+  Folder kept;
+  ModelCheckpoint keep({.dirpath = kept.path(), .save_top_k = -1});
+  for (int i = 0; i < 3; ++i) keep.update({}, State{{"weight", torch::ones(2)}, {"keep", keep}});
+  age(kept / "epoch=2-step=3.safetensors", 1000);
+  CHECK(resume_latest(kept.path()).path == kept / "epoch=2-step=3.safetensors");
+  fabric::make_checkpoint_io("torch")->save(Value::Map{{"global_step", 7}, {"epoch", 5}}, kept / "last.ckpt");
+  age(kept / "last.ckpt", 2000);
+  CHECK(resume_latest(kept.path()).path == kept / "last.ckpt");
+
+  // Newer, but damaged: how far it is, nobody knows.
+  write_file(kept / "newest.safetensors", "damaged");
+  auto point = resume_latest(kept.path());
+  CHECK(point.path == kept / "last.ckpt");
+  REQUIRE(point.skipped.size() == 1);
+  CHECK(point.skipped[0].path == kept / "newest.safetensors");
+}
+
 TEST_CASE("of files as old the numbers in the names decide", "[resume]") {
   Folder folder;
   auto time = std::filesystem::file_time_type::clock::now();
@@ -123,4 +155,5 @@ TEST_CASE("a folder that is none is an error", "[resume]") {
   Folder folder;
   write_file(folder / "file", "x");
   CHECK_THROWS_AS(resume_latest(folder / "file"), fabric::CheckpointError);
+  CHECK_THROWS_AS(resume_latest("s3://bucket/run"), fabric::ConfigError);
 }

@@ -52,6 +52,10 @@ CosineAnnealingWarmRestarts::CosineAnnealingWarmRestarts(torch::optim::Optimizer
     : ConfiguredLR(optimizer, std::move(config)),
       in_round_(lr::real(config_.last_epoch)),
       round_(lr::real(*config_.T_0)) {
+  if (config_.last_epoch > 0) {
+    const Place place = place_of(in_round_);
+    in_round_ = place.in_round, round_ = place.round;
+  }
   start(config_.last_epoch);
 }
 
@@ -59,8 +63,19 @@ double CosineAnnealingWarmRestarts::next_lr(std::size_t group, double) {
   return config_.eta_min + (base_lrs_[group] - config_.eta_min) * (1 + std::cos(kPi * in_round_ / round_)) / 2;
 }
 
-void CosineAnnealingWarmRestarts::enter(std::int64_t last_epoch, double in_round, double round) {
-  auto before = std::pair(std::exchange(in_round_, in_round), std::exchange(round_, round));
+// Rounds of T_0, T_0 * T_mult, T_0 * T_mult^2 … epochs: n of them end at T_0 * (T_mult^n - 1) / (T_mult - 1).
+CosineAnnealingWarmRestarts::Place CosineAnnealingWarmRestarts::place_of(double epoch) const {
+  const double first = lr::real(*config_.T_0), mult = lr::real(config_.T_mult);
+  if (epoch < first) return {epoch, first};
+  if (config_.T_mult == 1) return {std::fmod(epoch, first), first};
+  auto end_of = [&](double n) { return first * (std::pow(mult, n) - 1) / (mult - 1); };
+  double n = std::trunc(std::log(epoch / first * (mult - 1) + 1) / std::log(mult));
+  if (end_of(n + 1) <= epoch) ++n;  // where the logarithm fell a last digit short of a whole number
+  return {epoch - end_of(n), first * std::pow(mult, n)};
+}
+
+void CosineAnnealingWarmRestarts::enter(std::int64_t last_epoch, Place place) {
+  auto before = std::pair(std::exchange(in_round_, place.in_round), std::exchange(round_, place.round));
   try {
     update(last_epoch, false);
   } catch (...) {
@@ -82,24 +97,14 @@ void CosineAnnealingWarmRestarts::advance(std::optional<double>) {
     in_round = std::fmod(in_round, round);
     round *= lr::real(config_.T_mult);
   }
-  enter(last_epoch_ + 1, in_round, round);
+  enter(last_epoch_ + 1, {in_round, round});
 }
 
 void CosineAnnealingWarmRestarts::step_to(double epoch) {
   if (!(epoch >= 0))
     throw MisuseError("CosineAnnealingWarmRestarts: step_to takes an epoch of 0 or more, given " +
                       std::to_string(epoch));
-  const double first = lr::real(*config_.T_0), mult = lr::real(config_.T_mult);
-  double in_round = epoch, round = first;
-  if (epoch >= first && config_.T_mult == 1) {
-    in_round = std::fmod(epoch, first);
-    round = round_;  // every round is as long as the first
-  } else if (epoch >= first) {
-    const double n = std::trunc(std::log(epoch / first * (mult - 1) + 1) / std::log(mult));
-    in_round = epoch - first * (std::pow(mult, n) - 1) / (mult - 1);
-    round = first * std::pow(mult, n);
-  }
-  enter(static_cast<std::int64_t>(std::floor(epoch)), in_round, round);
+  enter(static_cast<std::int64_t>(std::floor(epoch)), place_of(epoch));
 }
 
 void CosineAnnealingWarmRestarts::save_fields(Value& state) const {

@@ -35,6 +35,8 @@ struct FABRIC_API CosineAnnealingWarmRestartsConfig {
   /// Each round lasts this many times the one before.
   std::int64_t T_mult = 1;
   double eta_min = 0;
+  /// The run goes on after this epoch, in the round that it lies in. (Python counts one round at most before it, which
+  /// with a T_mult above 1 is another rate after the second restart.)
   std::int64_t last_epoch = -1;
   FABRIC_FIELDS(CosineAnnealingWarmRestartsConfig, T_0, T_mult, eta_min, last_epoch)
   void validate() const;
@@ -58,7 +60,11 @@ class FABRIC_API CosineAnnealingWarmRestarts : public ConfiguredLR<CosineAnneali
   void load_fields(const Value& state) override;
 
  private:
-  void enter(std::int64_t last_epoch, double in_round, double round);
+  struct Place {
+    double in_round, round;
+  };
+  Place place_of(double epoch) const;
+  void enter(std::int64_t last_epoch, Place place);
   double in_round_ = 0;  // T_cur
   double round_ = 1;     // T_i
 };

@@ -239,6 +239,26 @@ TEST_CASE("Schedulers are saved with a checkpoint", "[lr]") {
   CHECK(lrs_of(optimizer) == lrs_of(other));
 }
 
+TEST_CASE("Warm restarts go on from any epoch in the round that it lies in", "[lr]") {
+  for (int mult : {1, 2, 3}) {
+    auto whole = one_group();
+    CosineAnnealingWarmRestarts scheduler(whole, {.T_0 = 3, .T_mult = mult});
+    for (int epoch = 0; epoch < 250; ++epoch) {
+      scheduler.step();  // to the epoch after
+      if (epoch > 45 && epoch % 9 != 2) continue;
+      INFO("T_mult " << mult << ", last_epoch " << epoch);
+      auto resumed = one_group();
+      shared_initial_lrs(resumed)->push_back(0.1);
+      CosineAnnealingWarmRestarts later(resumed, {.T_0 = 3, .T_mult = mult, .last_epoch = epoch});
+      CHECK(get_lr(resumed.param_groups()[0]) == Approx(get_lr(whole.param_groups()[0])).margin(1e-12));
+      auto jumped = one_group();
+      CosineAnnealingWarmRestarts any(jumped, {.T_0 = 3, .T_mult = mult});
+      any.step_to(epoch + 1);
+      CHECK(get_lr(jumped.param_groups()[0]) == Approx(get_lr(whole.param_groups()[0])).margin(1e-12));
+    }
+  }
+}
+
 TEST_CASE("Settings that cannot be are refused", "[lr]") {
   auto sgd = two_groups();
   torch::optim::Adagrad adagrad({parameter()}, torch::optim::AdagradOptions(0.1));
