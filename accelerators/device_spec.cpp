@@ -35,6 +35,7 @@ DeviceSpec::DeviceSpec(std::initializer_list<int> indices) : text_(text_of(indic
 DeviceSpec::DeviceSpec(const std::vector<int>& indices) : text_(text_of(indices)) {}
 
 DeviceSpec DeviceSpec::from_tree(const Tree& tree) {
+  if (tree.is_null()) return {};
   if (tree.is_string()) return DeviceSpec(tree.as_string());
   if (tree.is_int()) {
     if (tree.as_int() != static_cast<int>(tree.as_int())) refuse(std::to_string(tree.as_int()));

@@ -33,6 +33,11 @@ struct ClipOptions {
   bool error_if_nonfinite = true;
 };
 
+namespace detail {
+// The text of --help for a field of Fabric::Config, with the names that are registered.
+FABRIC_API const char* setting_help(const char* field);
+}  // namespace detail
+
 /// The thin object a training loop talks to: it owns a strategy and the parts the strategy works with, and forwards to
 /// them. Several may live one after another in a process. Not thread-safe: one thread drives it.
 class FABRIC_API Fabric {
@@ -51,7 +56,17 @@ class FABRIC_API Fabric {
     std::string environment = {};
     std::string checkpoint_io = "safetensors";
     std::vector<Choice> loggers = {};
-    FABRIC_FIELDS(Config, accelerator, strategy, devices, num_nodes, precision, environment, checkpoint_io, loggers)
+    /// How exactly float32 matrices are multiplied: "highest", "high" or "medium", as
+    /// torch.set_float32_matmul_precision; empty: as LibTorch has it, "highest". For all of the process.
+    std::string float32_matmul_precision = {};
+    FABRIC_FIELDS(Config, accelerator, strategy, devices, num_nodes, precision, environment, checkpoint_io, loggers,
+                  float32_matmul_precision)
+    FABRIC_HELP(Config, (accelerator, detail::setting_help("accelerator")),
+                (strategy, detail::setting_help("strategy")), (devices, detail::setting_help("devices")),
+                (num_nodes, detail::setting_help("num_nodes")), (precision, detail::setting_help("precision")),
+                (environment, detail::setting_help("environment")),
+                (checkpoint_io, detail::setting_help("checkpoint_io")), (loggers, detail::setting_help("loggers")),
+                (float32_matmul_precision, detail::setting_help("float32_matmul_precision")))
   };
   /// Parts that the caller made. Each replaces its name in the Config; giving both is a ConfigError. Loggers are added
   /// to those of the Config.

@@ -1,6 +1,11 @@
 #include <fabric/accelerators/cuda.h>
 
+#include <utility>
+
+#include <ATen/Context.h>
+
 #include <fabric/base/lifecycle.h>
+#include <fabric/base/log.h>
 #include <fabric/base/plugin_library_internal.h>
 
 #include "accelerators/cuda/cuda_presence.h"
@@ -57,6 +62,21 @@ void CudaAccelerator::setup_device(c10::Device device) {
   runtime().set_device(index);
   if (seed_) runtime().manual_seed(*seed_);
   seed_.reset();
+  hint_at_tensor_cores(index);
+}
+
+void CudaAccelerator::set_float32_matmul_precision(const std::string& name) {
+  Accelerator::set_float32_matmul_precision(name);
+  matmul_was_chosen_ = true;
+}
+
+// Once, and not to who has chosen.
+void CudaAccelerator::hint_at_tensor_cores(int device) {
+  const bool exact = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGHEST;
+  if (std::exchange(matmul_was_chosen_, true) || !exact || !runtime().has_tensor_cores(device)) return;
+  log::rank_zero_info("the GPU '" + runtime().device_name(device) +
+                      "' has Tensor Cores, which float32 matrices do not use; float32_matmul_precision = 'high' (TF32) "
+                      "or 'medium' uses them, faster and less exact, and 'highest' keeps this quiet");
 }
 
 void CudaAccelerator::teardown() {

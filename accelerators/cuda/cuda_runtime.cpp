@@ -73,6 +73,8 @@ class LibTorchCuda : public CudaRuntime {
     });
   }
 
+  bool has_tensor_cores(int device) override { return at::cuda::getDeviceProperties(to_index(device))->major >= 8; }
+
   bool can_access_peer(int from, int to) override {
     return from == to || at::cuda::canDeviceAccessPeer(to_index(from), to_index(to));
   }

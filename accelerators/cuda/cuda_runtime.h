@@ -18,6 +18,8 @@ class CudaRuntime {
   virtual void manual_seed(std::uint64_t seed) = 0;
   virtual Scope side_stream(int device) = 0;
   virtual bool can_access_peer(int from, int to) = 0;
+  /// Units that multiply matrices of float32 too, at less than its precision.
+  virtual bool has_tensor_cores(int) { return false; }
 };
 
 /// Name and type of the function in libtorchfabric_cuda that returns the one runtime, which is never destroyed.

@@ -26,7 +26,9 @@ class FakeRuntime : public fabric::CudaRuntime {
     return fabric::Scope([this] { --streams; });
   }
   bool can_access_peer(int from, int to) override { return from <= to; }
+  bool has_tensor_cores(int) override { return tensor_cores; }
 
+  bool tensor_cores = false;
   int current = -1, synchronized = -1, emptied = 0, streams = 0, broken = -1;
   std::uint64_t seed = 0;
 };

@@ -33,7 +33,8 @@ class FABRIC_API DeviceSpec {
   bool is_auto() const { return text_ == "auto"; }
   bool operator==(const DeviceSpec& other) const { return text_ == other.text_; }
 
-  /// For the field list of a Config: a number, a string or a list of numbers. Throws ConfigError for anything else.
+  /// For the field list of a Config: a number, a string, a list of numbers, or null for "auto". Throws ConfigError for
+  /// anything else.
   static DeviceSpec from_tree(const Tree& tree);
   Tree to_tree() const;
 
@@ -80,6 +81,9 @@ class FABRIC_API Accelerator {
   virtual Scope side_stream(c10::Device) { return {}; }
   /// Whether `from` can read the memory of `to` without going through the host.
   virtual bool can_access_peer(c10::Device from, c10::Device to) const { return from == to; }
+  /// How exactly float32 matrices are multiplied, for all of the process: "highest" (LibTorch's default), "high" (TF32
+  /// on GPUs that have it), "medium" (bfloat16 inside). Throws ConfigError for another name.
+  virtual void set_float32_matmul_precision(const std::string& name);
   /// Threads that a rank should use when `local_world_size` ranks run on this node, at least 1: the processors this
   /// process may run on divided by the ranks. They are not divided where they are this rank's own: a task that srun
   /// gave --cpus-per-task uses that many, and a rank that mpirun bound uses its share of mpirun's processors as far as

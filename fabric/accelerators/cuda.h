@@ -41,6 +41,7 @@ class FABRIC_API CudaAccelerator : public Accelerator {
   void empty_cache() override;
   /// Before a device is set up the seed is kept, and used when one is.
   void manual_seed(std::uint64_t seed) override;
+  void set_float32_matmul_precision(const std::string& name) override;
   Scope side_stream(c10::Device device) override;
   /// The first `count` GPUs (-1: all) on which a context can be made: another process may hold one for itself, or it
   /// may be broken. Loads CUDA. Throws ConfigError when `count` is 0, below -1 or more than there are, UnavailableError
@@ -51,11 +52,13 @@ class FABRIC_API CudaAccelerator : public Accelerator {
  private:
   CudaRuntime& runtime() const;
   int index_of(c10::Device device) const;
+  void hint_at_tensor_cores(int device);
 
   Presence presence_;
   std::function<CudaRuntime&()> load_;
   mutable CudaRuntime* runtime_ = nullptr;
   std::optional<std::uint64_t> seed_;
+  bool matmul_was_chosen_ = false;
 };
 
 }  // namespace fabric

@@ -39,6 +39,19 @@ Level level_from_environment() {
   return Level::info;
 }
 
+// What the launchers call a process's rank, for the time before a Fabric has found out.
+bool is_rank_zero_by_environment() {
+  for (const char* name :
+       {"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK"})
+    if (const char* text = std::getenv(name); text && *text) return std::string_view(text) == "0";
+  return true;
+}
+
+bool is_rank_zero() {
+  const int rank = own_rank;
+  return rank >= 0 ? rank == 0 : is_rank_zero_by_environment();
+}
+
 std::atomic<Level>& threshold() {
   static std::atomic<Level> level{level_from_environment()};
   return level;
@@ -76,10 +89,10 @@ void warn(std::string_view text) { write(Level::warn, text); }
 void error(std::string_view text) { write(Level::error, text); }
 
 void rank_zero_info(std::string_view text) {
-  if (own_rank <= 0) info(text);
+  if (is_rank_zero()) info(text);
 }
 void rank_zero_warn(std::string_view text) {
-  if (own_rank <= 0) warn(text);
+  if (is_rank_zero()) warn(text);
 }
 void warn_once(std::string_view text) {
   static std::mutex mutex;

@@ -16,7 +16,8 @@ FABRIC_API void info(std::string_view text);
 FABRIC_API void warn(std::string_view text);
 FABRIC_API void error(std::string_view text);
 
-/// As info and warn, on global rank 0 only (a process that knows no rank counts as rank 0).
+/// As info and warn, on global rank 0 only (before a Fabric has found it out: by RANK,
+/// SLURM_PROCID and their like; a process that has no rank counts as rank 0).
 FABRIC_API void rank_zero_info(std::string_view text);
 FABRIC_API void rank_zero_warn(std::string_view text);
 /// rank_zero_warn, at most once per text and process.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <map>
 #include <optional>
 #include <string>
@@ -37,9 +38,11 @@ struct Codec<std::vector<T, A>> {
     return out;
   }
   static void update(std::vector<T, A>& out, const Tree& tree, const std::string& path) {
-    if (!tree.is_list()) fail_kind(path, tree, schema_of<std::vector<T, A>>().type_name());
+    const bool one = is_list_of_one(schema_of<T>(), tree);
+    if (!tree.is_list() && !one) fail_kind(path, tree, schema_of<std::vector<T, A>>().type_name());
     std::vector<T, A> read;
-    for (const Tree& item : tree.as_list()) {
+    const Tree::List given = one ? Tree::List{tree} : tree.as_list();
+    for (const Tree& item : given) {
       T value{};
       Codec<T>::update(value, item, below(path, std::to_string(read.size())));
       read.push_back(std::move(value));
@@ -127,8 +130,12 @@ struct Codec<T> {
   static void update_fields(T& out, const Tree& tree, const std::string& path) {
     check_keys(tree, path, schema_of<T>().field_names());
     T::fabric_fields([&](const char* name, auto member) {
-      if (const Tree* given = tree.find(name))
-        Codec<std::remove_cvref_t<decltype(out.*member)>>::update(out.*member, *given, below(path, name));
+      using Field = std::remove_cvref_t<decltype(out.*member)>;
+      const Tree* given = tree.find(name);
+      if (!given) return;
+      if constexpr (std::default_initializable<T>)
+        if (given->is_null() && null_is_default(schema_of<Field>())) return void(out.*member = T{}.*member);
+      Codec<Field>::update(out.*member, *given, below(path, name));
     });
   }
   static void validate(const T& value, const std::string& path) {

@@ -95,7 +95,7 @@ TEST_CASE("Type errors name path, given value and what is allowed", "[config]") 
   CHECK(yaml_error("decay: 1e39").find("decay: expected a number up to 3.4") == 0);
   CHECK(yaml_error("verbose: yes") == "verbose: expected true or false, given 'yes'");
   CHECK(yaml_error("verbose: 1") == "verbose: expected true or false, given 1");
-  CHECK(yaml_error("name: 2024") == "name: expected text, given 2024; put it in quotes: \"2024\"");
+  CHECK(yaml_error("name: 1.50") == "name: expected text, given 1.5; put it in quotes: \"1.5\"");
   CHECK(yaml_error("xs: 3") == "xs: expected list of int, given 3");
   CHECK(yaml_error("xs: [1, x]").find("xs.1: expected an integer") == 0);
   CHECK(yaml_error("env: [a]").find("env: expected map of text, given a list") == 0);
@@ -107,6 +107,25 @@ TEST_CASE("Type errors name path, given value and what is allowed", "[config]") 
   CHECK(yaml_error("size: 3") == "size: expected a string, found an integer");
   CHECK(yaml_error("fabric: 3") == "fabric: expected a map of settings, given 3");
   CHECK(yaml_error("[1]") == "expected a map of settings, given a list");
+}
+
+TEST_CASE("Numbers for names, one for a list, and null for what was not chosen", "[config]") {
+  auto read = [](const char* text) {
+    Config base;
+    base.name = "before";
+    base.fabric.strategy = "fsdp";
+    base.fabric.loggers = {"csv"};
+    return from_tree<Config>(read_yaml(text), base);
+  };
+  CHECK(read("name: 32").name == "32");
+  CHECK(read("fabric: {strategy: 3}").fabric.strategy == Choice("3"));
+  CHECK(read("fabric: {loggers: tensorboard}").fabric.loggers == std::vector<Choice>{"tensorboard"});
+  CHECK(read("fabric: {loggers: {name: tensorboard, dir: x}}").fabric.loggers ==
+        std::vector<Choice>{Choice("tensorboard", {{"dir", "x"}})});
+  CHECK(read("fabric: {loggers: null}").fabric.loggers.empty());
+  CHECK(read("fabric: {strategy: null}").fabric.strategy == Config{}.fabric.strategy);
+  CHECK(read("name:").name == Config{}.name);
+  CHECK(read("color: null").color == Config{}.color);
 }
 
 TEST_CASE("Numbers take the spellings of people", "[config]") {

@@ -72,7 +72,7 @@ Choice Choice::from_tree(const Tree& tree) {
   Choice choice;
   Tree settings;
   detail::read_named(tree, "", choice.name, settings);
-  if (!tree.find("name") && !tree.is_string()) throw ConfigError("settings without a name; add 'name: …' to them");
+  if (!tree.find("name") && tree.is_map()) throw ConfigError("settings without a name; add 'name: …' to them");
   if (settings.is_map()) choice.params = std::move(settings.as_map());
   return choice;
 }
@@ -183,15 +183,39 @@ double read_number(const Tree& tree, const std::string& path, double most) {
   return value;
 }
 
-const std::string& read_text(const Tree& tree, const std::string& path) {
+std::string read_text(const Tree& tree, const std::string& path) {
+  if (tree.is_int()) return std::to_string(tree.as_int());
   if (!tree.is_string()) fail_kind(path, tree, "text");
   return tree.as_string();
 }
 
+bool null_is_default(const Schema& schema) {
+  using Kind = Schema::Kind;
+  if (schema.nullable) return false;
+  switch (schema.kind) {
+    case Kind::text:
+    case Kind::names:
+    case Kind::list:
+    case Kind::map:
+    case Kind::variant:
+    case Kind::choice:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool is_list_of_one(const Schema& element, const Tree& tree) {
+  using Kind = Schema::Kind;
+  const bool named = element.kind == Kind::choice || element.kind == Kind::variant;
+  if (tree.is_map()) return named;
+  return (tree.is_string() || tree.is_int()) && (named || element.kind == Kind::text || element.kind == Kind::names);
+}
+
 void read_named(const Tree& tree, const std::string& path, std::string& name, Tree& settings) {
   settings = Tree::Map();
-  if (tree.is_string()) {
-    name = tree.as_string();
+  if (tree.is_string() || tree.is_int()) {
+    name = read_text(tree, path);
     return;
   }
   if (!tree.is_map()) fail_kind(path, tree, "a name, or a map with 'name' and settings");

@@ -84,7 +84,12 @@ FABRIC_API std::int64_t read_signed(const Tree& tree, const std::string& path, s
 FABRIC_API std::uint64_t read_unsigned(const Tree& tree, const std::string& path, std::uint64_t most);
 /// Finite numbers must not be beyond `most`.
 FABRIC_API double read_number(const Tree& tree, const std::string& path, double most);
-FABRIC_API const std::string& read_text(const Tree& tree, const std::string& path);
+/// An integer is its digits: `precision: 32` means the name 32.
+FABRIC_API std::string read_text(const Tree& tree, const std::string& path);
+/// What `null` gives a setting that is not std::optional: its default, where that is a name, a text, a list or a map.
+FABRIC_API bool null_is_default(const Schema& schema);
+/// Whether one value stands for a list of one: where the items are names or texts, as in `loggers: csv`.
+FABRIC_API bool is_list_of_one(const Schema& element, const Tree& tree);
 /// The name given to a variant, and the settings beside it; no name at all leaves `name` empty.
 FABRIC_API void read_named(const Tree& tree, const std::string& path, std::string& name, Tree& settings);
 FABRIC_API Tree unsigned_tree(std::uint64_t value);

@@ -25,7 +25,7 @@ void check_bounds(std::int64_t seed, const std::string& source) {
 
 std::optional<std::int64_t> seed_from(const EnvReader& env, const char* name) {
   auto text = env.get(name);
-  if (!text) return std::nullopt;
+  if (!text || text->empty()) return std::nullopt;
   std::int64_t seed = 0;
   auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), seed);
   if (error != std::errc() || end != text->data() + text->size())

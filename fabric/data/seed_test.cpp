@@ -33,7 +33,9 @@ TEST_CASE("seeds outside 32 bits and variables that are no numbers are errors", 
   CHECK(fabric::seed_everything(4294967295, true, false, env) == 4294967295u);
   CHECK_THROWS_AS(fabric::seed_everything(-1, true, false, env), fabric::ConfigError);
   CHECK_THROWS_AS(fabric::seed_everything(4294967296, true, false, env), fabric::ConfigError);
-  for (const char* text : {"", "abc", "1.5", "12x", "-1", "4294967296", "99999999999999999999"})
+  CHECK(fabric::seed_everything(std::nullopt, true, false, env_with({{"FABRIC_SEED", ""}, {"PL_GLOBAL_SEED", "2"}})) ==
+        2);
+  for (const char* text : {"abc", "1.5", "12x", "-1", "4294967296", "99999999999999999999"})
     CHECK_THROWS_AS(fabric::seed_everything(std::nullopt, true, false, env_with({{"FABRIC_SEED", text}})),
                     fabric::ConfigError);
 }

@@ -24,6 +24,7 @@ class Connector {
     choose_devices();
     choose_strategy();
     choose_precision();
+    choose_matmul_precision();
     fill_strategy();
     make_loggers();
     return std::move(resolved_);
@@ -32,10 +33,11 @@ class Connector {
  private:
   void decide(const std::string& what) { resolved_.decisions.push_back(what); }
 
-  // Our own variables first, then Lightning's names for the same.
+  // Our own variables first, then Lightning's names for the same. An empty one is as good as none.
   std::optional<std::string> variable(const std::string& name) const {
-    if (auto value = env_->get("FABRIC_" + name)) return value;
-    return env_->get("LT_" + name);
+    for (const char* prefix : {"FABRIC_", "LT_"})
+      if (auto value = env_->get(prefix + name); value && !value->empty()) return value;
+    return std::nullopt;
   }
 
   template <class T>
@@ -61,7 +63,7 @@ class Connector {
     if (auto text = variable("DEVICES"))
       override_setting("devices", config_.devices, fallback.devices, DeviceSpec(*text), *text);
     if (auto text = variable("NUM_NODES")) {
-      std::string name = env_->has("FABRIC_NUM_NODES") ? "FABRIC_NUM_NODES" : "LT_NUM_NODES";
+      std::string name = env_->get_or("FABRIC_NUM_NODES", "").empty() ? "LT_NUM_NODES" : "FABRIC_NUM_NODES";
       override_setting("num_nodes", config_.num_nodes, fallback.num_nodes, *env_->get_int(name, 1), *text);
     }
     if (auto text = variable("PRECISION"))
@@ -189,6 +191,11 @@ class Connector {
       return;
     }
     precision_ = make_precision(config_.precision.empty() ? "32-true" : config_.precision, accelerator_->name());
+  }
+
+  void choose_matmul_precision() {
+    if (!config_.float32_matmul_precision.empty())
+      accelerator_->set_float32_matmul_precision(lower_case(config_.float32_matmul_precision));
   }
 
   void fill_strategy() {

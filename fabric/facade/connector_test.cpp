@@ -3,7 +3,10 @@
 
 #include <unistd.h>
 
+#include <ATen/Context.h>
+
 #include <fabric/base/log.h>
+#include <fabric/config/parse.h>
 #include <fabric/strategies/ddp.h>
 #include <fabric/strategies/dp.h>
 #include <fabric/strategies/single_device.h>
@@ -82,6 +85,12 @@ TEST_CASE("variables stand above settings, ours above Lightning's", "[connector]
   CHECK(strategy_of({.accelerator = "cpu"}, {{"LT_DEVICES", "3"}}) == "ddp");
   CHECK(strategy_of({.accelerator = "cpu"}, {{"LT_DEVICES", "3"}, {"FABRIC_DEVICES", "1"}}) == "single_device");
   CHECK(strategy_of({.accelerator = "cpu"}, {{"LT_STRATEGY", "ddp"}}) == "ddp");
+  CHECK(strategy_of({.accelerator = "cpu"}, {{"FABRIC_STRATEGY", ""}, {"LT_STRATEGY", "ddp"}}) == "ddp");
+  CHECK(strategy_of({.accelerator = "cpu"}, {{"FABRIC_STRATEGY", ""},
+                                             {"FABRIC_DEVICES", ""},
+                                             {"FABRIC_NUM_NODES", ""},
+                                             {"FABRIC_PRECISION", ""},
+                                             {"FABRIC_ACCELERATOR", ""}}) == "single_device");
   CHECK(resolve({.accelerator = "cpu"}, with({{"LT_PRECISION", "16-true"}, {"FABRIC_PRECISION", "64-true"}}))
             .strategy->precision()
             ->name() == "64-true");
@@ -183,4 +192,24 @@ TEST_CASE("of several ranks one warns", "[connector]") {
 TEST_CASE("empty parts are refused", "[connector]") {
   CHECK_THROWS_WITH(resolve({.accelerator = "cpu"}, {.callbacks = {nullptr}}), Contains("a callback is null"));
   CHECK_THROWS_WITH(resolve({.accelerator = "cpu"}, {.loggers = {nullptr}}), Contains("a logger is null"));
+}
+
+TEST_CASE("how exactly float32 matrices are multiplied is a setting", "[connector]") {
+  const auto before = at::globalContext().float32MatmulPrecision();
+  resolve({.accelerator = "cpu", .float32_matmul_precision = "high"}, with({}));
+  CHECK(at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGH);
+  resolve({.accelerator = "cpu"}, with({}));
+  CHECK(at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGH);
+  CHECK_THROWS_WITH(resolve({.accelerator = "cpu", .float32_matmul_precision = "hihg"}, with({})),
+                    Contains("did you mean 'high'"));
+  at::globalContext().setFloat32MatmulPrecision(before);
+}
+
+TEST_CASE("the help of Fabric's settings names what may be given", "[connector]") {
+  const char* words[] = {"train", "--help"};
+  const auto help = fabric::parse_or_throw<Fabric::Config>(2, words).output;
+  INFO(help);
+  for (const char* text : {"how the work is spread: auto", "ddp", "single_device", "bf16-mixed", "torchelastic",
+                           "tensorboard", "safetensors, torch", "highest, high, medium", "machines of the job"})
+    CHECK(help.find(text) != std::string::npos);
 }
