@@ -9,7 +9,7 @@
 #include <fabric/state/state.h>
 
 namespace fabric {
-
+/// What a save leaves out, and who waits for it.
 struct SaveOptions {
   /// Which entries of which part are kept.
   StateFilter filter = {};
