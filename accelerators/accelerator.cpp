@@ -7,7 +7,7 @@
 #include <fabric/base/error.h>
 #include <fabric/base/nearest_name.h>
 
-#include "fabric/base/processor_share_internal.h"
+#include "fabric/base/processors/processor_share_internal.h"
 
 namespace fabric {
 

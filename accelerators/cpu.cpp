@@ -9,7 +9,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "accelerators/device_request.h"
-#include "fabric/base/container_limits_internal.h"
+#include "fabric/base/processors/container_limits_internal.h"
 
 namespace fabric {
 namespace {

@@ -25,9 +25,9 @@
 #include <fabric/plugins/loggers/registry.h>
 #include <fabric/version.h>
 
-#include "fabric/base/container_limits_internal.h"
 #include "fabric/base/files_internal.h"
 #include "fabric/base/ports_internal.h"
+#include "fabric/base/processors/container_limits_internal.h"
 #include "launcher/os/descriptor.h"
 #include "launcher/os/visible.h"
 #include "launcher/run/guard/containment.h"

@@ -8,8 +8,8 @@
 
 #include <fabric/base/error.h>
 
-#include "fabric/base/container_limits_internal.h"
 #include "fabric/base/files_internal.h"
+#include "fabric/base/processors/container_limits_internal.h"
 
 namespace fabric::run {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <fabric/base/error.h>
 
-#include "fabric/base/container_limits_internal.h"
+#include "fabric/base/processors/container_limits_internal.h"
 
 namespace fabric {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "fabric/base/container_limits_internal.h"
+#include "fabric/base/processors/container_limits_internal.h"
 
 namespace fabric::container {
 namespace {

@@ -1,4 +1,4 @@
-#include "fabric/base/processor_share_internal.h"
+#include "fabric/base/processors/processor_share_internal.h"
 
 #include <unistd.h>
 
@@ -6,7 +6,7 @@
 #include <fstream>
 #include <map>
 
-#include "fabric/base/container_limits_internal.h"
+#include "fabric/base/processors/container_limits_internal.h"
 #include "tests/support/catch.h"
 
 using fabric::MapEnv;

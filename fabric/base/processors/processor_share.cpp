@@ -1,4 +1,4 @@
-#include "fabric/base/processor_share_internal.h"
+#include "fabric/base/processors/processor_share_internal.h"
 
 #include <sched.h>
 #include <unistd.h>
@@ -7,7 +7,7 @@
 #include <memory>
 #include <thread>
 
-#include "fabric/base/container_limits_internal.h"
+#include "fabric/base/processors/container_limits_internal.h"
 
 namespace fabric {
 namespace {
