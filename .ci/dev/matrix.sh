@@ -65,6 +65,17 @@ read_back() {
   done
 }
 
+# Everything compiles with Debian's clang as well; the tests that show what compilers say run.
+check_clang() {
+  require_packages clang
+  find_torch
+  require_build_packages
+  configure build/clang "$torch_root" -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ -DFABRIC_BENCH=OFF \
+    -DFABRIC_WERROR=OFF
+  compile build/clang
+  run_tests build/clang -R '^fabric_(compile_|test_facade)'
+}
+
 # What a run of the matrix found, for ./dev release: one file for each part, replaced by the next run.
 keep_result() {  # PART passed|failed TEXT
   mkdir -p build/matrix
@@ -113,13 +124,13 @@ cmd_matrix() {
   local parts=() minors=() word part minor failed=() next='' next_result=''
   for word in "$@"; do
     case $word in
-      launchers | python) parts+=("$word") ;;
+      launchers | python | clang) parts+=("$word") ;;
       next) next=yes ;;
       *) minors+=("${word#2.}") ;;
     esac
   done
   if (($# == 0)); then
-    parts=(launchers python)
+    parts=(launchers python clang)
     minors=(11 12 13 14 15)
     next=yes
   fi

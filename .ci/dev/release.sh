@@ -110,7 +110,7 @@ release_problems() {
   grep -q "^TorchFabric $wanted, " fabric/docs/numerics.md ||
     echo "fabric/docs/numerics.md has no numbers of $wanted: ./dev numerics --keep"
   python3 tests/lifecycle.py . "$wanted" >/dev/null || python3 tests/lifecycle.py . "$wanted" || true
-  for result in launchers python $(printf '2.%s ' 11 12 13 14 15); do
+  for result in launchers python clang $(printf '2.%s ' 11 12 13 14 15); do
     if ! found=$(cat "build/matrix/$result.txt" 2>/dev/null); then
       echo "the matrix was not run with $result: ./dev matrix $result"
     elif [[ $found != "passed	$(git rev-parse HEAD)	"* ]]; then

@@ -26,7 +26,7 @@ class FABRIC_API SpikeDetection : public Callback, public Stateful {
     /// The first values are never a spike.
     int warmup = 1;
     /// A spike differs from the mean by at least |atol|, if given, and by |rtol * mean|, if given.
-    std::optional<double> atol;
+    std::optional<double> atol = {};
     std::optional<double> rtol = 2.0;
     /// NaN and infinity are spikes. Off: NaN and an infinity for the better are none, and one for the worse is judged
     /// as any number is. In no case are they taken into the mean.

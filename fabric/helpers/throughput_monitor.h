@@ -16,7 +16,7 @@ class FABRIC_API ThroughputMonitor {
   struct Config {
     /// Peak of one device in FLOP/s; missing: looked up, for float32 that of TF32 where at::globalContext allows it for
     /// products of matrices when the monitor is made.
-    std::optional<double> available_flops;
+    std::optional<double> available_flops = {};
     int window_size = 100;
     std::string separator = "/";
   };

@@ -45,14 +45,14 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public JoinControl {
     /// Every rank gets rank 0's parameters and buffers in `setup`.
     bool init_sync = true;
     /// How a bucket is reduced: empty (a plain all-reduce), or a hook's name with its settings.
-    Choice comm_hook;
+    Choice comm_hook = {};
     /// "", "fp16" or "bf16": sends the buckets in that type through `comm_hook`.
-    std::string comm_hook_wrapper;
+    std::string comm_hook_wrapper = {};
     /// Above 0: after `model_averaging_warmup` optimizer steps gradients stay local, and every that many steps the
     /// parameters are averaged over the ranks instead.
     std::int64_t model_averaging_period = 0;
     std::int64_t model_averaging_warmup = 0;
-    ProcessGroup::Config process_group;
+    ProcessGroup::Config process_group = {};
     /// How `launch` starts the other ranks: "auto", "popen", "copy", "spawn" or "fork" (see
     /// fabric/launcher/launching.h).
     std::string start_method = "auto";

@@ -16,7 +16,7 @@ class FABRIC_API Throughput {
  public:
   struct Config {
     /// Peak of one device in FLOP/s; missing: no mfu.
-    std::optional<double> available_flops;
+    std::optional<double> available_flops = {};
     int world_size = 1;
     /// Rates appear once this many updates were seen.
     int window_size = 100;

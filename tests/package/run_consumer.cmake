@@ -36,7 +36,7 @@ endfunction()
 
 if(MODE STREQUAL "pkg_config")
   installed_flags(--cflags --libs)
-  execute_process(COMMAND ${CXX} ${consumer}/main.cpp -o ${build}/consumer ${flags} COMMAND_ERROR_IS_FATAL ANY)
+  execute_process(COMMAND ${CXX} -Wall -Wextra -Werror ${consumer}/main.cpp -o ${build}/consumer ${flags} COMMAND_ERROR_IS_FATAL ANY)
 else()
   if(MODE STREQUAL "add_subdirectory")
     set(where -DTORCHFABRIC_SOURCE_DIR=${SOURCE_DIR} -DFABRIC_TORCH_ROOT=${TORCH_ROOT})

@@ -20,9 +20,9 @@ class FABRIC_API CsvLogger : public Logger {
     /// lies in root_dir.
     std::string run_name = "fabric_logs";
     /// Used as it is; empty: "version_N" with the first N that is free.
-    std::string version;
+    std::string version = {};
     /// Goes before each metric's name, with a "-".
-    std::string prefix;
+    std::string prefix = {};
     /// Rows are written when `step + 1` is a multiple of it, and when that many are waiting.
     int flush_logs_every_n_steps = 100;
     FABRIC_FIELDS(Config, root_dir, run_name, version, prefix, flush_logs_every_n_steps)

@@ -18,10 +18,10 @@ class FABRIC_API TensorBoardLogger : public Logger {
     /// lies in root_dir.
     std::string run_name = "fabric_logs";
     /// Used as it is; empty: "version_N" with the first N that is free.
-    std::string version;
-    std::string sub_dir;
+    std::string version = {};
+    std::string sub_dir = {};
     /// Goes before each metric's name, with a "-".
-    std::string prefix;
+    std::string prefix = {};
     /// Adds the metric "hp_metric" = -1 when hyperparameters are logged without metrics: TensorBoard's table of
     /// hyperparameters shows only runs that have a metric.
     bool default_hp_metric = true;
