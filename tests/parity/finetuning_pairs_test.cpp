@@ -2,10 +2,10 @@
 // the same runs resumed after each of their epochs.
 #include <cmath>
 
-#include <fabric/helpers/checkpointing/host_snapshot.h>
 #include <fabric/helpers/finetuning/param_groups_internal.h>
 #include <fabric/helpers/lr/lr_scheduler_registry.h>
 #include <fabric/helpers/optimizer_registry.h>
+#include <fabric/state/tensors.h>
 
 #include "tests/support/finetuning_trace.h"
 
@@ -116,7 +116,8 @@ void check_pair(const Script& script, const Tree& recorded) {
   Run whole(script);
   std::vector<Value> saved;
   whole.after_epoch = [&](int) {
-    saved.push_back(HostSnapshot().take(collect_state(whole.state(), StateAccess::plain())));
+    saved.push_back(collect_state(whole.state(), StateAccess::plain()).values);
+    for_each_tensor(saved.back(), [](at::Tensor& tensor) { tensor = tensor.clone(); });
   };
   check_phase(whole, recorded.at("phases").as_list()[0]);
   check_run(whole, recorded, 0);
