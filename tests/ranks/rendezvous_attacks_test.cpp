@@ -276,3 +276,15 @@ TEST_CASE("a launcher that was stopped while ranks ended says what the other nod
     CHECK(woken.code == 95);
   }
 }
+
+TEST_CASE("the connections that strangers may hold are part of the descriptors that a launcher asks for", "[attacks]") {
+  auto result = run_support::run(
+      {"run", "--nnodes", "2", "--rdzv-endpoint", "localhost:9", "--rdzv-conf", "is_host=false,join_timeout=1", "true"},
+      {}, [] {
+        rlimit limit{150, 150};
+        setrlimit(RLIMIT_NOFILE, &limit);
+      });
+  require_clean(result);
+  CHECK(result.code == 125);
+  CHECK(result.said("raise it with ulimit -n"));
+}
