@@ -10,11 +10,8 @@
 #include <cctype>
 #include <cerrno>
 #include <cstring>
-<<<<<<< HEAD
-#include <random>
-=======
 #include <iterator>
->>>>>>> b948768 (WIP)
+#include <random>
 #include <utility>
 
 #include <fabric/base/no_sigpipe_internal.h>
@@ -35,7 +32,6 @@ std::filesystem::path through_links(std::filesystem::path path) {
   return path;
 }
 
-<<<<<<< HEAD
 bool is_plain(const struct stat& what) { return S_ISREG(what.st_mode) && what.st_nlink == 1; }
 
 bool is_name_of(const std::filesystem::path& path, int fd) {
@@ -65,7 +61,8 @@ void remove_left_overs(const std::filesystem::path& folder, const std::string& s
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(folder, error))
     if (entry.path().filename().string().starts_with(stem + "-")) remove_left_over(entry.path());
-=======
+}
+
 // /dev/stdout and its like name a file that is open already. Whoever opened it goes on writing into it, so that a new
 // file under its name would part the two.
 bool names_open_file(std::filesystem::path path) {
@@ -76,7 +73,6 @@ bool names_open_file(std::filesystem::path path) {
     path = path.parent_path() / std::filesystem::read_symlink(path, error);
   }
   return false;
->>>>>>> b948768 (WIP)
 }
 
 }  // namespace
@@ -139,15 +135,11 @@ AtomicFile::AtomicFile(std::filesystem::path path, MakeError make_error)
   path_ = through_links(path_);
   if (auto unmade = make_folders(folder_of(path_))) fail("its folder cannot be made", unmade.value());
 
-<<<<<<< HEAD
-  buffer_.reserve(kBuffer);
   claim_name();
 }
 
 void AtomicFile::claim_name() {
   const auto folder = folder_of(path_);
-=======
->>>>>>> b948768 (WIP)
   const std::string stem = "." + path_.filename().string() + ".partial";
   remove_left_overs(folder, stem);
   if (claim(folder / stem)) return;
@@ -163,10 +155,6 @@ AtomicFile::~AtomicFile() {
   close(fd_);
 }
 
-<<<<<<< HEAD
-// True when a new file under this name is ours. What is found there belongs to a writer at work, to a dead one, whose
-// file goes, or to somebody else (remove_left_over).
-=======
 void AtomicFile::open_in_place() {
   struct stat what = {};
   if (stat(path_.c_str(), &what) != 0) fail("it is gone", errno);
@@ -186,8 +174,8 @@ void AtomicFile::wait_for_reader() const {
   if (ready < 0 && errno != EINTR) fail("it cannot be waited for", errno);
 }
 
-// True when the name is now ours. A file found under it belongs to a writer at work (locked) or to a dead one.
->>>>>>> b948768 (WIP)
+// True when a new file under this name is ours. What is found there belongs to a writer at work, to a dead one, whose
+// file goes, or to somebody else (remove_left_over).
 bool AtomicFile::claim(const std::filesystem::path& temporary) {
   temporary_ = temporary;
   for (int attempt = 0; attempt < kLinks; ++attempt) {

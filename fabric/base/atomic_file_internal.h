@@ -20,21 +20,14 @@ std::exception_ptr as_error(const std::string& text) {
   return std::make_exception_ptr(E(text));
 }
 
-<<<<<<< HEAD
-/// Writes a file under a temporary name in the same folder; `commit` syncs it and moves it into place. Until then, and
-/// when anything fails or the process is killed, a file that existed before stays as it is.
+/// The one way to write a file as a whole. It goes under a temporary name in the same folder; `commit` syncs it and
+/// moves it into place. Until then, and when anything fails or the process is killed, a file that existed before stays
+/// as it is. A link stays, and the file that it names is replaced, which keeps its owner and its permissions.
 /// The temporary name is the same each time, or has a number of its own where that one is taken, and is locked while in
 /// use, so that files left by killed processes go with the next writer instead of piling up (on file systems without
 /// locks they stay). What others have put under these names is not touched.
-=======
-/// The one way to write a file as a whole. It goes under a temporary name in the same folder; `commit` syncs it and
-/// moves it into place. Until then, and when anything fails or the process is killed, a file that existed before stays
-/// as it is. A link stays, and the file that it names is replaced, which keeps its owner and its permissions. The
-/// temporary name is the same each time and is locked while in use, so that one left by a killed process is taken over
-/// by the next writer instead of piling up. What is no regular file (/dev/null, a terminal, a pipe, /dev/stdout) is no
-/// name to be replaced: it is written in place. A pipe's reader has half a minute for each piece. Disks, folders and
-/// sockets are refused.
->>>>>>> b948768 (WIP)
+/// What is no regular file (/dev/null, a terminal, a pipe, /dev/stdout) is no name to be replaced: it is written in
+/// place. A pipe's reader has half a minute for each piece. Disks, folders and sockets are refused.
 class AtomicFile {
  public:
   /// Makes parent folders. All members throw what `make_error` makes of a text that names path and reason.

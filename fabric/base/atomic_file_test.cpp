@@ -2,10 +2,7 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
-<<<<<<< HEAD
-=======
 #include <sys/socket.h>
->>>>>>> b948768 (WIP)
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>

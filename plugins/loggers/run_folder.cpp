@@ -4,11 +4,7 @@
 #include <cctype>
 #include <charconv>
 
-<<<<<<< HEAD
-=======
-#include <fabric/base/env_reader.h>
 #include <fabric/base/atomic_file_internal.h>
->>>>>>> b948768 (WIP)
 #include <fabric/base/error.h>
 
 namespace fabric {

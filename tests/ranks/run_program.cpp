@@ -162,7 +162,6 @@ int throw_in_child() {
   return 7;
 }
 
-<<<<<<< HEAD
 // A helper in a session of its own whose first thread ends while another goes on, which makes it look dead in /proc.
 int leave_headless(int code) {
   pid_t pid = fork();
@@ -198,7 +197,9 @@ int launch_and_draw() {
     return launcher->join();
   }
   for (int i = 0; i < 20; ++i, sleep_for(0.03)) std::fprintf(stderr, "line %d\n", i);
-=======
+  return 0;
+}
+
 struct Settings {
   int epochs = 1;
   FABRIC_FIELDS(Settings, epochs)
@@ -214,7 +215,6 @@ int parse_settings() {
 int refuse_setting_on(const char* rank) {
   if (std::getenv("RANK") == std::string(rank)) refuse_setting();
   sleep_for(60);
->>>>>>> b948768 (WIP)
   return 0;
 }
 
@@ -248,18 +248,15 @@ int main(int argc, char** argv) {
       {"overflow", overflow_stack},
       {"own-handler", keep_own_handler},
       {"child", throw_in_child},
-<<<<<<< HEAD
       {"headless", [] { return leave_headless(0); }},
       {"headless-fails", [] { return leave_headless(9); }},
       {"headless-stays", [] { return leave_headless(-1); }},
       {"progress", show_progress},
       {"launch-progress", launch_and_draw},
-=======
       {"parse", parse_settings},
       {"setting", refuse_setting},
       {"setting-1", [] { return refuse_setting_on("1"); }},
       {"setting-handled", [] { return std::set_terminate([] { _exit(43); }), refuse_setting(); }},
->>>>>>> b948768 (WIP)
       {"preempt", note_preemption},
       {"requeue", [] { return fabric::requeue_job() ? 0 : 8; }}};
   auto found = deeds.find(argc > 1 ? argv[1] : "");

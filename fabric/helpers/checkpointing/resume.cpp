@@ -34,7 +34,8 @@ struct Candidate {
   struct timespec written {};
   std::pair<dev_t, ino_t> file{};
   bool link = false;
-  std::string problem;  // known without reading its tensors
+  bool is_readable = false;
+  std::string problem;  // known without reading it
 };
 
 bool has_checkpoint_name(const fs::path& path) {
@@ -129,88 +130,67 @@ Progress progress_in(const Value& checkpoint) {
   return progress;
 }
 
-// What its header says of it.
-void look_inside(Candidate& candidate, const std::vector<std::string>& keys) {
+// What its header says of it. A format of the program's own has none that is known here.
+void look_inside(Candidate& candidate) {
+  candidate.is_readable = false;
   if (!candidate.problem.empty()) return;
   try {
-    Value checkpoint = peek_checkpoint(candidate.path);
-    for (const auto& key : keys)
-      if (!checkpoint.find(key)) candidate.problem = "it has no '" + key + "'";
-    candidate.progress = progress_in(checkpoint);
-  } catch (const Error& error) {
-    candidate.problem = error.what();
+    candidate.progress = progress_in(peek_checkpoint(candidate.path));
+    candidate.is_readable = true;
+  } catch (const Error&) {  // told when it comes to loading it
   }
 }
 
 // Empty when all is well.
-std::string problem_with(const Candidate& candidate, CheckpointIO& io) {
+std::string problem_with(const Candidate& candidate, CheckpointIO& io, const std::vector<std::string>& keys) {
   if (!candidate.problem.empty()) return candidate.problem;
   try {
-    io.load(candidate.path);
+    Value checkpoint = io.load(candidate.path);
+    for (const auto& key : keys)
+      if (!checkpoint.find(key)) return "it has no '" + key + "'";
     return {};
   } catch (const Error& error) {
     return error.what();
   }
 }
 
-<<<<<<< HEAD
-ResumePoint look_for_latest(const fs::path& folder, CheckpointIO& io, const std::vector<std::string>& keys) {
-  ResumePoint point;
-=======
 bool is_newer(const Candidate& a, const Candidate& b) {
   return std::pair(a.written.tv_sec, a.written.tv_nsec) > std::pair(b.written.tv_sec, b.written.tv_nsec);
 }
 
-ResumePoint look_for_latest(const fs::path& folder, const std::vector<std::string>& keys) {
+ResumePoint look_for_latest(const fs::path& folder, CheckpointIO& io, const std::vector<std::string>& keys) {
   ResumePoint point;
-  auto io = make_checkpoint_io();
   std::vector<Candidate> candidates;
->>>>>>> b948768 (WIP)
   std::set<std::pair<dev_t, ino_t>> seen;
   for (auto& candidate : candidates_in(folder)) {
     if (!seen.insert(candidate.file).second) continue;
-<<<<<<< HEAD
-    auto problem = problem_with(candidate, io, keys);
-    if (problem.empty()) {
-      point.path = candidate.path;
-      break;
-    }
-=======
-    look_inside(candidate, keys);
+    look_inside(candidate);
     candidates.push_back(std::move(candidate));
   }
   std::stable_sort(candidates.begin(), candidates.end(),
                    [](const Candidate& a, const Candidate& b) { return a.progress > b.progress; });
   auto skip = [&](const Candidate& candidate, const std::string& problem) {
->>>>>>> b948768 (WIP)
     point.skipped.push_back({candidate.path, problem});
     log::warn("resuming: '" + candidate.path.string() + "' is passed over: " + problem);
   };
   auto at = candidates.begin();
   for (; at != candidates.end() && point.path.empty(); ++at)
-    if (auto problem = problem_with(*at, *io); problem.empty())
+    if (auto problem = problem_with(*at, io, keys); problem.empty())
       point.path = at->path;
     else
       skip(*at, problem);
   // How far those are whose headers cannot be read is not known; they may be newer.
   for (auto rest = at; rest != candidates.end(); ++rest)
-    if (!rest->problem.empty() && is_newer(*rest, *std::prev(at))) skip(*rest, rest->problem);
+    if (!rest->is_readable && is_newer(*rest, *std::prev(at)))
+      if (auto problem = problem_with(*rest, io, keys); !problem.empty()) skip(*rest, problem);
   return point;
 }
 
-<<<<<<< HEAD
 ResumePoint look_together(const fs::path& folder, const Peers& peers, CheckpointIO& io,
                           const std::vector<std::string>& keys) {
+  if (auto why = why_not_local(folder); !why.empty()) throw ConfigError("resuming: " + why);
   Value found = on_rank_zero(peers, "resume_latest", [&]() -> Value {
     ResumePoint point = look_for_latest(folder, io, keys);
-=======
-}  // namespace
-
-ResumePoint resume_latest(const fs::path& folder, const Peers& peers, const std::vector<std::string>& keys) {
-  if (auto why = why_not_local(folder); !why.empty()) throw ConfigError("resuming: " + why);
-  Value found = on_rank_zero(peers, [&]() -> Value {
-    ResumePoint point = look_for_latest(folder, keys);
->>>>>>> b948768 (WIP)
     Value::List skipped;
     for (const auto& [path, reason] : point.skipped) skipped.push_back(Value::List{path.string(), reason});
     return Value::List{point.path.string(), skipped};
