@@ -22,6 +22,7 @@
 #include <fabric/base/tree_io.h>
 #include <fabric/fabric.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+#include <fabric/strategies/dp.h>
 #include <fabric/strategies/registry.h>
 
 #include "tests/numerics/models.h"
