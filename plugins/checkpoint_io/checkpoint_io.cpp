@@ -11,6 +11,7 @@
 #include "fabric/torch/messages_internal.h"
 #include "plugins/checkpoint_io/mapped_file.h"
 #include "plugins/checkpoint_io/safetensors/safetensors.h"
+#include "plugins/checkpoint_io/sharded/sharded_io.h"
 #include "plugins/checkpoint_io/torch/torch_reader.h"
 #include "plugins/checkpoint_io/torch/torch_writer.h"
 
@@ -74,26 +75,37 @@ auto load_file(const std::filesystem::path& path, Read read) {
   }
 }
 
+Value load_any(const std::filesystem::path& path) {
+  return checkpoint::looks_sharded(path) ? in_memory(checkpoint::open_sharded(path)) : load_file(path, read_any);
+}
+
+Value open_any(const std::filesystem::path& path) {
+  return checkpoint::looks_sharded(path) ? checkpoint::open_sharded(path) : load_file(path, read_any);
+}
+
 class SafetensorsIO : public CheckpointIO {
  public:
   std::string name() const override { return "safetensors"; }
   void save(const Value& value, const std::filesystem::path& path) override {
     checkpoint::write_safetensors(value, path);
   }
-  Value load(const std::filesystem::path& path) override { return load_file(path, read_any); }
+  Value load(const std::filesystem::path& path) override { return load_any(path); }
+  Value open(const std::filesystem::path& path) override { return open_any(path); }
 };
 
 class TorchIO : public CheckpointIO {
  public:
   std::string name() const override { return "torch"; }
   void save(const Value& value, const std::filesystem::path& path) override { checkpoint::write_torch(value, path); }
-  Value load(const std::filesystem::path& path) override { return load_file(path, read_any); }
+  Value load(const std::filesystem::path& path) override { return load_any(path); }
+  Value open(const std::filesystem::path& path) override { return open_any(path); }
 };
 
 Registry<MakeCheckpointIO>& checkpoint_io_registry() {
   static Registry<MakeCheckpointIO> all(
       "checkpoint format", {{"safetensors", [] { return std::make_shared<SafetensorsIO>(); }, "one safetensors file"},
-                            {"torch", [] { return std::make_shared<TorchIO>(); }, "a file for Python's torch.load"}});
+                            {"torch", [] { return std::make_shared<TorchIO>(); }, "a file for Python's torch.load"},
+                            {"sharded", checkpoint::make_sharded_io, "a folder that every rank writes its part of"}});
   return all;
 }
 
@@ -116,10 +128,16 @@ void CheckpointIO::remove(const std::filesystem::path& path) {
 }
 
 CheckpointPart load_checkpoint_part(const std::filesystem::path& path, const std::string& key) {
+  if (checkpoint::looks_sharded(path)) {
+    auto part = part_of(checkpoint::open_sharded(path), key);
+    part.value = in_memory(std::move(part.value));
+    return part;
+  }
   return load_file(path, [&](const auto& file) { return read_any_part(file, key); });
 }
 
 Value peek_checkpoint(const std::filesystem::path& path) {
+  if (checkpoint::looks_sharded(path)) return checkpoint::open_sharded(path);
   return load_file(path, [](const auto& file) {
     file->peek();
     return read_any(file);

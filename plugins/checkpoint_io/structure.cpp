@@ -2,10 +2,12 @@
 
 #include <unordered_set>
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
 
 #include <fabric/base/error.h>
+#include <fabric/state/sharding.h>
 
 #include "fabric/config/scalar_internal.h"
 
@@ -173,7 +175,26 @@ class Unflattener {
     if (pairs.dim() == 0 || pairs.size(-1) != 2 ||
         (type != c10::ScalarType::Double && type != c10::ScalarType::Float && type != c10::ScalarType::Half))
       throw CheckpointCorrupt("the tensor '" + name + "' should hold complex numbers as pairs of reals, but does not");
+    if (stored_in(pairs)) return stored_complex(pairs);
     return at::view_as_complex(pairs);
+  }
+
+  // Still in a file, as pairs of reals.
+  static at::Tensor stored_complex(const at::Tensor& pairs) {
+    struct Pairs : StoredTensor {
+      explicit Pairs(at::Tensor stored) : stored(std::move(stored)) {}
+      void read(at::IntArrayRef offsets, at::Tensor& into) const override {
+        at::Tensor box = at::empty(into.sizes(), at::TensorOptions(c10::toComplexType(stored.scalar_type())));
+        at::Tensor reals = at::view_as_real(box);
+        auto places = offsets.vec();
+        places.push_back(0);
+        read_box(stored, places, reals);
+        into.copy_(box);
+      }
+      at::Tensor stored;
+    };
+    return make_stored_tensor(pairs.sizes().slice(0, static_cast<std::size_t>(pairs.dim()) - 1),
+                              c10::toComplexType(pairs.scalar_type()), std::make_shared<Pairs>(pairs));
   }
 
   Value pairs(const Tree::List& list) {

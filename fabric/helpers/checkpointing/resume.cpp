@@ -104,7 +104,13 @@ std::vector<Candidate> candidates_in(const fs::path& folder) {
   for (; !error && at != end; at.increment(error)) {
     const fs::path& path = at->path();
     std::error_code ignored;
-    if (!at->is_symlink(ignored) && at->is_directory(ignored)) continue;
+    if (at->is_directory(ignored)) {
+      const bool checkpoint = fs::exists(path / "index.json", ignored) && !is_left_by_a_kill(path);
+      if (checkpoint) found.push_back(look_at(path));
+      // What is inside of a checkpoint, or of the folder of a killed save, is no checkpoint.
+      if (checkpoint || is_left_by_a_kill(path)) at.disable_recursion_pending();
+      if (checkpoint || !at->is_symlink(ignored)) continue;
+    }
     if (has_checkpoint_name(path) || is_left_by_a_kill(path)) found.push_back(look_at(path));
   }
   if (error) throw CheckpointError("cannot look for checkpoints in '" + folder.string() + "': " + error.message());
@@ -145,7 +151,7 @@ void look_inside(Candidate& candidate) {
 std::string problem_with(const Candidate& candidate, CheckpointIO& io, const std::vector<std::string>& keys) {
   if (!candidate.problem.empty()) return candidate.problem;
   try {
-    Value checkpoint = io.load(candidate.path);
+    Value checkpoint = io.open(candidate.path);
     for (const auto& key : keys)
       if (!checkpoint.find(key)) return "it has no '" + key + "'";
     return {};

@@ -56,9 +56,10 @@ class FABRIC_API CheckpointIO {
   std::unique_ptr<AsyncWriter> async_;
 };
 
-/// "safetensors" (the default) or "torch" (a file for Python's torch.load). Either loads files of both formats,
-/// recognised by their content: also what Python wrote with torch.save, as long as it holds plain values and tensors;
-/// no code in it is ever run. Throws ConfigError for a name that is not registered.
+/// "safetensors" (the default), "sharded" (a folder of such files, one per rank) or "torch" (a file for Python's
+/// torch.load). Each loads what any of them wrote, recognised by its content: also what Python wrote with torch.save, as
+/// long as it holds plain values and tensors; no code in it is ever run. Throws ConfigError for a name that is not
+/// registered.
 FABRIC_API std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name = "safetensors");
 
 using MakeCheckpointIO = std::function<std::shared_ptr<CheckpointIO>()>;

@@ -56,12 +56,16 @@ Value raw_bytes(const TensorEntry& entry, std::byte* data, const std::shared_ptr
 
 void write_safetensors(const Value& checkpoint, const std::filesystem::path& path) {
   Structure structure = flatten(checkpoint);
-  sort_for_alignment(structure.tensors);
-  Tree described = Tree::Map{{"version", kFormat}, {"tree", std::move(structure.tree)}};
-  std::string header = make_header(structure.tensors, write_json_for_file(described));
+  write_safetensors_file(std::move(structure.tensors), std::move(structure.tree), path);
+}
+
+void write_safetensors_file(std::vector<NamedTensor> tensors, Tree tree, const std::filesystem::path& path) {
+  sort_for_alignment(tensors);
+  Tree described = Tree::Map{{"version", kFormat}, {"tree", std::move(tree)}};
+  std::string header = make_header(tensors, write_json_for_file(described));
   AtomicFile file(path, as_error<CheckpointError>);
   file.write(header);
-  for (const auto& entry : structure.tensors)
+  for (const auto& entry : tensors)
     for_each_piece(entry.tensor, [&](const void* data, std::size_t size) { file.write(data, size); });
   file.commit();
 }
@@ -70,15 +74,40 @@ bool looks_like_safetensors(const MappedFile& file) {
   return file.size() > kLengthBytes && static_cast<char>(file.data()[kLengthBytes]) == '{';
 }
 
-Value read_safetensors(const std::shared_ptr<MappedFile>& file) {
-  if (file->size() < kLengthBytes)
-    throw CheckpointCorrupt("it has " + std::to_string(file->size()) + " bytes, too few for a header");
-  std::uint64_t length = header_length(*file);
-  if (length > kMaxHeader || length > file->size() - kLengthBytes)
+namespace {
+
+struct OpenFile {
+  SafetensorsHeader header;
+  std::uint64_t start;  // of the data
+};
+
+OpenFile open_header(const MappedFile& file) {
+  if (file.size() < kLengthBytes)
+    throw CheckpointCorrupt("it has " + std::to_string(file.size()) + " bytes, too few for a header");
+  std::uint64_t length = header_length(file);
+  if (length > kMaxHeader || length > file.size() - kLengthBytes)
     throw CheckpointCorrupt("it claims a header of " + std::to_string(length) + " bytes, but has " +
-                            std::to_string(file->size()) + " in all: it is truncated or no safetensors file");
+                            std::to_string(file.size()) + " in all: it is truncated or no safetensors file");
   std::uint64_t start = kLengthBytes + length;
-  SafetensorsHeader header = parse_header(file->text(kLengthBytes, length), file->size() - start);
+  return {parse_header(file.text(kLengthBytes, length), file.size() - start), start};
+}
+
+}  // namespace
+
+SafetensorsContent read_safetensors_content(const std::shared_ptr<MappedFile>& file) {
+  auto [header, start] = open_header(*file);
+  SafetensorsContent content;
+  for (const auto& entry : header.entries) {
+    if (!entry.type) throw CheckpointCorrupt("the entry '" + entry.name + "' has a type that is never written");
+    content.tensors.push_back({entry.name, tensor_at(file->data() + start + entry.begin, entry.end - entry.begin,
+                                                     entry.shape, *entry.type, file)});
+  }
+  if (header.structure) content.structure = parse_structure(*header.structure);
+  return content;
+}
+
+Value read_safetensors(const std::shared_ptr<MappedFile>& file) {
+  auto [header, start] = open_header(*file);
   file->populate();
   std::unordered_map<std::string, at::Tensor> tensors;
   Value::Map flat;

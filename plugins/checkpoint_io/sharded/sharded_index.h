@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <c10/core/ScalarType.h>
+
+#include <fabric/base/tree.h>
+
+namespace fabric::checkpoint {
+
+inline constexpr const char* kIndexName = "index.json";
+
+/// A box of a tensor, and the shard that holds it under the tensor's name.
+struct StoredChunk {
+  std::size_t file;
+  std::vector<std::int64_t> offsets;
+  std::vector<std::int64_t> shape;
+};
+
+struct StoredEntry {
+  std::string name;
+  c10::ScalarType type;
+  std::vector<std::int64_t> shape;
+  std::vector<StoredChunk> chunks;
+};
+
+/// What `index.json` of a sharded checkpoint says (fabric/docs/checkpoints.md describes the format).
+struct ShardedIndex {
+  struct File {
+    std::string name;
+    std::uint64_t bytes;
+  };
+  /// The same in every shard, so that one of another save is noticed.
+  std::string id;
+  std::vector<File> files;  // by rank
+  std::vector<StoredEntry> tensors;
+  std::vector<std::string> per_rank;  // entries of which each shard holds its own
+  Tree tree;                          // all else, as in a checkpoint of one file
+
+  std::string to_json() const;
+  /// Throws CheckpointCorrupt for text that is no index, or one whose chunks do not make up its tensors.
+  static ShardedIndex parse(std::string_view text);
+};
+
+/// Empty when the chunks lie inside of `shape`, do not overlap and fill it; else what is wrong.
+std::string why_not_whole(const std::vector<std::int64_t>& shape, const std::vector<StoredChunk>& chunks);
+
+}  // namespace fabric::checkpoint
