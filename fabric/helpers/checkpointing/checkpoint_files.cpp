@@ -1,6 +1,7 @@
 #include <fabric/helpers/checkpointing/checkpoint_files_internal.h>
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -27,8 +28,12 @@ void make_folder(const fs::path& path) {
 
 void move_into_place(const fs::path& temporary, const fs::path& path) {
   std::error_code error, ignored;
-  if (fs::is_directory(fs::symlink_status(path, ignored))) fs::remove_all(path, ignored);  // cannot be renamed over
-  fs::rename(temporary, path, error);
+  // A folder cannot be renamed over: the two exchange their names, where the file system can, and the old one goes.
+  const bool folder = fs::is_directory(fs::symlink_status(path, ignored));
+  if (!folder || renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE) != 0) {
+    if (folder) fs::remove_all(path, ignored);
+    fs::rename(temporary, path, error);
+  }
   // Two names of one file stay as they are when one is renamed to the other.
   fs::remove_all(temporary, ignored);
   if (error) fail("move a new file to", path, error.message());
@@ -39,7 +44,13 @@ void move_into_place(const fs::path& temporary, const fs::path& path) {
 
 void copy_bytes(const fs::path& file, const fs::path& temporary, const fs::path& name) {
   std::error_code error;
-  fs::copy(file, temporary, fs::copy_options::recursive | fs::copy_options::overwrite_existing, error);
+  // The files in a folder are never written anew, so that both folders can share them.
+  if (fs::is_directory(file))
+    fs::copy(file, temporary, fs::copy_options::recursive | fs::copy_options::create_hard_links, error);
+  if (error || !fs::is_directory(file)) {
+    error.clear();
+    fs::copy(file, temporary, fs::copy_options::recursive | fs::copy_options::overwrite_existing, error);
+  }
   if (!error && fs::is_regular_file(temporary)) error = sync_path(temporary);
   if (error) {
     std::error_code ignored;
