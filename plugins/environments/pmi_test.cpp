@@ -10,7 +10,8 @@ using fabric::make_environment;
 using fabric::MapEnv;
 using Variables = std::map<std::string, std::string>;
 
-namespace {
+// Names that another test of the same translation unit has, too.
+namespace pmi_cases {
 
 std::shared_ptr<MapEnv> pmi_env(const Variables& variables) { return std::make_shared<MapEnv>(variables); }
 
@@ -34,7 +35,6 @@ const Variables kPalsRank{{"PALS_RANKID", "5"}, {"PALS_LOCAL_RANKID", "1"}, {"PA
                           {"PMI_SIZE", "6"}};
 const Variables kMeetingPoint{{"MASTER_ADDR", "node0"}, {"MASTER_PORT", "29500"}};
 
-}  // namespace
 
 TEST_CASE("ranks of MPICH, Intel MPI, MVAPICH, Flux and PALS", "[environment][pmi]") {
   CHECK(detect_environment(pmi_env(kHydraRank))->name() == "pmi");
@@ -96,3 +96,5 @@ TEST_CASE("variables of PMI launchers that contradict each other are refused by 
   CHECK_THROWS_WITH(info({{"PMI_RANK", "0"}, {"PMI_SIZE", "2"}}), Contains("MPI_LOCALRANKID"));
   CHECK_THROWS_WITH(info({}), Contains("PMI_RANK and PMI_SIZE") && Contains("FLUX_TASK_RANK"));
 }
+
+}  // namespace pmi_cases
