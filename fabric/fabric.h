@@ -211,6 +211,18 @@ class FABRIC_API Fabric {
   /// One tensor per rank; shapes may differ, type and number of dimensions may not.
   std::vector<at::Tensor> all_gather_list(const at::Tensor& tensor, const ProcessGroup& group = {},
                                           bool sync_grads = false) const;
+  /// What all ranks made of the batch that `loader` gave last, without the samples that stand at its end a second time
+  /// (they pad the last batch, so that all ranks have as many): each tensor's rows in the order in which one process
+  /// would have seen them; scalars and numbers as one tensor, one for each rank that had a sample of its own. Lists and
+  /// maps keep their form. Throws MisuseError, on every rank, where a tensor has fewer rows than samples are left out.
+  template <class Batch>
+  Value gather_for_metrics(const DataLoader<Batch>& loader, const Value& value) const {
+    return gather_rows(loader.core(), value);
+  }
+  template <class Batch>
+  at::Tensor gather_for_metrics(const DataLoader<Batch>& loader, const at::Tensor& tensor) const {
+    return gather_rows(loader.core(), Value(tensor)).template as<at::Tensor>();
+  }
   /// A new value; the input stays as it is. Numbers come back as numbers (a mean as float); strings pass through.
   Value all_reduce(const Value& value, ReduceOp op = ReduceOp::mean, const ProcessGroup& group = {}) const;
   at::Tensor all_reduce(const at::Tensor& tensor, ReduceOp op = ReduceOp::mean, const ProcessGroup& group = {}) const;
@@ -296,6 +308,7 @@ class FABRIC_API Fabric {
   at::Tensor clip(StrategyModule& module, torch::optim::Optimizer& optimizer, const ClipOptions& options);
   void join_models(const std::vector<StrategyModule*>& modules, const JoinControl::Options& options,
                    const std::function<void()>& body);
+  Value gather_rows(const detail::LoaderCore& loader, const Value& value) const;
   void print_line(const std::string& line) const;
 
   std::unique_ptr<Core> core_;

@@ -15,6 +15,7 @@ std::string RankInfo::to_string() const {
   if (store_is_external) text << " (served by the launcher)";
   if (restart_count > 0) text << ", restart " << restart_count;
   text << ", environment " << source;
+  if (!job.empty()) text << ", " << job;
   return text.str();
 }
 

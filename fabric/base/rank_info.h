@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include <fabric/export.h>
 
@@ -24,6 +25,11 @@ struct FABRIC_API RankInfo {
   /// groups that need a store ask MPI where it is.
   std::string main_address = "127.0.0.1";
   int main_port = 0;
+  /// Where rank 0 serves it instead when main_port is taken, in this order. Empty where the port was given, and not
+  /// derived from the job's number as others' may be.
+  std::vector<int> spare_ports = {};
+  /// What tells this job from others, in words: "run id 7", "SLURM job 12, step 0". Empty: nothing does.
+  std::string job = {};
   /// How often the job was restarted by its launcher.
   int restart_count = 0;
   /// The launcher already serves a TCPStore at main_address:main_port, so that rank 0 must be a client too.

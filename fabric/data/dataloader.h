@@ -62,6 +62,10 @@ class DataLoader {
   std::int64_t epoch() const { return core_->epoch(); }
   /// Makes the next iteration this epoch; later ones count on from it. Not needed for counting 0, 1, 2 …
   void set_epoch(std::int64_t epoch) const { core_->set_epoch(epoch); }
+  /// How many samples at the end of the batch that was handed out last are there a second time, so that all ranks have
+  /// as many; Fabric::gather_for_metrics and the metrics of fabric/helpers leave them out. Throws MisuseError before
+  /// the first batch.
+  std::size_t repeated_samples() const { return core_->repeated_samples(); }
   /// Where batches are moved to; empty when they are not.
   std::optional<c10::Device> device() const { return core_->device(); }
   const DataLoaderOptions& options() const { return core_->options(); }

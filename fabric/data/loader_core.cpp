@@ -116,6 +116,7 @@ void LoaderCore::set_up(LoaderContext context, bool shards, bool moves) {
   try {
     choose_samplers();
     if (!loaded.is_null()) load_state_dict(loaded);
+    if (shares_order()) agree_with_ranks();
   } catch (...) {
     context_.reset();
     throw;
@@ -157,6 +158,7 @@ void LoaderCore::set_epoch(std::int64_t epoch) {
 
 std::uint64_t LoaderCore::begin() {
   ++iteration_;
+  last_batch_.reset();
   bool resuming = std::exchange(resuming_, false);
   bool broken_off = !resuming && (consumed_ > 0 || !ahead_.empty());
   if (auto wanted = std::exchange(explicit_epoch_, std::nullopt))
@@ -213,6 +215,7 @@ void LoaderCore::begin_samplers(bool resuming) {
   } else {
     plan_ = sampler_->indices();
   }
+  if (wrapper_ && shares_order()) compare_order_over_ranks();
   // A batch sampler may add an order of its own to what its sampler's state brings back.
   bool has_state = batch_sampler_ ? !batch_sampler_->state_dict().is_null() : !saved_sampler_state_.is_null();
   auto mark = draw_used_again(has_state);
@@ -300,6 +303,7 @@ bool LoaderCore::draw_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<st
 
 void LoaderCore::consumed(std::size_t batch, c10::ArrayRef<std::size_t> indices) {
   if (order_ && order_->rank) order_->hash += order_hash(indices, batch);
+  last_batch_ = LastBatch{indices.size(), repeated_in(batch)};
   if (batch != consumed_) {
     ahead_.push_back(batch);
     return;

@@ -69,6 +69,8 @@ struct LoaderContext {
   std::function<at::Tensor(const at::Tensor&)> to_device = {};
   /// What seed_everything set; empty: it is asked when the loader is set up.
   std::optional<std::uint64_t> seed = {};
+  /// Every rank's value, by rank, where loaders are set up on all ranks together; empty: nobody is asked.
+  std::function<std::vector<Value>(const Value&)> exchange = {};
 };
 
 namespace detail {
@@ -104,6 +106,11 @@ class FABRIC_API LoaderCore : public Stateful {
   bool next_indices(std::vector<std::size_t>& buffer, c10::ArrayRef<std::size_t>& indices);
   void consumed(std::size_t batch, c10::ArrayRef<std::size_t> indices);
   void end(std::uint64_t iteration, bool complete);
+  /// How many samples at the end of the batch that was handed out last stand there a second time, so that all ranks
+  /// have as many. Throws MisuseError before the first batch, and where a batch sampler of the user's own hides it.
+  std::size_t repeated_samples() const;
+  /// Samples in that batch; 0 where a stream made it.
+  std::size_t last_batch_size() const { return last_batch_ ? last_batch_->samples : 0; }
   SeedBase seeds() const { return {worker_base_, context_ ? context_->rank : 0}; }
 
   /// Moves one tensor of a batch to the device.
@@ -119,6 +126,9 @@ class FABRIC_API LoaderCore : public Stateful {
 
  private:
   void choose_samplers();
+  void agree_with_ranks();
+  void compare_order_over_ranks();
+  std::size_t repeated_in(std::size_t batch) const;
   std::shared_ptr<IndexSampler> shard_sampler(const std::shared_ptr<IndexSampler>& given);
   void begin_samplers(bool resuming);
   Value sampler_state() const;
@@ -128,6 +138,7 @@ class FABRIC_API LoaderCore : public Stateful {
   void check_indices(c10::ArrayRef<std::size_t> indices) const;
   void restore_position(const Value& state);
   bool is_sharded() const { return context_ && context_->shard && options_.use_distributed_sampler; }
+  bool shares_order() const { return is_sharded() && !is_stream_ && context_->exchange && world_size() > 1; }
   std::size_t world_size() const { return is_sharded() ? static_cast<std::size_t>(context_->shard->num_replicas) : 1; }
 
   DataLoaderOptions options_;
@@ -161,6 +172,12 @@ class FABRIC_API LoaderCore : public Stateful {
   std::vector<std::size_t> ahead_;
   /// Samples of the epoch that all ranks together used before it was dealt out anew.
   std::size_t skipped_samples_ = 0;
+  static constexpr std::size_t kHidden = static_cast<std::size_t>(-1);
+  struct LastBatch {
+    std::size_t samples;
+    std::size_t repeated;  // or kHidden
+  };
+  std::optional<LastBatch> last_batch_;
   bool resuming_ = false;
   bool iterating_ = false;
   std::optional<std::int64_t> explicit_epoch_;

@@ -19,6 +19,11 @@ void check_shard(int num_replicas, int rank) {
                       " replicas: ranks go from 0 to num_replicas - 1");
 }
 
+/// How many entries of an order without its padding fall to a rank.
+std::size_t dealt_to(std::size_t rank, std::size_t count, std::size_t world) {
+  return count > rank ? (count - rank + world - 1) / world : 0;
+}
+
 std::size_t ceil_divide(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 /// Entries rank, rank + world … of an order of `count` entries that repeats from its front.
@@ -50,6 +55,12 @@ void DistributedSampler::count_samples() {
   std::size_t world = static_cast<std::size_t>(config_.num_replicas);
   std::size_t left = dataset_size_ - std::min(dataset_size_, skipped_);
   num_samples_ = config_.drop_last ? left / world : ceil_divide(left, world);
+}
+
+std::size_t DistributedSampler::distinct() const {
+  std::size_t left = dataset_size_ - std::min(dataset_size_, skipped_);
+  auto dealt = dealt_to(static_cast<std::size_t>(config_.rank), left, static_cast<std::size_t>(config_.num_replicas));
+  return std::min(dealt, num_samples_);
 }
 
 void DistributedSampler::reset() { cursor_ = 0; }
@@ -106,6 +117,11 @@ DistributedSamplerWrapper::DistributedSamplerWrapper(std::shared_ptr<IndexSample
 
 std::optional<std::size_t> DistributedSamplerWrapper::size() const {
   return ceil_divide(sampler_->size().value_or(0), static_cast<std::size_t>(shard_.num_replicas));
+}
+
+std::size_t DistributedSamplerWrapper::distinct() const {
+  return dealt_to(static_cast<std::size_t>(shard_.rank), sampler_->size().value_or(0),
+                  static_cast<std::size_t>(shard_.num_replicas));
 }
 
 void DistributedSamplerWrapper::reset() {

@@ -67,6 +67,8 @@ class FABRIC_API DistributedSampler : public IndexSampler {
   const std::vector<std::size_t>* indices() override;
   std::int64_t epoch() const { return epoch_; }
   const Config& config() const { return config_; }
+  /// How many of `size()` indices come first in the epoch; those behind them repeat other ones.
+  std::size_t distinct() const;
   /// Leaves out the first `count` entries of the padded order, on all ranks together: what was consumed already.
   void skip_front(std::size_t count);
   void set_seed(std::uint64_t seed);
@@ -100,6 +102,8 @@ class FABRIC_API DistributedSamplerWrapper : public IndexSampler {
   Value state_dict() const override { return sampler_->state_dict(); }
   void load_state_dict(const Value& state) override { sampler_->load_state_dict(state); }
   const std::shared_ptr<IndexSampler>& sampler() const { return sampler_; }
+  /// As DistributedSampler's.
+  std::size_t distinct() const;
   /// Of the whole epoch's order, that of all ranks; known once the indices are drawn.
   std::uint64_t order_hash() const { return order_hash_; }
 

@@ -10,6 +10,7 @@
 #include "fabric/base/value_codec_internal.h"
 #include "fabric/facade/connector_internal.h"
 #include "fabric/facade/silent_logger_internal.h"
+#include "plugins/collectives/waits/activity.h"
 
 namespace fabric {
 
@@ -236,6 +237,11 @@ LoaderContext Fabric::loader_context() const {
   context.to_device = [strategy = core_->strategy](const at::Tensor& tensor) {
     return strategy->batch_to_device(tensor);
   };
+  if (context.shard && context.shard->num_replicas > 1 && world_size() > 1)
+    context.exchange = [strategy = core_->strategy](const Value& value) {
+      collectives::Task task("agreeing on a loader's order");
+      return strategy->process_group().all_gather_value(value);
+    };
   core_->strategy->process_dataloader(context);
   return context;
 }
@@ -301,16 +307,19 @@ void Fabric::save(const std::filesystem::path& path, const State& state, const S
 std::shared_ptr<SaveInProgress> Fabric::save(const std::filesystem::path& path, const State& state,
                                              const SaveOptions& options) const {
   require_launched("save");
+  collectives::Task task("save");
   return core_->strategy->save_checkpoint(path, state, options);
 }
 
 Value Fabric::load(const std::filesystem::path& path, State& state, bool strict) const {
   require_launched("load");
+  collectives::Task task("load");
   return core_->strategy->load_checkpoint(path, &state, strict);
 }
 
 Value Fabric::load(const std::filesystem::path& path) const {
   require_launched("load");
+  collectives::Task task("load");
   return core_->strategy->load_checkpoint(path, nullptr);
 }
 

@@ -4,8 +4,12 @@
 
 #include <algorithm>
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+
+#include "plugins/collectives/waits/activity.h"
 
 namespace fabric {
 namespace {
@@ -144,6 +148,85 @@ Value Fabric::all_gather(const Value& value, const ProcessGroup& group, bool syn
       return Value::List(parts.begin(), parts.end());
     }
     return over.all_gather_value(leaf);
+  });
+}
+
+namespace {
+
+struct RankBatch {
+  std::int64_t samples = 0;
+  std::int64_t repeated = 0;
+};
+
+// Of the last batch; what goes wrong on one rank is told to all.
+std::vector<RankBatch> batches_of_ranks(const detail::LoaderCore& loader, const ProcessGroup& group) {
+  RankBatch own;
+  std::exception_ptr failure;
+  std::string text;
+  try {
+    own.repeated = static_cast<std::int64_t>(loader.repeated_samples());
+    own.samples = static_cast<std::int64_t>(loader.last_batch_size());
+  } catch (const std::exception& error) {
+    failure = std::current_exception();
+    text = error.what();
+  }
+  auto all = group.all_gather_value(Value(Value::List{own.samples, own.repeated, text}));
+  if (failure) std::rethrow_exception(failure);
+  std::vector<RankBatch> batches;
+  for (std::size_t rank = 0; rank < all.size(); ++rank) {
+    const auto& each = all[rank].as_list();
+    if (!each[2].as_string().empty())
+      throw MisuseError("gather_for_metrics failed on rank " + std::to_string(rank) + ": " + each[2].as_string());
+    batches.push_back({each[0].as_int(), each[1].as_int()});
+  }
+  return batches;
+}
+
+// The rows of all ranks, dealt out in turn as the samples were.
+at::Tensor interleaved(const std::vector<at::Tensor>& parts) {
+  std::vector<std::int64_t> order, begins;
+  std::int64_t longest = 0, begin = 0;
+  for (const auto& part : parts) {
+    begins.push_back(begin);
+    begin += part.size(0);
+    longest = std::max(longest, part.size(0));
+  }
+  for (std::int64_t row = 0; row < longest; ++row)
+    for (std::size_t rank = 0; rank < parts.size(); ++rank)
+      if (row < parts[rank].size(0)) order.push_back(begins[rank] + row);
+  auto all = at::cat(parts);
+  return all.index_select(0, at::tensor(order, at::kLong).to(all.device()));
+}
+
+}  // namespace
+
+Value Fabric::gather_rows(const detail::LoaderCore& loader, const Value& value) const {
+  require_launched("gather_for_metrics");
+  collectives::Task task("gather_for_metrics");
+  auto batches = batches_of_ranks(loader, strategy()->process_group());
+  require_same_outline("gather_for_metrics", value, strategy()->process_group());
+  return map_leaves(value, [&](const Value& leaf) -> Value {
+    bool is_number = leaf.is_bool() || leaf.is_number();
+    if (!is_number && !leaf.is<at::Tensor>())
+      throw MisuseError("gather_for_metrics takes tensors and numbers, and lists and maps of them; given " +
+                        to_string(leaf));
+    auto tensor = is_number ? number_tensor(leaf, device()) : leaf.as<at::Tensor>();
+    bool is_scalar = tensor.dim() == 0;
+    auto parts = strategy()->all_gather(is_scalar ? tensor.reshape({1}) : tensor);
+    for (std::size_t rank = 0; rank < parts.size(); ++rank) {
+      auto [samples, repeated] = batches[rank];
+      if (repeated == 0) continue;
+      auto rows = parts[rank].size(0);
+      if (!is_scalar && rows != samples)
+        throw MisuseError("gather_for_metrics: a tensor of rank " + std::to_string(rank) + " has " +
+                          std::to_string(rows) + " rows, but its batch has " + std::to_string(samples) +
+                          " samples, of which the last " + std::to_string(repeated) +
+                          " are to be left out. Give one row for each sample");
+      // A scalar stands for the whole batch.
+      auto kept = is_scalar ? std::int64_t{samples > repeated} : samples - repeated;
+      parts[rank] = parts[rank].narrow(0, 0, kept);
+    }
+    return interleaved(parts);
   });
 }
 

@@ -14,6 +14,16 @@ bool is_class_tensor(const at::Tensor& tensor) { return at::isIntegralType(tenso
 
 }  // namespace
 
+at::Tensor detail::without_repeated(std::size_t repeated, const at::Tensor& rows) {
+  auto count = static_cast<std::int64_t>(repeated);
+  if (count == 0) return rows;
+  if (rows.dim() == 0 || rows.size(0) < count)
+    throw MisuseError("the last " + std::to_string(count) +
+                      " samples of the batch do not count, but there is not one row for each sample; given " +
+                      shape_of(rows));
+  return rows.narrow(0, 0, rows.size(0) - count);
+}
+
 void MeanMetric::update(double value, double weight) {
   if (!(weight >= 0)) throw MisuseError("MeanMetric: a weight must be 0 or more, given " + std::to_string(weight));
   if (weight == 0) return;  // 0 * inf would be NaN

@@ -92,6 +92,10 @@ class FABRIC_API DDPStrategy : public ParallelStrategy, public JoinControl {
   [[noreturn]] void fail_backward(std::chrono::steady_clock::time_point begin);
 
   Config config_;
+  /// Gradients travel apart from the caller's operations. Every rank calls it.
+  const ProcessGroup& traffic();
+  ProcessGroup traffic_;
+  std::int64_t steps_ = 0;
   std::shared_ptr<ddp::Modules> modules_;
   std::unique_ptr<ddp::ModelAveraging> averaging_;
 };

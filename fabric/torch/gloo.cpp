@@ -5,6 +5,8 @@
 
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
+#include "fabric/base/broken_pipe_internal.h"
+
 namespace fabric::torch_gloo {
 namespace {
 
@@ -20,17 +22,43 @@ class ClosableGloo : public c10d::ProcessGroupGloo {
   void break_connections() {
     for (auto& context : contexts_) context->closeConnections();
   }
+  c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>& tensors,
+                                           const c10d::AllreduceOptions& options) override {
+    auto work = ProcessGroupGloo::allreduce(tensors, options);
+    if (started) started(work);
+    return work;
+  }
+  // These write in the calling thread; all else does in threads that take no SIGPIPE.
+  c10::intrusive_ptr<c10d::Work> send(std::vector<at::Tensor>& tensors, int rank, int tag) override {
+    IgnoreBrokenPipe guard;
+    return ProcessGroupGloo::send(tensors, rank, tag);
+  }
+  c10::intrusive_ptr<c10d::Work> recv(std::vector<at::Tensor>& tensors, int rank, int tag) override {
+    IgnoreBrokenPipe guard;
+    return ProcessGroupGloo::recv(tensors, rank, tag);
+  }
+  c10::intrusive_ptr<c10d::Work> recvAnysource(std::vector<at::Tensor>& tensors, int tag) override {
+    IgnoreBrokenPipe guard;
+    return ProcessGroupGloo::recvAnysource(tensors, tag);
+  }
+
+  std::function<void(c10::intrusive_ptr<c10d::Work>)> started;
 };
 
 }  // namespace
 
 c10::intrusive_ptr<c10d::Backend> make(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
                                        std::chrono::milliseconds timeout, const std::string& address) {
+  IgnoreBrokenPipe in_its_threads;
   using Options = c10d::ProcessGroupGloo::Options;
   auto options = address.empty() ? Options::create_default(timeout) : Options::create(timeout);
   options->timeout = timeout;
   if (!address.empty()) options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
   return c10::make_intrusive<ClosableGloo>(store, rank, size, std::move(options));
+}
+
+void on_all_reduce(c10d::Backend& made, std::function<void(c10::intrusive_ptr<c10d::Work>)> started) {
+  static_cast<ClosableGloo&>(made).started = std::move(started);
 }
 
 bool is_busy(c10d::Backend& made) { return static_cast<ClosableGloo&>(made).busy(); }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -13,7 +14,9 @@ namespace fabric::torch_gloo {
 /// throws.
 c10::intrusive_ptr<c10d::Backend> make(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
                                        std::chrono::milliseconds timeout, const std::string& address);
-// Both take what make() returned.
+// All take what make() returned.
+/// Calls `started` with each all-reduce that is started; empty: no more.
+void on_all_reduce(c10d::Backend& made, std::function<void(c10::intrusive_ptr<c10d::Work>)> started);
 /// Whether operations are queued or under way; freeing it would wait for them.
 bool is_busy(c10d::Backend& made);
 /// Closes the connections to the other ranks, upon which operations that these wait in fail as well.

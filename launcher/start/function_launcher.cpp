@@ -8,6 +8,7 @@
 
 #include <fabric/base/error.h>
 
+#include "fabric/base/broken_pipe_internal.h"
 #include "launcher/start/supervisor.h"
 
 namespace fabric {

@@ -3,6 +3,8 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <random>
 
 #include <fabric/base/error.h>
 
@@ -24,6 +26,13 @@ void check(const Launcher::Config& config) {
   if (!(config.grace_seconds >= 0)) refuse("grace_seconds", config.grace_seconds, "0 or more");
 }
 
+std::string fresh_job_id() {
+  std::random_device random;
+  char text[17];
+  std::snprintf(text, sizeof text, "%08x%08x", random(), random());
+  return text;
+}
+
 int allowed_cpus() {
   cpu_set_t set;
   const int allowed = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
@@ -39,6 +48,8 @@ LaunchPlan::LaunchPlan(const Launcher::Config& config, const EnvReader& env) : c
   for (const char* name : {"MASTER_PORT", "STANDALONE_PORT"})
     if (config_.main_port == 0) config_.main_port = env.get_int(name, 1, 65535).value_or(0);
   threads_ = env.get_or("OMP_NUM_THREADS", std::to_string(std::max(allowed_cpus() / config.num_processes, 1)));
+  // On one node nobody else has to know it beforehand.
+  job_ = config.num_nodes > 1 ? env.get_or("FABRIC_JOB_ID", "") : fresh_job_id();
   if (config_.main_port == 0) {
     if (config.num_nodes > 1)
       throw ConfigError(
@@ -70,16 +81,18 @@ RankInfo LaunchPlan::rank(int local_rank) const {
 std::map<std::string, std::string> LaunchPlan::variables(int local_rank) const {
   auto info = rank(local_rank);
   auto node = std::to_string(info.node_rank);
-  return {{"RANK", std::to_string(info.rank)},
-          {"WORLD_SIZE", std::to_string(info.world_size)},
-          {"LOCAL_RANK", std::to_string(info.local_rank)},
-          {"LOCAL_WORLD_SIZE", std::to_string(info.local_world_size)},
-          {"NODE_RANK", node},
-          {"GROUP_RANK", node},
-          {"GROUP_WORLD_SIZE", std::to_string(info.num_nodes)},
-          {"MASTER_ADDR", info.main_address},
-          {"MASTER_PORT", std::to_string(info.main_port)},
-          {kLaunchedVariable, "1"}};
+  std::map<std::string, std::string> all{{"RANK", std::to_string(info.rank)},
+                                         {"WORLD_SIZE", std::to_string(info.world_size)},
+                                         {"LOCAL_RANK", std::to_string(info.local_rank)},
+                                         {"LOCAL_WORLD_SIZE", std::to_string(info.local_world_size)},
+                                         {"NODE_RANK", node},
+                                         {"GROUP_RANK", node},
+                                         {"GROUP_WORLD_SIZE", std::to_string(info.num_nodes)},
+                                         {"MASTER_ADDR", info.main_address},
+                                         {"MASTER_PORT", std::to_string(info.main_port)},
+                                         {kLaunchedVariable, "1"}};
+  if (!job_.empty()) all["FABRIC_JOB_ID"] = job_;
+  return all;
 }
 
 std::optional<RankInfo> running_rank(const EnvReader& env) {

@@ -26,6 +26,7 @@ class LaunchPlan {
  private:
   Launcher::Config config_;
   std::string threads_;
+  std::string job_;  // FABRIC_JOB_ID; empty: none
   /// Held as long as the plan, so that no other process is given the port before rank 0 listens.
   std::optional<PortReservation> reservation_;
 };

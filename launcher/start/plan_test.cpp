@@ -20,6 +20,7 @@ TEST_CASE("ranks of a node are numbered behind those of the nodes before", "[pla
   CHECK(variables.at("GROUP_RANK") == "2");
   CHECK(variables.at("GROUP_WORLD_SIZE") == "3");
   CHECK(variables.at("MASTER_ADDR") == "n0");
+  CHECK(variables.count("FABRIC_JOB_ID") == 0);
 }
 
 TEST_CASE("variables give what the settings leave open", "[plan]") {
@@ -33,6 +34,14 @@ TEST_CASE("variables give what the settings leave open", "[plan]") {
   CHECK(plan.rank(0).main_port == 4567);
   CHECK(plan.threads() == "3");
   CHECK(LaunchPlan({.num_processes = 1000}, MapEnv()).threads() == "1");
+}
+
+TEST_CASE("a job on one node gets a name that no other job has", "[plan]") {
+  MapEnv env({{"FABRIC_JOB_ID", "outer"}, {"MASTER_PORT", "4567"}});
+  LaunchPlan plan({.num_processes = 2}, env), other({.num_processes = 2}, env);
+  CHECK(plan.variables(0).at("FABRIC_JOB_ID") == plan.variables(1).at("FABRIC_JOB_ID"));
+  CHECK(plan.variables(0).at("FABRIC_JOB_ID") != other.variables(0).at("FABRIC_JOB_ID"));
+  CHECK(LaunchPlan({.num_processes = 2, .num_nodes = 2}, env).variables(1).at("FABRIC_JOB_ID") == "outer");
 }
 
 TEST_CASE("settings that cannot be are errors", "[plan]") {

@@ -171,22 +171,4 @@ void Supervisor::say(const std::string& text) {
   flush(milliseconds(200));
 }
 
-IgnoreBrokenPipe::IgnoreBrokenPipe() {
-  sigset_t pipe, pending;
-  sigemptyset(&pipe);
-  sigaddset(&pipe, SIGPIPE);
-  sigpending(&pending);
-  was_pending_ = sigismember(&pending, SIGPIPE);
-  pthread_sigmask(SIG_BLOCK, &pipe, &before_);
-}
-
-IgnoreBrokenPipe::~IgnoreBrokenPipe() {
-  sigset_t pipe;
-  sigemptyset(&pipe);
-  sigaddset(&pipe, SIGPIPE);
-  timespec now{};
-  if (!was_pending_) sigtimedwait(&pipe, nullptr, &now);
-  pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-}
-
 }  // namespace fabric

@@ -75,15 +75,4 @@ class Supervisor {
   std::size_t written_ = 0;  // … and how much of them was written
 };
 
-/// Blocks SIGPIPE in this thread for its lifetime, and takes one that came meanwhile.
-class IgnoreBrokenPipe {
- public:
-  IgnoreBrokenPipe();
-  ~IgnoreBrokenPipe();
-
- private:
-  sigset_t before_;
-  bool was_pending_;
-};
-
 }  // namespace fabric

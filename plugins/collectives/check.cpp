@@ -1,7 +1,9 @@
 #include "plugins/collectives/check.h"
 
+#include <limits>
 #include <sstream>
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
 #include "plugins/collectives/mismatch_lines.h"
@@ -25,6 +27,7 @@ std::uint64_t mixed(std::uint64_t hash, std::string_view text) {
 // Positive and with room for its negative.
 std::int64_t fingerprint_of(const Call& call) {
   auto hash = mixed(0, std::string_view(call.operation));
+  if (const char* task = Activity::of_process().task()) hash = mixed(hash, std::string_view(task));
   hash = mixed(hash, static_cast<std::uint64_t>(call.op + 1) << 32 | static_cast<std::uint32_t>(call.root + 1));
   if (call.label) hash = mixed(hash, *call.label);
   if (call.tensor) {
@@ -40,14 +43,44 @@ std::int64_t fingerprint_of(const Call& call) {
 
 // Every rank comes here after a mismatch, so this exchange cannot hang on one of them. Where the backend finds
 // mismatches by itself that includes ranks which met the others unchecked: they make the same exchange.
-[[noreturn]] void throw_mismatch(Group& group, const Call& call) {
-  const char* advice = call.tensor && !call.any_shape ? ", or all_gather, which takes unequal shapes" : "";
+[[noreturn]] void throw_mismatch(Group& group, const std::string& own_line, const char* advice = "") {
   throw_exchanged_lines(
-      group.id.rank, group.id.size, describe(call), advice, [&](const void* line, void* lines, std::int64_t bytes) {
+      group.id.rank, group.id.size, own_line, advice, [&](const void* line, void* lines, std::int64_t bytes) {
         auto mine = at::from_blob(const_cast<void*>(line), {bytes}, at::kByte);
         auto all = at::from_blob(lines, {bytes * group.id.size}, at::kByte);
-        group.run(call.operation, [&] { return group.transport.cpu->c10d()->_allgather_base(all, mine); });
+        group.run("comparing operations", [&] { return group.transport.cpu->c10d()->_allgather_base(all, mine); });
       });
+}
+
+[[noreturn]] void throw_mismatch(Group& group, const Call& call) {
+  throw_mismatch(group, Activity::of_process().within_task(describe(call)),
+                 call.tensor && !call.any_shape ? ", or all_gather, which takes unequal shapes" : "");
+}
+
+// Says in which call's check a wait is.
+struct Checked {
+  Group& group;
+  Checked(Group& group, const Call& call) : group(group) { group.checked = &call; }
+  ~Checked() { group.checked = nullptr; }
+};
+
+// As CollectiveBackend::agree, but so that a wait which lasts is looked into. Other than one and its negative the two
+// marks are no rank's, and make all ranks see a difference.
+bool agree_watched(Group& group, const Call& call, const char* operation, std::int64_t mark, std::int64_t negative) {
+  Checked checked(group, call);
+  if (!group.marks.defined()) group.marks = at::empty({2}, at::kLong);
+  auto* both = group.marks.mutable_data_ptr<std::int64_t>();
+  both[0] = mark;
+  both[1] = negative;
+  group.run(operation, [&] {
+    group.one.assign(1, group.marks);
+    c10d::AllreduceOptions options;
+    options.reduceOp = c10d::ReduceOp::MAX;
+    options.asyncOp = false;
+    return group.transport.cpu->c10d()->allreduce(group.one, options);
+  });
+  group.one.clear();
+  return both[0] == -both[1];
 }
 
 const char* name_of(ReduceOp op) {
@@ -82,13 +115,24 @@ std::string describe(const Call& call) {
 void verify(Group& group, const Call& call) {
   group.health.require_usable(call.operation);
   if (!group.id.config.check || group.id.size == 1) return;
+  auto mark = fingerprint_of(call);
   bool same = true;
-  group.run(call.operation, [&]() -> c10::intrusive_ptr<c10d::Work> {
-    same = group.transport.cpu->agree(fingerprint_of(call), call.operation);
-    return nullptr;
-  });
+  if (group.board)
+    same = agree_watched(group, call, call.operation, mark, -mark);
+  else
+    group.run(call.operation, [&]() -> c10::intrusive_ptr<c10d::Work> {
+      same = group.transport.cpu->agree(mark, call.operation);
+      return nullptr;
+    });
   if (!same) [[unlikely]]
     throw_mismatch(group, call);
+}
+
+void come_to_check(Group& group, const std::string& what) {
+  Call call{.operation = what.c_str()};
+  constexpr auto kLargest = std::numeric_limits<std::int64_t>::max();
+  agree_watched(group, call, "comparing operations", kLargest, kLargest);
+  throw_mismatch(group, what);
 }
 
 void require_dense(const char* operation, const at::Tensor& tensor) {

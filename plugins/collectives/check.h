@@ -20,6 +20,10 @@ struct Call {
 /// group's check is on, MismatchError on every rank when they disagree. Returns after all ranks came, if it checked.
 void verify(Group& group, const Call& call);
 
+/// Comes to the check in which the other ranks of the group wait, with an operation of another group of which `what`
+/// tells: theirs cannot run, since this rank will not come to it. Throws MismatchError, as theirs do.
+[[noreturn]] void come_to_check(Group& group, const std::string& what);
+
 /// "all_reduce(sum) of Float [2, 3]".
 std::string describe(const Call& call);
 

@@ -8,17 +8,20 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <numeric>
 
 #include <ATen/ops/zeros.h>
 
 #include <fabric/base/log.h>
 #include <fabric/base/nearest_name.h>
 
+#include "fabric/base/broken_pipe_internal.h"
 #include "plugins/collectives/backend_kinds.h"
 #include "plugins/collectives/check.h"
 #include "plugins/collectives/plain_number.h"
 #include "plugins/collectives/rank_list.h"
 #include "plugins/collectives/store/job_store.h"
+#include "plugins/collectives/waits/wait_board.h"
 
 namespace fabric::collectives {
 namespace {
@@ -46,9 +49,9 @@ struct MeetingPoint {
 
 MeetingPoint serve_meeting_point(const Identity& id) {
   MeetingPoint point;
-  bool one_machine = id.ranks.local_world_size == id.size;
-  if (one_machine || gethostname(point.address, HOST_NAME_MAX) != 0) std::strcpy(point.address, "127.0.0.1");
-  point.port = serve_job_store(point.address, id.timeout);
+  if (is_on_one_machine(id.ranks) || gethostname(point.address, HOST_NAME_MAX) != 0)
+    std::strcpy(point.address, "127.0.0.1");
+  point.port = serve_job_store(id.ranks, point.address);
   return point;
 }
 
@@ -122,6 +125,7 @@ class Connecting {
       request.store = sub_store(kind.name, group_.transport.store);
     }
     std::shared_ptr<CollectiveBackend> made;
+    IgnoreBrokenPipe in_threads_of_the_backend;
     group_.run("connecting the ranks", [&]() -> c10::intrusive_ptr<c10d::Work> {
       made = make_backend(kind.name, request);
       return nullptr;
@@ -138,6 +142,24 @@ class Connecting {
   const NamedKind& chosen_;
   bool has_met_ = false;
 };
+
+// Where the ranks of the job tell one another what they wait for.
+void join_waits(Group& group, const NamedKind& chosen) {
+  auto for_cpu = chosen.kind.device == c10::kCPU ? chosen.name : chosen.kind.beside;
+  if (group.id.size == 1 || for_cpu != "gloo") return;
+  std::vector<int> all(static_cast<std::size_t>(group.id.size));
+  std::iota(all.begin(), all.end(), 0);
+  group.board = std::make_shared<WaitBoard>(group.transport.store, group.id.rank, group.id.size, /*answers=*/true);
+  group.lane = group.board->add_lane("", std::move(all), &group);
+}
+
+void share_waits(Group& group, const Group& parent, const std::string& name, const std::vector<int>& ranks) {
+  if (!parent.board) return;
+  std::vector<int> members;
+  for (int rank : ranks) members.push_back(parent.lane->members[static_cast<std::size_t>(rank)]);
+  group.board = parent.board;
+  group.lane = group.board->add_lane(parent.lane->name + "/" + name, std::move(members), &group);
+}
 
 bool needs_store(const BackendKind& kind) {
   return kind.needs_store || (kind.device != c10::kCPU && find_kind(kind.beside).kind.needs_store);
@@ -186,6 +208,7 @@ void join_job(Group& group) {
   if (needs_store(chosen.kind)) {
     if (id.size > 1 && ranks.main_port == 0) find_meeting_point(group);
     group.transport.store = id.size == 1 ? open_private_store() : open_job_store(ranks, id.timeout);
+    join_waits(group, chosen);
   }
   Connecting(group, chosen).of_job();
 }
@@ -216,8 +239,26 @@ std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, cons
   group->id.rank = static_cast<int>(place - ranks.begin());
   if (parent.transport.store)
     group->transport.store = sub_store("sub/" + std::to_string(number), parent.transport.store);
+  share_waits(*group, parent, std::to_string(number), ranks);
   auto kind = find_kind(parent.id.backend);
   Connecting(*group, kind).of_subgroup(parent, ranks, number);
+  return group;
+}
+
+std::shared_ptr<Group> make_apart(const std::shared_ptr<Group>& parent, const std::string& name) {
+  if (parent->id.backend != "gloo" || !parent->board) return parent;
+  verify(*parent, {.operation = "connecting the ranks once more", .label = &name});
+  auto number = std::to_string(parent->transport.subgroups++);
+  auto group = std::make_shared<Group>();
+  group->id = parent->id;
+  group->id.name = unique_group_name(name);
+  group->transport.store = sub_store("apart/" + number, parent->transport.store);
+  std::vector<int> all(static_cast<std::size_t>(group->id.size));
+  std::iota(all.begin(), all.end(), 0);
+  share_waits(*group, *parent, name + number, all);
+  auto kind = find_kind("gloo");
+  Connecting(*group, kind).of_job();
+  group->watch_all_reduces();
   return group;
 }
 

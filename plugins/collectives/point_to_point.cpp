@@ -39,7 +39,7 @@ void ProcessGroup::send(const at::Tensor& tensor, int dst, int tag) const {
   at::AutoGradMode no_grad(false);
   auto bytes = bytes_of(group.transport.needs_staging(tensor) ? tensor.cpu() : tensor);
   c10::intrusive_ptr<c10d::Work> record_work;
-  group.run("send", [&] {
+  group.run_between_two("send", [&] {
     if (group.id.config.check) {
       std::vector<at::Tensor> record{shape_record("send", tensor)};
       record_work = group.transport.cpu->c10d()->send(record, dst, tag);
@@ -48,7 +48,7 @@ void ProcessGroup::send(const at::Tensor& tensor, int dst, int tag) const {
     std::vector<at::Tensor> payload{bytes};
     return group.transport.carrier(bytes).send(payload, dst, tag);
   });
-  if (record_work) group.run("send", [&] { return record_work; });
+  if (record_work) group.run_between_two("send", [&] { return record_work; });
 }
 
 void ProcessGroup::recv_(at::Tensor& tensor, int src, int tag) const {
@@ -58,13 +58,14 @@ void ProcessGroup::recv_(at::Tensor& tensor, int src, int tag) const {
   at::AutoGradMode no_grad(false);
   auto receive = [&](at::Tensor bytes) {
     std::vector<at::Tensor> arrived{bytes};
-    if (bytes.numel() > 0) group.run("recv", [&] { return group.transport.carrier(bytes).recv(arrived, src, tag); });
+    if (bytes.numel() > 0)
+      group.run_between_two("recv", [&] { return group.transport.carrier(bytes).recv(arrived, src, tag); });
   };
   auto bytes = bytes_of(group.transport.needs_staging(tensor) ? tensor.cpu() : tensor);
   if (group.id.config.check) {
     auto theirs = at::empty_like(shape_record("recv", tensor));
     std::vector<at::Tensor> record{theirs};
-    group.run("recv", [&] { return group.transport.cpu->c10d()->recv(record, src, tag); });
+    group.run_between_two("recv", [&] { return group.transport.cpu->c10d()->recv(record, src, tag); });
     if (!same_record(theirs, tensor)) {
       // Taken off the wire, so that the next message is the next one.
       receive(at::empty({bytes_in_record(theirs)}, bytes.options()));

@@ -97,6 +97,17 @@ ProcessGroup ProcessGroup::subgroup(const std::vector<int>& ranks, const std::st
   return ProcessGroup(collectives::make_subgroup(use("subgroup"), ranks, name));
 }
 
+ProcessGroup ProcessGroup::apart(const std::string& name) const {
+  use("apart").health.require_usable("apart");
+  return ProcessGroup(collectives::make_apart(impl_, name));
+}
+
+bool ProcessGroup::is_usable() const { return use("is_usable").health.usable(); }
+
+void ProcessGroup::wait_for(const char* operation, const c10::intrusive_ptr<c10d::Work>& work) const {
+  use("wait_for").run(operation, [&] { return work; });
+}
+
 void ProcessGroup::require_same(const char* operation, const std::string& what) const {
   collectives::verify(use(operation), {.operation = operation, .label = &what});
 }

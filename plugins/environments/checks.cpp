@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdint>
 
 #include <fabric/base/error.h>
 
@@ -38,6 +39,26 @@ std::optional<int> count_visible_devices(const EnvReader& env) {
 }
 
 bool sees_one_device(const EnvReader& env) { return count_visible_devices(env) == 1; }
+
+std::string job_name(const EnvReader& env, const std::string& of_launcher) {
+  auto given = env.get_or("FABRIC_JOB_ID", "");
+  if (given.empty()) return of_launcher;
+  return of_launcher + (of_launcher.empty() ? "job " : ", job ") + given;
+}
+
+std::vector<int> ports_beside(int derived, const std::string& job) {
+  constexpr std::size_t kPorts = 8;
+  constexpr int kFirst = 20000, kCount = 10000;
+  std::uint64_t hash = 14695981039346656037ull;  // FNV-1a
+  for (unsigned char letter : job) hash = (hash ^ letter) * 1099511628211ull;
+  std::vector<int> ports;
+  while (ports.size() < kPorts) {
+    hash = hash * 6364136223846793005ull + 1442695040888963407ull;
+    int port = kFirst + static_cast<int>((hash >> 33) % kCount);
+    if (port != derived && std::find(ports.begin(), ports.end(), port) == ports.end()) ports.push_back(port);
+  }
+  return ports;
+}
 
 int port_or(const EnvReader& env, const std::string& name, int fallback) {
   return env.get_int(name, 1, 65535).value_or(fallback);

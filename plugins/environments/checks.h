@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <fabric/base/env_reader.h>
 
@@ -19,5 +20,11 @@ std::optional<int> count_visible_devices(const EnvReader& env);
 bool sees_one_device(const EnvReader& env);
 /// The variable as a port from 1 to 65535, or the fallback when it is not set.
 int port_or(const EnvReader& env, const std::string& name, int fallback);
+/// The name of a job in words: what the launcher calls it, and FABRIC_JOB_ID, which whoever starts ranks by hand gives
+/// to all of one job. Empty when there is neither.
+std::string job_name(const EnvReader& env, const std::string& of_launcher = "");
+/// Ports between 20000 and 29999, below those that systems hand out, that are other ones for other jobs: where rank 0
+/// serves when a derived port is taken.
+std::vector<int> ports_beside(int derived, const std::string& job);
 
 }  // namespace fabric

@@ -80,6 +80,8 @@ RankInfo ClusterEnvironment::rank_info() const {
   info.local_world_size = local > 0 ? local : std::max(info.world_size / info.num_nodes, 1);
   info.main_address = main_address();
   info.main_port = main_port();
+  info.spare_ports = spare_ports();
+  info.job = job();
   info.restart_count = restart_count();
   info.store_is_external = store_is_external();
   info.source = name();

@@ -178,7 +178,8 @@ TEST_CASE("torchrun's variables", "[environment]") {
   CHECK(torchrun->rank_info().to_string() ==
         "rank 5 of 6, local rank 1 of 2, node 2 of 3, main address m:29500 (served by the launcher), restart 2, "
         "environment "
-        "torchelastic");
+        "torchelastic, run id " +
+            variables.at("TORCHELASTIC_RUN_ID"));
   torchrun->validate_settings(2, 3);
   CHECK_THROWS_WITH(torchrun->validate_settings(2, 2), Contains("6 ranks") && Contains("num_nodes=2"));
   variables["TORCHELASTIC_USE_AGENT_STORE"] = "False";

@@ -81,6 +81,8 @@ int FabricEnvironment::num_nodes() const {
 
 int FabricEnvironment::restart_count() const { return env_->get_int("TORCHELASTIC_RESTART_COUNT").value_or(0); }
 
+std::string FabricEnvironment::job() const { return job_name(*env_); }
+
 bool FabricEnvironment::has_device_per_rank() const { return creates_processes_externally() && sees_one_device(*env_); }
 
 }  // namespace fabric

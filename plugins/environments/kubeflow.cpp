@@ -17,6 +17,7 @@ RankInfo read_kubeflow(const EnvReader& env) {
   info.main_address = env.require("MASTER_ADDR", who);
   env.require("MASTER_PORT", who);
   info.main_port = port_or(env, "MASTER_PORT", 0);
+  info.job = job_name(env);
   return info;
 }
 

@@ -64,7 +64,12 @@ RankInfo read_lsf(const EnvReader& env, const std::string& host) {
   info.num_nodes = static_cast<int>(nodes.size());
   info.node_rank = index_of(host, nodes);
   info.main_address = nodes.front();
-  info.main_port = port_or(env, "MASTER_PORT", 10000 + env.require_int("LSB_JOBID", who) % 1000);
+  int job = env.require_int("LSB_JOBID", who);
+  // Each jsrun of a job has a name of its own in PMIx.
+  auto step = env.get_or("PMIX_NAMESPACE", "");
+  info.job = job_name(env, "LSF job " + std::to_string(job) + (step.empty() ? "" : ", step " + step));
+  info.main_port = port_or(env, "MASTER_PORT", 10000 + job % 1000);
+  if (!env.has("MASTER_PORT")) info.spare_ports = ports_beside(info.main_port, info.job);
   return info;
 }
 

@@ -44,12 +44,16 @@ TEST_CASE("a task of jsrun", "[lsf]") {
   MapEnv env(jsrun_task(file));
   CHECK(LsfEnvironment::detect(env));
   auto info = LsfEnvironment(env, "c1.site.org").rank_info();
-  CHECK(info.to_string() == "rank 3 of 4, local rank 1 of 2, node 1 of 2, main address c2:10567, environment lsf");
+  CHECK(info.to_string() ==
+        "rank 3 of 4, local rank 1 of 2, node 1 of 2, main address c2:10567, environment lsf, LSF job 1234567");
+  CHECK(info.spare_ports == LsfEnvironment(env, "c2").spare_ports());
+  CHECK(info.spare_ports.size() == 8);
   CHECK(LsfEnvironment(env, "c2").node_rank() == 0);
   CHECK(LsfEnvironment(env, "c1").node_rank() == 1);
   CHECK_THROWS_WITH(LsfEnvironment(env, "launch"), Contains("launch") && Contains("LSB_DJOB_RANKFILE"));
   env.set("MASTER_PORT", "77");
   CHECK(LsfEnvironment(env, "c2").main_port() == 77);
+  CHECK(LsfEnvironment(env, "c2").spare_ports().empty());
   env.set("JSM_NAMESPACE_RANK", "4");
   CHECK_THROWS_WITH(LsfEnvironment(env, "c2"), Contains("JSM_NAMESPACE_RANK=4"));
 }

@@ -44,6 +44,13 @@ RankInfo read_pmix(const EnvReader& env, const std::string& who) {
   return info;
 }
 
+// Open MPI's own names of a job, from 5 on back to 3; srun's where that started the ranks.
+std::string mpi_job(const EnvReader& env) {
+  for (const char* name : {"PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"})
+    if (env.has(name)) return "MPI job " + *env.get(name);
+  return "";
+}
+
 RankInfo read_mpi(const EnvReader& env) {
   refuse_singletons(env);
   const std::string who = "the environment 'mpi' (started by mpirun or srun --mpi=pmix)";
@@ -51,6 +58,7 @@ RankInfo read_mpi(const EnvReader& env) {
   RankInfo info = pmix_only ? read_pmix(env, who) : read_mpirun(env, who);
   info.main_address = env.get_or("MASTER_ADDR", "");
   info.main_port = port_or(env, "MASTER_PORT", 0);
+  info.job = job_name(env, mpi_job(env));
   if (info.main_address.empty() != (info.main_port == 0))
     throw ConfigError(
         "only one of the environment variables MASTER_ADDR and MASTER_PORT is set; give mpirun both (-x "

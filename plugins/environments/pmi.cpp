@@ -107,6 +107,7 @@ void meet_by_allocation(const EnvReader& env, RankInfo& info, const char* launch
                       "MASTER_PORT to every rank: mpiexec -genv MASTER_ADDR node0 -genv MASTER_PORT 29500 …, or export "
                       "them before");
   info.main_port = port_for(std::hash<std::string>()(job));
+  if (info.job.empty()) info.job = job_name(env, std::string(launcher) + " in job " + job);
 }
 
 RankInfo read_pmi(const EnvReader& env) {
@@ -137,13 +138,18 @@ RankInfo read_pmi(const EnvReader& env) {
   if (info.main_address.empty() != (info.main_port == 0))
     throw ConfigError(
         "only one of the environment variables MASTER_ADDR and MASTER_PORT is set; give the launcher both or none");
+  const auto id = names->job ? env.get_or(names->job, "") : "";
+  info.job = job_name(env, id.empty() ? "" : std::string(names->launcher) + " job " + id);
   if (info.main_port != 0) return info;
   if (info.local_world_size != info.world_size && info.num_nodes != 1) {
     meet_by_allocation(env, info, names->launcher);
   } else {
     info.main_address = "127.0.0.1";
     info.main_port = derived_port(env, *names);
+    // On one node the launcher's process tells jobs apart as well.
+    if (info.job.empty()) info.job = std::string(names->launcher) + ", process " + std::to_string(launcher_process());
   }
+  info.spare_ports = ports_beside(info.main_port, info.job);
   return info;
 }
 

@@ -84,6 +84,10 @@ RankInfo read_slurm(const EnvReader& env) {
   info.restart_count = env.get_int("SLURM_RESTART_COUNT").value_or(0);
   info.main_address = first_host(env);
   info.main_port = port_or(env, "MASTER_PORT", derived_port(env));
+  info.job = job_name(env, "SLURM job " + env.get_or("SLURM_JOB_ID", env.get_or("SLURM_JOBID", "unknown")) + ", step " +
+                               env.get_or("SLURM_STEP_ID", "unknown"));
+  // Jobs whose numbers end alike derive one port, and so do the steps of a job.
+  if (!env.has("MASTER_PORT")) info.spare_ports = ports_beside(info.main_port, info.job);
   return info;
 }
 

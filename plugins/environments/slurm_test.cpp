@@ -30,7 +30,8 @@ fabric::RankInfo info(const Variables& changes = {}) { return SlurmEnvironment(M
 
 TEST_CASE("a task of srun", "[slurm]") {
   CHECK(info().to_string() ==
-        "rank 3 of 4, local rank 1 of 2, node 1 of 2, main address gpu-08:18456, environment slurm");
+        "rank 3 of 4, local rank 1 of 2, node 1 of 2, main address gpu-08:18456, environment slurm, SLURM job "
+        "123456, step 0");
   CHECK(info({{"SLURM_RESTART_COUNT", "2"}}).restart_count == 2);
 }
 
@@ -47,6 +48,22 @@ TEST_CASE("main address and port of a step", "[slurm]") {
   CHECK(info({{"SLURM_JOB_ID", "-"}, {"SLURM_JOBID", "42"}}).main_port == 15042);
   CHECK_THROWS_AS(info({{"SLURM_NODELIST", "n[1-"}}), ConfigError);
   CHECK_THROWS_AS(info({{"SLURM_JOB_ID", "12x4"}}), ConfigError);
+}
+
+TEST_CASE("jobs and steps that derive one port have others beside it", "[slurm]") {
+  auto first = info({{"SLURM_JOB_ID", "10042"}}), second = info({{"SLURM_JOB_ID", "20042"}});
+  auto step = info({{"SLURM_JOB_ID", "10042"}, {"SLURM_STEP_ID", "1"}});
+  CHECK(first.main_port == second.main_port);
+  CHECK(first.job != second.job);
+  CHECK(first.job != step.job);
+  CHECK(first.spare_ports.size() == 8);
+  CHECK(first.spare_ports != second.spare_ports);
+  CHECK(first.spare_ports != step.spare_ports);
+  for (int port : first.spare_ports) CHECK((port >= 20000 && port < 30000));
+  CHECK(info({{"SLURM_JOB_ID", "10042"}, {"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}, {"SLURM_NODEID", "0"}})
+            .spare_ports == first.spare_ports);
+  CHECK(info({{"MASTER_PORT", "99"}}).spare_ports.empty());
+  CHECK(info({{"FABRIC_JOB_ID", "mine"}}).job == "SLURM job 123456, step 0, job mine");
 }
 
 TEST_CASE("only a step that srun started counts", "[slurm]") {

@@ -27,6 +27,8 @@ RankInfo read_torchelastic(const EnvReader& env) {
   if (!env.has("MASTER_PORT")) log::warn_once("TORCHELASTIC_RUN_ID is set but MASTER_PORT is not; taking 12910");
   info.main_address = env.get_or("MASTER_ADDR", "127.0.0.1");
   info.main_port = port_or(env, "MASTER_PORT", 12910);
+  info.job = job_name(env, "run id " + env.get_or("TORCHELASTIC_RUN_ID", ""));
+  if (!env.has("MASTER_PORT")) info.spare_ports = ports_beside(info.main_port, info.job);
   return info;
 }
 

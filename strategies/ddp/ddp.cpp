@@ -8,6 +8,7 @@
 
 #include <fabric/base/nearest_name.h>
 
+#include "plugins/collectives/waits/activity.h"
 #include "strategies/ddp/collective_failure.h"
 #include "strategies/ddp/ddp_averaging.h"
 #include "strategies/ddp/ddp_engine.h"
@@ -52,6 +53,7 @@ DDPStrategy::~DDPStrategy() = default;
 std::unique_ptr<StrategyModule> DDPStrategy::setup_module(std::shared_ptr<torch::nn::Module> module,
                                                           const SetupOptions& options) {
   place_module(*module, options);
+  collectives::Task task("setup");
   const ProcessGroup& group = process_group();
   if (group.size() > 1) {
     ddp::check_same_parameters(*module, group);
@@ -59,7 +61,7 @@ std::unique_ptr<StrategyModule> DDPStrategy::setup_module(std::shared_ptr<torch:
   }
   if (config_.model_averaging_period > 0 && !averaging_)
     averaging_ = std::make_unique<ddp::ModelAveraging>(config_, group, modules_);
-  auto engine = std::make_shared<ddp::Engine>(std::move(module), config_, group, modules_);
+  auto engine = std::make_shared<ddp::Engine>(std::move(module), config_, group, traffic(), modules_);
   std::unordered_set<const void*> params;
   for (const auto& param : engine->params()) params.insert(param.unsafeGetTensorImpl());
   for (ddp::Engine* other : modules_->engines) {
@@ -70,7 +72,15 @@ std::unique_ptr<StrategyModule> DDPStrategy::setup_module(std::shared_ptr<torch:
   return std::make_unique<ddp::WrappedModule>(*this, std::move(engine));
 }
 
+const ProcessGroup& DDPStrategy::traffic() {
+  const ProcessGroup& group = process_group();
+  // One that broke on some ranks is made anew by all.
+  if (group.size() == 1 || !group.all(traffic_.is_set() && traffic_.is_usable())) traffic_ = group.apart("gradients");
+  return traffic_;
+}
+
 void DDPStrategy::backward(const at::Tensor& loss, StrategyModule* module, const BackwardOptions& options) {
+  collectives::Task task("ddp step", ++steps_);
   for (ddp::Engine* engine : modules_->engines) engine->before_backward(loss);
   auto begin = std::chrono::steady_clock::now();
   try {
@@ -84,7 +94,7 @@ void DDPStrategy::backward(const at::Tensor& loss, StrategyModule* module, const
 void DDPStrategy::fail_backward(std::chrono::steady_clock::time_point begin) {
   for (ddp::Engine* engine : modules_->engines) engine->backward_failed();
   try {
-    ddp::throw_collective_failure(process_group(), "all-reduce of gradients", begin);
+    ddp::throw_collective_failure(traffic_.is_set() ? traffic_ : process_group(), "all-reduce of gradients", begin);
   } catch (const MismatchError&) {
     throw;
   } catch (const CollectiveError&) {
@@ -104,6 +114,8 @@ at::Tensor DDPStrategy::optimizer_step(torch::optim::Optimizer& optimizer, const
 
 void DDPStrategy::teardown() {
   averaging_.reset();
+  if (traffic_.is_set() && !(traffic_ == process_group())) traffic_.shutdown();
+  traffic_ = {};
   ParallelStrategy::teardown();
 }
 

@@ -53,9 +53,10 @@ std::unordered_set<const void*> sparse_parameters(const torch::nn::Module& modul
 }  // namespace
 
 Engine::Engine(std::shared_ptr<torch::nn::Module> module, const DDPStrategy::Config& config, const ProcessGroup& group,
-               std::shared_ptr<Modules> modules)
+               const ProcessGroup& traffic, std::shared_ptr<Modules> modules)
     : module_(std::move(module)),
       group_(group),
+      traffic_(traffic),
       modules_(std::move(modules)),
       options_{.first_bucket_bytes = megabytes(config.first_bucket_mb),
                .find_unused_parameters = config.find_unused_parameters && !config.static_graph,
@@ -67,7 +68,7 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> module, const DDPStrategy::Con
   if (group_.size() > 1) {
     if (!config.comm_hook.name.empty() || !config.comm_hook_wrapper.empty())
       hook_ = make_comm_hook(config.comm_hook.name.empty() ? Choice("allreduce") : config.comm_hook,
-                             config.comm_hook_wrapper, group_);
+                             config.comm_hook_wrapper, traffic_);
     build({}, hook_);
   }
   modules_->engines.push_back(this);
@@ -94,7 +95,7 @@ void Engine::collect_parameters() {
 // The reducer and the broadcast of buffers hand their tensors to LibTorch's group as they are; our own operations would
 // go through the CPU.
 void Engine::require_carrier() const {
-  auto carried = group_.c10d()->getDeviceTypes();
+  auto carried = traffic_.c10d()->getDeviceTypes();
   auto require = [&](const at::Tensor& tensor) {
     auto type = tensor.device().type();
     if (std::any_of(carried.begin(), carried.end(), [&](c10::Device device) { return device.type() == type; })) return;
@@ -135,13 +136,13 @@ void Engine::build(const BucketLayout& layout, const std::shared_ptr<CommHook>& 
   static_seen_ = static_queued_ = false;
   buffers_.reset();
   if (!broadcast_buffers_) return;
-  auto buffers = std::make_unique<BufferSync>(module_->buffers(), group_);
+  auto buffers = std::make_unique<BufferSync>(module_->buffers(), traffic_);
   if (!buffers->empty()) buffers_ = std::move(buffers);
 }
 
 void Engine::build_reducer(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook) {
   options_.bucket_bytes = megabytes(bucket_cap_mb_.value_or(params_.front().is_cpu() ? 4 : 25));
-  reducer_ = make_reducer(params_, names_, sparse_, group_.c10d(), options_, layout);
+  reducer_ = make_reducer(params_, names_, sparse_, traffic_.c10d(), options_, layout);
   for (const auto& param : params_)
     accumulators_.push_back(torch::autograd::impl::try_get_grad_accumulator(param).get());
   if (static_graph_) reducer_->set_static_graph();
@@ -204,12 +205,14 @@ void Engine::begin_forward() {
   if (moved()) follow_move();
   reducer_->prepare_for_forward();
   if (!reducer_->should_rebuild_buckets()) return;
+  // What the reducer does is waited for inside LibTorch, where nothing finds out that a rank is elsewhere.
+  traffic_.require_same("rebuild of gradient buckets", "");
   auto begin = std::chrono::steady_clock::now();
   try {
     PlainViews plain_views;
     reducer_->rebuild_buckets();
   } catch (...) {
-    throw_collective_failure(group_, "rebuild of gradient buckets", begin);
+    throw_collective_failure(traffic_, "rebuild of gradient buckets", begin);
   }
 }
 
@@ -221,7 +224,7 @@ void Engine::share_buffers() {
   try {
     buffers_->broadcast(src);
   } catch (...) {
-    throw_collective_failure(group_, "broadcast of buffers", begin);
+    throw_collective_failure(traffic_, "broadcast of buffers", begin);
   }
 }
 
@@ -257,6 +260,7 @@ void Engine::expect_static(ForwardCall& call) {
       if (!engine || engine->static_queued_ || engine->no_sync_depth_ > 0) return;
       engine->static_queued_ = true;
       torch::autograd::Engine::get_default_engine().queue_callback([engine] {
+        engine->traffic_.require_same("all-reduce of gradients", "");
         engine->reducer_->delay_all_reduce();
         engine->static_seen_ = true;
       });

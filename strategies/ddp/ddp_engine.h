@@ -35,8 +35,9 @@ class Modules {
 /// Keeps one module's replicas equal: the work of ddp around forward and backward.
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
+  /// `traffic`: the same ranks as `group`, over which gradients and buffers go.
   Engine(std::shared_ptr<torch::nn::Module> module, const DDPStrategy::Config& config, const ProcessGroup& group,
-         std::shared_ptr<Modules> modules);
+         const ProcessGroup& traffic, std::shared_ptr<Modules> modules);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -46,6 +47,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
   const std::vector<at::Tensor>& params() const { return params_; }
   const ProcessGroup& group() const { return group_; }
+  const ProcessGroup& traffic() const { return traffic_; }
   const std::shared_ptr<CommHook>& hook() const { return hook_; }
   GradReducer& reducer() { return *reducer_; }
   BufferSync* buffers() { return buffers_.get(); }
@@ -96,7 +98,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   [[noreturn]] void report_around_wrapper();
 
   std::shared_ptr<torch::nn::Module> module_;
-  ProcessGroup group_;
+  ProcessGroup group_, traffic_;
   std::shared_ptr<Modules> modules_;
   ReducerOptions options_;
   std::optional<double> bucket_cap_mb_;

@@ -37,7 +37,7 @@ JoinSession::JoinSession(const ProcessGroup& group, std::vector<std::shared_ptr<
       training_before_end_(group.size()) {
   for (std::size_t i = 0; i < engines_.size(); ++i) {
     auto hook = engines_[i]->hook();
-    hooks_.push_back(hook ? hook : std::make_shared<AllReduceHook>(group_));
+    hooks_.push_back(hook ? hook : std::make_shared<AllReduceHook>(engines_[i]->traffic()));
     engines_[i]->enter_join(static_cast<int>(i),
                             std::make_shared<AnnouncingHook>(*this, static_cast<int>(i), hooks_[i]));
   }
@@ -115,7 +115,7 @@ void JoinSession::take_part(const Event& event) {
   if (!bucket.isLast() || !engine.finds_unused()) return;
   // The reducers of the others now sum which parameters were used.
   std::vector<at::Tensor> used{at::zeros_like(engine.reducer().get_local_used_map_on_device())};
-  group_.c10d()->allreduce(used)->wait();
+  engine.traffic().wait_for("all-reduce of gradients", engine.traffic().c10d()->allreduce(used));
 }
 
 }  // namespace fabric::ddp

@@ -152,7 +152,7 @@ void BufferSync::broadcast(int src) {
     std::vector<at::Tensor> tensors{part.message};
     c10d::BroadcastOptions options;
     options.rootRank = src;
-    group_.c10d()->broadcast(tensors, options)->wait();
+    group_.wait_for("broadcast of buffers", group_.c10d()->broadcast(tensors, options));
     if (group_.rank() == src) continue;
     for (auto& slot : part.slots) slot.alias.copy_(slot.view);
   }

@@ -19,6 +19,7 @@
 namespace c10d {
 class ProcessGroup;
 class Store;
+class Work;
 }  // namespace c10d
 
 namespace fabric {
@@ -67,6 +68,8 @@ class FABRIC_API ProcessGroup {
   /// A group of one, whose operations return their input.
   static ProcessGroup single();
 
+  /// Whether both are handles of one group.
+  bool operator==(const ProcessGroup&) const = default;
   /// Whether this rank is in a group.
   explicit operator bool() const;
   /// Whether this handle is anything but empty. A rank outside a subgroup holds one that is set and yet false.
@@ -115,6 +118,14 @@ class FABRIC_API ProcessGroup {
   /// A group of some of the ranks, called by every rank of this group. Ranks outside get a handle that is false, knows
   /// the group's size and throws MisuseError from every operation.
   ProcessGroup subgroup(const std::vector<int>& ranks, const std::string& name = "") const;
+  /// The same ranks over connections of their own, where the backend has such (Gloo): what travels there cannot meet
+  /// this group's operations. Elsewhere this group itself. Every rank calls it.
+  ProcessGroup apart(const std::string& name) const;
+  /// Whether nothing has broken the group.
+  bool is_usable() const;
+  /// Waits for work that was started on `c10d()`, and throws what the group's own operations throw. `operation` is a
+  /// literal.
+  void wait_for(const char* operation, const c10::intrusive_ptr<c10d::Work>& work) const;
   /// Where the group's check is on: throws MismatchError on every rank unless all have the same text. For an operation
   /// that is made of several, before its first.
   void require_same(const char* operation, const std::string& what) const;

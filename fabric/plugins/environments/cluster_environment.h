@@ -29,6 +29,10 @@ class FABRIC_API ClusterEnvironment {
   /// Nodes of the job; 0 when the environment does not say.
   virtual int num_nodes() const { return 0; }
   virtual int restart_count() const { return 0; }
+  /// Ports beside main_port, where that was derived from the job's number and may be another job's as well.
+  virtual std::vector<int> spare_ports() const { return {}; }
+  /// What tells this job from others, in words; empty where nothing does.
+  virtual std::string job() const { return ""; }
   virtual bool store_is_external() const { return false; }
   /// True when the variables say that each rank sees a device that is its own, and no other rank's: then `devices` is 1
   /// whatever the number of ranks on the node.

@@ -2,6 +2,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <fabric/plugins/environments/cluster_environment.h>
 
@@ -22,6 +23,8 @@ class FABRIC_API ExternalEnvironment : public ClusterEnvironment {
   int local_world_size() const override { return info_.local_world_size; }
   int num_nodes() const override { return info_.num_nodes; }
   int restart_count() const override { return info_.restart_count; }
+  std::vector<int> spare_ports() const override { return info_.spare_ports; }
+  std::string job() const override { return info_.job; }
   bool store_is_external() const override { return info_.store_is_external; }
   bool has_device_per_rank() const override { return device_per_rank_; }
 

@@ -31,6 +31,8 @@ class FABRIC_API FabricEnvironment : public ClusterEnvironment {
   int local_world_size() const override;
   int num_nodes() const override;
   int restart_count() const override;
+  /// FABRIC_JOB_ID, which `launch` gives to the ranks that it starts on one node.
+  std::string job() const override;
   bool has_device_per_rank() const override;
   /// Obeyed as long as the ranks do not run.
   void set_world_size(int world_size) override { world_size_ = world_size; }

@@ -8,7 +8,7 @@ namespace fabric {
 
 /// Tasks started by srun, known by SLURM_STEP_ID, which a batch script or an allocation without srun does not have.
 /// Address: MASTER_ADDR or the first host of the step. Port: MASTER_PORT or 15000 plus the last four digits of the job
-/// id.
+/// id; others when that is taken.
 class FABRIC_API SlurmEnvironment : public ExternalEnvironment {
  public:
   explicit SlurmEnvironment(const EnvReader& env = *process_env());

@@ -10,8 +10,12 @@
 
 #include <thread>
 
+#include <fabric/base/log.h>
+
 #include "fabric/torch/gloo_internal.h"
 #include "plugins/collectives/backend_kinds.h"
+#include "plugins/collectives/gloo/gloo_faults.h"
+#include "plugins/collectives/store/job_store.h"
 
 namespace fabric::collectives {
 namespace {
@@ -59,7 +63,7 @@ std::string first_outside_address() {
 }
 
 std::string own_address(const RankInfo& ranks) {
-  if (ranks.num_nodes <= 1 && ranks.world_size == ranks.local_world_size) return "127.0.0.1";
+  if (is_on_one_machine(ranks)) return "127.0.0.1";
   auto address = local_address_towards(ranks.main_address);
   // Rank 0's own name may lead to its loopback, which the other nodes cannot reach.
   if (is_loopback(address) && ranks.num_nodes > 1) address = first_outside_address();
@@ -83,6 +87,8 @@ class GlooBackend : public CollectiveBackend {
 }  // namespace
 
 std::shared_ptr<CollectiveBackend> make_gloo(const BackendRequest& request) {
+  static const bool catches = catches_gloo_faults();
+  if (!catches) log::debug("messages that do not fit end the process: LibTorch was loaded before this library");
   // GLOO_SOCKET_IFNAME is LibTorch's own way to choose an interface; its default knows how to read it.
   auto address = request.env->has("GLOO_SOCKET_IFNAME") ? "" : own_address(request.ranks);
   return std::make_shared<GlooBackend>(

@@ -8,6 +8,7 @@
 
 #include <fabric/base/error.h>
 
+#include "fabric/base/broken_pipe_internal.h"
 #include "plugins/collectives/watchdog.h"
 
 namespace fabric::collectives {
@@ -60,6 +61,7 @@ void initialise_mpi(int rank, milliseconds timeout) {
   MPI_Initialized(&initialised);
   if (initialised) return;
   int provided = 0;
+  IgnoreBrokenPipe in_its_threads;
   require_success(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "initialising MPI", rank);
   on_exit(finalize_at_exit, nullptr);
 }

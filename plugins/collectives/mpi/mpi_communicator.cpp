@@ -17,6 +17,7 @@
 #include "plugins/collectives/mpi/mpi_types.h"
 #include "plugins/collectives/shm/shared_memory_barrier.h"
 #include "plugins/collectives/shm/small_reduction.h"
+#include "plugins/collectives/waits/activity.h"
 #include "plugins/collectives/watchdog.h"
 
 namespace fabric::collectives {
@@ -217,9 +218,9 @@ class MpiCommunicator : public Communicator {
                             " cannot run, since the ranks called different operations");
     telling_ = true;
     try {
-      throw_exchanged_lines(rank_, size_, call.text(), "", [this](const void* line, void* lines, std::int64_t bytes) {
-        all_gather(line, lines, bytes);
-      });
+      throw_exchanged_lines(
+          rank_, size_, within_task(call.text()), "",
+          [this](const void* line, void* lines, std::int64_t bytes) { all_gather(line, lines, bytes); });
     } catch (...) {
       telling_ = false;
       throw;

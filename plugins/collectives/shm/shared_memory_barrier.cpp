@@ -11,8 +11,11 @@
 #include <thread>
 
 #include <fabric/base/error.h>
+#include <fabric/base/log.h>
 
+#include "plugins/collectives/plain_number.h"
 #include "plugins/collectives/rank_list.h"
+#include "plugins/collectives/waits/activity.h"
 
 namespace fabric::collectives {
 
@@ -57,6 +60,13 @@ class Patience {
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     return true;
   }
+  /// True once, when the wait is half over or has lasted long.
+  bool is_to_announce() {
+    constexpr milliseconds kLong{30'000};
+    if (announced_ || turns_ <= kSpins || waited() < std::min(kLong, timeout_ / 2)) return false;
+    announced_ = true;
+    return true;
+  }
   milliseconds waited() const { return std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin_); }
 
  private:
@@ -71,6 +81,7 @@ class Patience {
   }
   milliseconds timeout_;
   int turns_ = 0;
+  bool announced_ = false;
   steady_clock::time_point begin_;
 };
 
@@ -124,6 +135,7 @@ bool SharedMemoryBarrier::meet(std::int64_t mark, const char* operation, millise
     while (line.arrived.load(std::memory_order_acquire) < turn) {
       if (line.gave_up.load(std::memory_order_relaxed)) require_nobody_gave_up(operation);
       if (!patience.wait()) give_up(operation, patience.waited());
+      if (patience.is_to_announce()) announce(operation, patience.waited(), timeout);
     }
     same = same && line.mark[turn & 1].load(std::memory_order_relaxed) == mark;
   }
@@ -138,13 +150,28 @@ void SharedMemoryBarrier::require_nobody_gave_up(const char* operation) const {
                             std::to_string(rank) + " waited too long for the others and gave up");
 }
 
-void SharedMemoryBarrier::give_up(const char* operation, milliseconds waited) {
-  lines_[rank_].gave_up.store(1, std::memory_order_relaxed);
+std::vector<int> SharedMemoryBarrier::missing() const {
   std::vector<int> missing;
   for (int rank = 0; rank < size_; ++rank)
     if (lines_[rank].arrived.load(std::memory_order_relaxed) < count_) missing.push_back(rank);
+  return missing;
+}
+
+// The first of those that wait speaks for all.
+void SharedMemoryBarrier::announce(const char* operation, milliseconds waited, milliseconds timeout) const {
+  auto late = missing();
+  for (int rank = 0; rank < rank_; ++rank)
+    if (std::find(late.begin(), late.end(), rank) == late.end()) return;
+  log::warn("rank " + std::to_string(rank_) + " waits in " + within_task(operation) + " for " +
+            std::to_string(std::chrono::duration_cast<std::chrono::seconds>(waited).count()) + " s; " +
+            list_of_ranks(late) + " did not come yet. The wait ends after " + plain_number(timeout.count() / 1000.0) +
+            " s");
+}
+
+void SharedMemoryBarrier::give_up(const char* operation, milliseconds waited) {
+  lines_[rank_].gave_up.store(1, std::memory_order_relaxed);
   throw TimeoutError(rank_, operation, waited,
-                     list_of_ranks(missing) + " did not come: ended, stuck, or calling something else");
+                     list_of_ranks(missing()) + " did not come: ended, stuck, or calling something else");
 }
 
 }  // namespace fabric::collectives

@@ -49,6 +49,8 @@ class FABRIC_API SharedMemoryBarrier {
     return boxes_ + ((turn & 1) * static_cast<std::size_t>(size_) + static_cast<std::size_t>(rank)) * capacity_;
   }
   std::size_t bytes() const;
+  std::vector<int> missing() const;
+  void announce(const char* operation, std::chrono::milliseconds waited, std::chrono::milliseconds timeout) const;
   void give_up(const char* operation, std::chrono::milliseconds waited);
   void require_nobody_gave_up(const char* operation) const;
 
