@@ -79,7 +79,7 @@ class ValueMaker {
       case Kind::object:
         return host_.tensor_of(node);
       case Kind::foreign:
-        return foreign(node, path);
+        return foreign(node, path, depth);
       case Kind::dict:
         return dict(node, path, depth);
       default:
@@ -88,8 +88,8 @@ class ValueMaker {
   }
 
  private:
-  Value foreign(const Node& node, const std::string& path) {
-    if (!left_out_ || path.empty())
+  Value foreign(const Node& node, const std::string& path, int depth) {
+    if (!left_out_ || depth == 0)
       throw CheckpointError("the file holds a Python object '" + std::string(node.text.substr(0, 200)) + "'" +
                             (path.empty() ? "" : " under '" + path.substr(0, 200) + "'") +
                             ", which only Python can rebuild, by running code");
