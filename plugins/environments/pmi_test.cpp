@@ -43,9 +43,10 @@ TEST_CASE("ranks of MPICH, Intel MPI, MVAPICH, Flux and PALS", "[environment][pm
   CHECK(detect_environment(pmi_env(both(kMvapichRank, kMeetingPoint)))->rank_info().to_string() ==
         "rank 3 of 4, local rank 1 of 2, node 1 of 2, main address node0:29500, environment pmi");
   CHECK(detect_environment(pmi_env(both(kFluxRank, kMeetingPoint)))->rank_info().to_string() ==
-        "rank 3 of 4, local rank 1 of 2, node 1 of 2, main address node0:29500, environment pmi");
+        "rank 3 of 4, local rank 1 of 2, node 1 of 2, main address node0:29500, environment pmi, flux job f23");
   CHECK(detect_environment(pmi_env(both(kPalsRank, kMeetingPoint)))->rank_info().to_string() ==
-        "rank 5 of 6, local rank 1 of 2, node 2 of 3, main address node0:29500, environment pmi");
+        "rank 5 of 6, local rank 1 of 2, node 2 of 3, main address node0:29500, environment pmi, mpiexec "
+        "(PALS) job a");
 }
 
 TEST_CASE("a launcher of one rank, and variables that a script translated, leave the plain environment",
@@ -74,6 +75,9 @@ TEST_CASE("where ranks of one node meet follows from the launcher", "[environmen
                ->rank_info();
   CHECK(first.main_address == "127.0.0.1");
   CHECK(first.main_port == second.main_port);
+  CHECK(first.job == second.job);
+  CHECK(first.spare_ports == second.spare_ports);
+  CHECK(first.spare_ports.size() == 8);
   CHECK(first.main_port >= 20000);
   CHECK(first.main_port < 32768);
 }
