@@ -202,7 +202,10 @@ TEST_CASE("how exactly float32 matrices are multiplied is a setting", "[connecto
   CHECK(at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGH);
   CHECK_THROWS_WITH(resolve({.accelerator = "cpu", .float32_matmul_precision = "hihg"}, with({})),
                     Contains("did you mean 'high'"));
-  at::globalContext().setFloat32MatmulPrecision(before);
+  using Precision = at::Float32MatmulPrecision;
+  at::globalContext().setFloat32MatmulPrecision(before == Precision::HIGHEST ? "highest"
+                                                : before == Precision::HIGH  ? "high"
+                                                                             : "medium");
 }
 
 TEST_CASE("the help of Fabric's settings names what may be given", "[connector]") {
