@@ -192,9 +192,9 @@ TEST_CASE("The peak goes by the precision and by that of float32 products", "[th
   CHECK(peak_on("NVIDIA A100-SXM4-80GB", "32-true") == 19.5e12);
   CHECK(peak_on("NVIDIA A100-SXM4-80GB", "64-true") == 19.5e12);
   CHECK(peak_on("NVIDIA A100-SXM4-80GB", "bf16-mixed") == 312e12);
-  at::globalContext().setFloat32MatmulPrecision(at::Float32MatmulPrecision::HIGH);
+  at::globalContext().setFloat32MatmulPrecision("high");
   const auto tf32 = peak_on("NVIDIA A100-SXM4-80GB", "32-true"), volta = peak_on("Tesla V100-SXM2-16GB", "32-true");
-  at::globalContext().setFloat32MatmulPrecision(at::Float32MatmulPrecision::HIGHEST);
+  at::globalContext().setFloat32MatmulPrecision("highest");
   CHECK(tf32 == 156e12);
   CHECK(volta == 15.7e12);  // it has no TF32
   CHECK_FALSE(peak_on("NVIDIA X9000", "32-true").has_value());

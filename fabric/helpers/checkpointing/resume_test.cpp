@@ -144,7 +144,7 @@ TEST_CASE("files of another kind are passed over", "[resume]") {
   Folder folder;
   put(folder / "run.safetensors", 1, 50);
   fabric::make_checkpoint_io()->save(Value::Map{{"weights", torch::ones(2)}}, folder / "export.safetensors");
-  auto point = resume_latest(folder.path(), {}, {"model"});
+  auto point = resume_latest(folder.path(), fabric::Peers(), {"model"});
   CHECK(point.path == folder / "run.safetensors");
   REQUIRE(point.skipped.size() == 1);
   CHECK(point.skipped[0].reason == "it has no 'model'");

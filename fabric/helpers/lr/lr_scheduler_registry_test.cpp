@@ -51,5 +51,5 @@ TEST_CASE("A scheduler of one's own can be registered", "[lr]") {
   CHECK(std::string(made->name()) == "HalveTwice");
   auto again = [](torch::optim::Optimizer&, const Tree&) -> std::unique_ptr<LRScheduler> { return nullptr; };
   CHECK_THROWS_WITH(register_lr_scheduler("my.halving", again), Contains("registered already"));
-  CHECK_THROWS_AS(register_lr_scheduler("nothing", nullptr), ConfigError);
+  CHECK_THROWS_AS(register_lr_scheduler("nothing", nullptr), fabric::MisuseError);
 }

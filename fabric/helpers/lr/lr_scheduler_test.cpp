@@ -248,7 +248,8 @@ TEST_CASE("Warm restarts go on from any epoch in the round that it lies in", "[l
       if (epoch > 45 && epoch % 9 != 2) continue;
       INFO("T_mult " << mult << ", last_epoch " << epoch);
       auto resumed = one_group();
-      shared_initial_lrs(resumed)->push_back(0.1);
+      auto initial_lrs = shared_initial_lrs(resumed);  // which lives as long as somebody holds it
+      initial_lrs->assign({0.1});
       CosineAnnealingWarmRestarts later(resumed, {.T_0 = 3, .T_mult = mult, .last_epoch = epoch});
       CHECK(get_lr(resumed.param_groups()[0]) == Approx(get_lr(whole.param_groups()[0])).margin(1e-12));
       auto jumped = one_group();
