@@ -147,7 +147,7 @@ TEST_CASE("files that may not grow cost their lines and not the launcher", "[run
 }
 
 TEST_CASE("what ranks write does not reach the terminal through a report", "[run]") {
-  auto result = run(shell(1, "printf 'a\\033[2Jb\\rc\\n' >&2; exit 3"));
+  auto result = run(shell(1, "printf 'a\\033[2Jb\\007c\\n' >&2; exit 3"));
   require_clean(result);
-  CHECK(result.error.find("last lines of its stderr:\n      a\\x1b[2Jb\\rc\n") != std::string::npos);
+  CHECK(result.error.find("last lines of its stderr:\n      a\\x1b[2Jb\\x07c\n") != std::string::npos);
 }
