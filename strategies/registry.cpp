@@ -31,8 +31,8 @@ Registry<StrategyMaker>& strategy_makers() {
 
 StrategyRegistry::StrategyRegistry() {
   register_strategy("single_device", make_single_device, "one process, one device");
-  register_dp(*this);
   register_ddp(*this);
+  register_dp(*this);
 }
 
 StrategyRegistry& StrategyRegistry::instance() {

@@ -41,8 +41,7 @@ Level level_from_environment() {
 
 // What the launchers call a process's rank, for the time before a Fabric has found out.
 bool is_rank_zero_by_environment() {
-  for (const char* name :
-       {"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK"})
+  for (const char* name : {"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK"})
     if (const char* text = std::getenv(name); text && *text) return std::string_view(text) == "0";
   return true;
 }

@@ -134,7 +134,11 @@ struct Codec<T> {
       const Tree* given = tree.find(name);
       if (!given) return;
       if constexpr (std::default_initializable<T>)
-        if (given->is_null() && null_is_default(schema_of<Field>())) return void(out.*member = T{}.*member);
+        if (given->is_null() && null_is_default(schema_of<Field>())) {
+          const T fresh{};  // GCC 12 fails on `T{}.*member` for a class in an anonymous namespace
+          out.*member = fresh.*member;
+          return;
+        }
       Codec<Field>::update(out.*member, *given, below(path, name));
     });
   }

@@ -139,6 +139,8 @@ void DDPStrategy::join(const std::vector<StrategyModule*>& modules, const JoinCo
   if (engines.empty()) throw MisuseError("join needs the models that are trained inside it");
   if (config_.static_graph) throw MisuseError("join does not work with static_graph; set static_graph = false");
   if (averaging_) throw MisuseError("join does not work with model averaging, whose ranks count their own steps");
+  // One task for all: the ranks are at different steps of it, or at none.
+  collectives::Task task("join");
   Scope restore([this] { modules_->join = nullptr; });
   ddp::JoinSession session(group, engines, options);
   modules_->join = &session;

@@ -178,8 +178,9 @@ void FinetuningScheduler::Impl::check_lr(const Value& state) const {
 // The last thing that can fail comes before the first change: classes are compared, then made.
 void FinetuningScheduler::Impl::load_optimizer(const Value& state,
                                                const std::vector<param_groups::GroupRecord>& groups) {
+  auto other = optimizer_for(state);
   check_lr(state);
-  if (auto other = optimizer_for(state)) retired.push_back(optimizer.replace(std::move(other)));
+  if (other) retired.push_back(optimizer.replace(std::move(other)));
   const Value& init = state.at("optimizer_init");
   optimizer_in_use.reset();
   if (!init.is_null())

@@ -28,7 +28,7 @@ struct StoredEntry {
 };
 
 /// What `index.json` of a sharded checkpoint says (fabric/docs/checkpoints.md describes the format).
-struct ShardedIndex {
+struct FABRIC_API ShardedIndex {
   struct File {
     std::string name;
     std::uint64_t bytes;

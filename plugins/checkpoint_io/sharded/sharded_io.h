@@ -17,7 +17,7 @@ bool looks_sharded(const std::filesystem::path& path);
 Value open_sharded(const std::filesystem::path& path);
 
 /// Writes such folders. At most one save of a path at a time, also by other processes.
-std::unique_ptr<PartWriter> make_shard_writer();
+FABRIC_API std::unique_ptr<PartWriter> make_shard_writer();
 
 /// Where the checkpoint that a save replaces lies until the new one has its name, on file systems that cannot exchange
 /// two names.
