@@ -416,6 +416,6 @@ TEST_CASE("no damage to a file makes loading crash", "[checkpoint_io][corrupt][f
       ++refused;
     }
   }
-  CHECK(loaded > 100);
+  CHECK(loaded > 50);
   CHECK(refused > 1000);
 }

@@ -206,13 +206,13 @@ void Engine::begin_forward() {
   reducer_->prepare_for_forward();
   if (!reducer_->should_rebuild_buckets()) return;
   // What the reducer does is waited for inside LibTorch, where nothing finds out that a rank is elsewhere.
-  traffic_.require_same("rebuild of gradient buckets", "");
+  traffic_.require_same("ddp step (rebuild of gradient buckets)", "");
   auto begin = std::chrono::steady_clock::now();
   try {
     PlainViews plain_views;
     reducer_->rebuild_buckets();
   } catch (...) {
-    throw_collective_failure(traffic_, "rebuild of gradient buckets", begin);
+    throw_collective_failure(traffic_, "ddp step (rebuild of gradient buckets)", begin);
   }
 }
 

@@ -12,7 +12,8 @@ namespace fabric {
 
 void FinetuningScheduler::Impl::reinit_optimizer(const OptimizerReinit& reinit, bool lr_follows) {
   const auto& init = reinit.optimizer_init;
-  auto fresh = param_groups::make_empty(init.class_path, init.init_args, parameters.tensors(phase(0).params));
+  auto fresh = param_groups::make_empty(init.class_path, init.init_args,
+                                        parameters.tensors(parameters.in_order(phase(0).params)));
   const std::vector<double> initial = fill_groups(*fresh);
   LRScheduler* scheduler = lr_follows ? nullptr : lr.get();
   std::vector<double> base = initial;

@@ -149,7 +149,7 @@ std::shared_ptr<torch::optim::Optimizer> FinetuningScheduler::Impl::optimizer_fo
             ", and this optimizer cannot be replaced. Pass what fabric.setup returned, "
             "or a variable of type std::shared_ptr<torch::optim::Optimizer>");
     return param_groups::make_empty(init.at("class_path").as_string(), to_tree(init.at("init_args")),
-                                    parameters.tensors(phase(0).params));
+                                    parameters.tensors(parameters.in_order(phase(0).params)));
   }
   const bool is_callers = !optimizer_in_use.has_value();
   const std::string own = is_callers ? present : optimizer_class(*retired.front());
