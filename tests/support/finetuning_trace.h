@@ -45,7 +45,7 @@ struct Script {
 struct Run {
   explicit Run(Script given, Net net_given = Net(), std::optional<std::string> folder_given = {})
       : script(std::move(given)), net(std::move(net_given)), dirpath(folder_given.value_or(folder.file("ckpt"))) {
-    auto params = script.only_phase0 ? std::vector<at::Tensor>{net->parameters().end()[-1], net->parameters().end()[-2]}
+    auto params = script.only_phase0 ? std::vector<at::Tensor>{net->parameters().end()[-2], net->parameters().end()[-1]}
                                      : net->parameters();
     optimizer = std::make_shared<torch::optim::SGD>(
         params, torch::optim::SGDOptions(script.lr).momentum(0.9).weight_decay(script.weight_decay));
