@@ -1,3 +1,16 @@
+// Which samples come when, and how far an iteration got: the part of a loader that knows no batch's type.
+//
+// A sampler gives indices, a batch sampler or this file groups them, workers read them in any order. The place in an
+// epoch is the pair (batches consumed without a gap, batches consumed beyond the first gap), so that it is exact with
+// workers that overtake each other.
+//
+// Invariants:
+// - A sample is given out once an epoch, also over a save and a load in the middle of it and with another number of
+// ranks.
+// - To resume, the sampler is brought back to the epoch's beginning and drawn again up to the place; where its order
+// cannot
+//   be known to be the same, a hash of what was used is compared and a difference is an error.
+// - One iteration at a time: the number that begin() returns tells an older one that it has ended.
 #include <fabric/data/loader_core.h>
 
 #include <algorithm>

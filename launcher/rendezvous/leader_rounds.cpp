@@ -1,4 +1,13 @@
-// The rounds of a job, as its host decides them.
+// The rounds of a job, as its leader decides them: a state machine without sockets and clocks.
+//
+// gathering → preparing → running → stopping → gathering of the next round, or the end.
+//
+// Invariants:
+// - One leader decides; members only report. A decision is a message to all members of the round.
+// - A round starts when every member of it has answered `prepare` with an address that all reach.
+// - No round begins before all workers of the one before it are gone, or their node counts as gone.
+// - After a loss only a majority of the last round's nodes goes on, unless the settings say otherwise.
+// - A restart is charged once for the whole job; the loss or the arrival of a node is not charged to the program.
 #include <algorithm>
 #include <set>
 

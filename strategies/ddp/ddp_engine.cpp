@@ -1,3 +1,15 @@
+// Data-parallel training of one module: its gradients are averaged over the ranks while backward goes on.
+//
+// Source: S. Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training" (VLDB 2020).
+// LibTorch's c10d::Reducer does the work: it lays gradients into buckets in the order in which they arrive, and reduces
+// a bucket as soon as its last gradient is there. This file prepares it before each pass and finds out what it cannot.
+//
+// Invariants:
+// - Every rank starts the same collectives in the same order: buffers after forward, buckets in the order of the
+// layout.
+// - A reduced pass begins with prepare_for_forward and prepare_for_backward; a pass inside no_sync calls neither.
+// - The layout changes once, after the first pass, together on all ranks; never inside join.
+// - Gradients that reach a parameter outside of such a pass are not averaged; that is an error and never silence.
 #include "strategies/ddp/ddp_engine.h"
 
 #include <torch/csrc/autograd/custom_function.h>

@@ -1,3 +1,15 @@
+// PowerSGD: gradients are sent as two thin matrices.
+//
+// Source: T. Vogels, S. P. Karimireddy, M. Jaggi, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed
+// Optimization" (NeurIPS 2019), algorithm 1. A gradient M (n × m) becomes P Qᵀ of rank r by one step of power
+// iteration: P = M Q, averaged and made orthogonal; Q = Mᵀ P, averaged. What is lost is added to the next gradient
+// (error feedback).
+//
+// Invariants:
+// - All ranks hold the same Q before a step: they draw it from generators of equal state, or keep it (warm start).
+// - Only matrices that shrink by min_compression_rate are compressed; all else is averaged whole and leaves no error.
+// - State belongs to a bucket and is dropped when the bucket's shapes change.
+// - The two collectives of a bucket run in order on the caller's thread, so that the ranks' orders agree.
 #include "strategies/ddp/powersgd_hook.h"
 
 #include <ATen/CPUGeneratorImpl.h>

@@ -1,3 +1,13 @@
+// Reads the pickled part of a file of torch.save, without Python and without running anything that the file names.
+//
+// Source: the format is that of Python's pickletools, protocols 2 to 5. It is a program for a machine with a stack, a
+// list of marks and a memo. Each operation is one byte, then its arguments; operations are tried by family (numbers,
+// texts, containers, memo, objects), and each case below carries the byte that pickletools documents.
+//
+// Invariants:
+// - No class is looked up and nothing is called: names are compared with the few that tensors and ordered maps need.
+// - Memory grows by at most a constant factor of the bytes read, whatever the file claims about lengths.
+// - Values refer to each other by index into one table, so that a value that contains itself is found and refused.
 #include "plugins/checkpoint_io/torch/pickle_reader.h"
 
 #include <bit>
