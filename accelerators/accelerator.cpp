@@ -18,6 +18,8 @@ void Accelerator::set_float32_matmul_precision(const std::string& name) {
   at::globalContext().setFloat32MatmulPrecision(name);
 }
 
-int Accelerator::threads_per_rank(int local_world_size) const { return processor_share(local_world_size); }
+int Accelerator::threads_per_rank(int local_world_size, const EnvReader& env) const {
+  return processor_share(env, local_world_size);
+}
 
 }  // namespace fabric

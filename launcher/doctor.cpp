@@ -12,9 +12,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <optional>
 #include <sstream>
@@ -79,8 +81,8 @@ class Doctor {
     line("cgroup.kill", group ? "yes: workers cannot survive, whoever is killed"
                               : "no: helpers in own sessions survive if launcher and guardian are killed at one blow; "
                                 "--pid-namespace prevents that");
-    const char* temporary = std::getenv("TMPDIR");
-    std::string folder = temporary && *temporary ? temporary : "/tmp";
+    std::string folder = env_->get_or("TMPDIR", "");
+    if (folder.empty()) folder = "/tmp";
     if (access(folder.c_str(), W_OK) == 0)
       line("temporary folder", folder);
     else
@@ -99,13 +101,20 @@ class Doctor {
       [[maybe_unused]] auto written = write(pipe.write.get(), text.data(), text.size());
       _exit(loaded ? 0 : 1);
     }
+    if (pid < 0) return std::string("no ") + std::strerror(errno);
     pipe.write.reset();
+    // A file system that does not answer must not hold us up.
+    constexpr int kLoadMilliseconds = 60000;
+    pollfd entry{.fd = pipe.read.get(), .events = POLLIN, .revents = 0};
+    bool in_time = poll(&entry, 1, kLoadMilliseconds) > 0;
+    if (!in_time) kill(pid, SIGKILL);
+    std::string text(4096, '\0');
+    ssize_t size = in_time ? read(pipe.read.get(), text.data(), text.size()) : 0;
+    text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
     int status = 0;
     waitpid(pid, &status, 0);
-    std::string text(4096, '\0');
-    ssize_t size = read(pipe.read.get(), text.data(), text.size());
-    text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
     bool loaded = WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    if (!in_time) text = "it was not loaded within a minute";
     return (loaded ? "ok " : "no ") + text;
   }
 

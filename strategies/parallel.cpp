@@ -86,7 +86,7 @@ void ParallelStrategy::setup_environment() {
   accelerator()->setup_device(root_device());
   // Without a word from the user, ranks share the node's cores instead of each taking all.
   if (!env_->has("OMP_NUM_THREADS") && ranks_.local_world_size > 1)
-    at::set_num_threads(accelerator()->threads_per_rank(ranks_.local_world_size));
+    at::set_num_threads(accelerator()->threads_per_rank(ranks_.local_world_size, *env_));
   if (group_is_given_) return;
   log::debug("joining " + ranks_.to_string());
   group_ = ProcessGroup::create(group_config_, ranks_, root_device(), env_);

@@ -43,6 +43,8 @@ THIRD_PARTY = [(r"CLI/", 2), (r"spdlog/", 1), (r"yaml-cpp/", 1), (r"mpi\.h", 3),
 INSIDES = re.compile(r"torch/csrc/distributed/c10d/(reducer|logger|ProcessGroupGloo)\.hpp|gloo/")
 # Tests, programs of tests and examples stand outside of the house.
 OUTSIDE = re.compile(r"^(tests|examples)/|(_test|_test_support|_program)\.(cpp|h)$|^plugins/\w+/test_\w+\.h$")
+# The reader itself, and who overwrites a variable where it lies.
+GETENV = {"fabric/base/env_reader.cpp", "launcher/run/job_secret.cpp"}
 INCLUDE = re.compile(r'^ *# *include +([<"])([^>"]+)[>"]')
 
 
@@ -119,6 +121,10 @@ def rules(root):
         with open(os.path.join(root, path), encoding="utf-8") as file:
             if re.search(r"TORCH_VERSION_(MINOR|MAJOR)", file.read()):
                 problems.append(f"{path}: asks for LibTorch's version; ask for the feature, in fabric/torch/")
+    for path in set(sources(root)) - GETENV:
+        with open(os.path.join(root, path), encoding="utf-8") as file:
+            if re.search(r"\bgetenv\(", file.read()):
+                problems.append(f"{path}: reads the environment past the EnvReader")
     return problems + crowded(root)
 
 

@@ -9,6 +9,7 @@
 
 #include <c10/core/Device.h>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/base/scope.h>
 #include <fabric/config.h>
 #include <fabric/export.h>
@@ -88,8 +89,8 @@ class FABRIC_API Accelerator {
   /// process may run on divided by the ranks. They are not divided where they are this rank's own: a task that srun
   /// gave --cpus-per-task uses that many, and a rank that mpirun bound uses its share of mpirun's processors as far as
   /// it is bound to them (`--map-by slot:PE=4`: four). Where that is not known, too few threads are better than too
-  /// many.
-  virtual int threads_per_rank(int local_world_size) const;
+  /// many. `env`: the variables that tell.
+  virtual int threads_per_rank(int local_world_size, const EnvReader& env = *process_env()) const;
 };
 
 /// "auto" (cuda where it is available, else cpu) | "cpu" | "cuda" | "gpu" (cuda) | a registered name, in any case.

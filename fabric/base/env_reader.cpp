@@ -48,7 +48,8 @@ std::optional<std::string> MapEnv::get(const std::string& name) const {
 }
 
 std::shared_ptr<EnvReader> process_env() {
-  static auto reader = std::make_shared<ProcessEnv>();
+  // Never destroyed: what runs while the process exits asks as well.
+  static const auto& reader = *new std::shared_ptr<EnvReader>(std::make_shared<ProcessEnv>());
   return reader;
 }
 

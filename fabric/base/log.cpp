@@ -4,10 +4,11 @@
 #include <spdlog/spdlog.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <mutex>
 #include <set>
 #include <string>
+
+#include <fabric/base/env_reader.h>
 
 namespace fabric::log {
 namespace {
@@ -31,19 +32,33 @@ spdlog::level::level_enum to_spdlog(Level level) {
   }
 }
 
-Level level_from_environment() {
-  const char* text = std::getenv("FABRIC_LOG_LEVEL");
-  static constexpr const char* kNames[] = {"trace", "debug", "info", "warn", "error", "off"};
-  for (int i = 0; text && i < 6; ++i)
-    if (std::string_view(text) == kNames[i]) return static_cast<Level>(i);
-  return Level::info;
+// A logger of our own, not in spdlog's registry: the embedding program may use spdlog as well.
+spdlog::logger& logger() {
+  static auto* instance = [] {
+    auto* made = new spdlog::logger("fabric", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+    made->set_level(spdlog::level::trace);
+    made->set_pattern("[fabric] %^%l%$: %v");
+    return made;
+  }();
+  return *instance;
 }
 
 // What the launchers call a process's rank, for the time before a Fabric has found out.
 bool is_rank_zero_by_environment() {
   for (const char* name : {"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK"})
-    if (const char* text = std::getenv(name); text && *text) return std::string_view(text) == "0";
+    if (auto text = process_env()->get_or(name, ""); !text.empty()) return text == "0";
   return true;
+}
+
+Level level_from_environment() {
+  const std::string text = process_env()->get_or("FABRIC_LOG_LEVEL", "");
+  static constexpr const char* kNames[] = {"trace", "debug", "info", "warn", "error", "off"};
+  for (int i = 0; i < 6; ++i)
+    if (text == kNames[i]) return static_cast<Level>(i);
+  if (!text.empty() && is_rank_zero_by_environment())
+    logger().warn("FABRIC_LOG_LEVEL is '{}', which is none of trace, debug, info, warn, error, off: info is taken",
+                  text);
+  return Level::info;
 }
 
 bool is_rank_zero() {
@@ -54,17 +69,6 @@ bool is_rank_zero() {
 std::atomic<Level>& threshold() {
   static std::atomic<Level> level{level_from_environment()};
   return level;
-}
-
-// A logger of our own, not in spdlog's registry: the embedding program may use spdlog as well.
-spdlog::logger& logger() {
-  static auto* instance = [] {
-    auto* made = new spdlog::logger("fabric", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
-    made->set_level(spdlog::level::trace);
-    made->set_pattern("[fabric] %^%l%$: %v");
-    return made;
-  }();
-  return *instance;
 }
 
 }  // namespace

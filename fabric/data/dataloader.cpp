@@ -23,11 +23,11 @@ void detail::check_only_placement(const DataLoaderOptions& options) {
         "to make_dataloader");
 }
 
-int suggested_max_num_workers(int local_world_size) {
+int suggested_max_num_workers(int local_world_size, const EnvReader& env) {
   if (local_world_size < 1)
     throw ConfigError("local_world_size is " + std::to_string(local_world_size) +
                       ": at least 1 process uses the cores");
-  return std::max(1, processor_share(local_world_size) - 1);
+  return std::max(1, processor_share(env, local_world_size) - 1);
 }
 
 }  // namespace fabric

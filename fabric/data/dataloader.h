@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/data/collate.h>
 #include <fabric/data/iteration.h>
 #include <fabric/data/loader_core.h>
@@ -177,7 +178,7 @@ auto make_dataloader(Dataset&& dataset, DataLoaderOptions options, LoaderContext
 
 /// The most workers per process that make sense where `local_world_size` processes run on this machine: one less than
 /// Accelerator::threads_per_rank says, at least 1. Throws ConfigError below 1.
-FABRIC_API int suggested_max_num_workers(int local_world_size);
+FABRIC_API int suggested_max_num_workers(int local_world_size, const EnvReader& env = *process_env());
 
 /// Every tensor of a nested object replaced by `move(tensor)`.
 template <class T, class Move>

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <sstream>
 
+#include <fabric/base/env_reader.h>
+
 #include "fabric/base/files_internal.h"
 
 namespace fabric::run {
@@ -73,8 +75,8 @@ Program find_program(const Options& options, const std::string& search_path) {
     if (errno == ENOENT) fail_missing(command[0]);
     throw ProgramError(126, "cannot read " + command[0] + ": " + std::strerror(errno));
   }
-  const char* chosen = std::getenv("PYTHON_EXEC");
-  std::string python = chosen ? chosen : search("python3", search_path).empty() ? "python" : "python3";
+  auto chosen = process_env()->get("PYTHON_EXEC");
+  std::string python = chosen ? *chosen : search("python3", search_path).empty() ? "python" : "python3";
   Program program{find_file(python, search_path), {python, "-u"}};
   if (options.is_module) program.arguments.push_back("-m");
   program.arguments.insert(program.arguments.end(), command.begin(), command.end());

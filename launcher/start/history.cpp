@@ -10,6 +10,7 @@
 #include <cstring>
 #include <string_view>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/base/error.h>
 
 namespace fabric {
@@ -56,11 +57,11 @@ CallHistory& CallHistory::of_this_process() {
 }
 
 CallHistory::CallHistory() {
-  const char* text = std::getenv(kVariable);
+  const auto text = process_env()->get(kVariable);
   if (!text) return;
   int parent = 0, outcomes = -1, result = -1;
-  bool ours = std::sscanf(text, "%d,%d,%d", &parent, &outcomes, &result) == 3 && parent == getppid();
-  unsetenv(kVariable);
+  bool ours = std::sscanf(text->c_str(), "%d,%d,%d", &parent, &outcomes, &result) == 3 && parent == getppid();
+  process_env()->unset(kVariable);
   // Programs that a rank starts inherit the variable but not the descriptors.
   if (!ours) return;
   if (outcomes >= 0) outcomes_ = parse(read_all(Descriptor(outcomes).get()));

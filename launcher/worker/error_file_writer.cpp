@@ -19,6 +19,7 @@
 #include <string_view>
 #include <typeinfo>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/base/error.h>
 #include <fabric/base/no_sigpipe_internal.h>
 #include <fabric/launcher/error_file.h>
@@ -329,9 +330,9 @@ void take_signals() {
 }
 
 bool find_path() {
-  const char* text = std::getenv("TORCHELASTIC_ERROR_FILE");
-  if (!text || !*text || std::strlen(text) >= kLongestPath) return false;
-  std::strcpy(path, text);
+  const std::string text = process_env()->get_or("TORCHELASTIC_ERROR_FILE", "");
+  if (text.empty() || text.size() >= kLongestPath) return false;
+  std::strcpy(path, text.c_str());
   // A link stays, and the file that it names is written.
   std::error_code error;
   auto file = std::filesystem::weakly_canonical(text, error).string();

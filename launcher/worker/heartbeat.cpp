@@ -9,7 +9,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <utility>
+
+#include <fabric/base/env_reader.h>
 
 namespace fabric {
 namespace {
@@ -47,10 +50,10 @@ class Channel {
 
  private:
   Channel() {
-    const char* text = std::getenv("FABRIC_HEARTBEAT_FD");
-    if (!text || !*text) return;
+    const std::string text = process_env()->get_or("FABRIC_HEARTBEAT_FD", "");
+    if (text.empty()) return;
     char* end = nullptr;
-    long number = std::strtol(text, &end, 10);
+    long number = std::strtol(text.c_str(), &end, 10);
     int domain = 0;
     socklen_t size = sizeof domain;
     // The variable may have outlived the descriptor, whose number then belongs to something else.

@@ -3,9 +3,9 @@
 #include <signal.h>
 
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
+#include <string>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/config/parse.h>
 #include <fabric/launcher/error_file.h>
 #include <fabric/launcher/heartbeat.h>
@@ -15,8 +15,8 @@ namespace {
 
 // Rank 0 tells it, and so does the launcher when rank 0 came to no such error.
 bool is_left_to_launcher() {
-  const char* rank = std::getenv("RANK");
-  return has_heartbeat_listener() && rank && *rank && std::strcmp(rank, "0") != 0;
+  const std::string rank = process_env()->get_or("RANK", "");
+  return has_heartbeat_listener() && !rank.empty() && rank != "0";
 }
 
 }  // namespace

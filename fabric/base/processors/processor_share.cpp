@@ -44,11 +44,11 @@ int processor_share(const EnvReader& env, int own, int of_parent, int local_worl
   return std::max(1, own / ranks);
 }
 
-int processor_share(int local_world_size) {
+int processor_share(const EnvReader& env, int local_world_size) {
   // A container's quota is one for all that runs in it.
   const int most = container::processors().value_or(1 << 30);
-  return processor_share(*process_env(), std::min(allowed_processors(0), most),
-                         std::min(allowed_processors(getppid()), most), local_world_size);
+  return processor_share(env, std::min(allowed_processors(0), most), std::min(allowed_processors(getppid()), most),
+                         local_world_size);
 }
 
 }  // namespace fabric

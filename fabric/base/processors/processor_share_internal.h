@@ -14,7 +14,7 @@ namespace fabric {
 ///   socket.
 /// - Everybody else shares the mask with the other ranks.
 int processor_share(const EnvReader& env, int own, int of_parent, int local_world_size);
-/// The same for this process.
-int processor_share(int local_world_size);
+/// The same for this process, whose variables are `env`.
+int processor_share(const EnvReader& env, int local_world_size);
 
 }  // namespace fabric

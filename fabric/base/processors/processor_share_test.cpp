@@ -73,8 +73,8 @@ TEST_CASE("a rank that mpirun bound has its share of what mpirun has", "[process
 }
 
 TEST_CASE("this process has a share", "[processors]") {
-  CHECK(processor_share(1) >= 1);
-  CHECK(processor_share(1 << 20) == 1);
+  CHECK(processor_share(MapEnv(), 1) >= 1);
+  CHECK(processor_share(MapEnv(), 1 << 20) == 1);
 }
 
 namespace {

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <exception>
 #include <utility>
 
+#include <fabric/base/env_reader.h>
 #include <fabric/base/error.h>
 #include <fabric/base/log.h>
 #include <fabric/base/tree_io.h>
@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 fs::path whole_path(const fs::path& path) {
   fs::path whole = path;
   const std::string text = path.string();
-  const char* home = std::getenv("HOME");
-  if (home && (text == "~" || text.starts_with("~/"))) whole = home + text.substr(1);
+  if (text == "~" || text.starts_with("~/"))
+    if (auto home = process_env()->get("HOME")) whole = *home + text.substr(1);
   std::error_code error;
   fs::path canonical = fs::weakly_canonical(fs::absolute(whole), error);
   if (error) canonical = fs::absolute(whole).lexically_normal();

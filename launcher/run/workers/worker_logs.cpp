@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include <fabric/base/atomic_file_internal.h>
+#include <fabric/base/env_reader.h>
 #include <fabric/base/error.h>
 
 namespace fabric::run {
@@ -30,8 +31,8 @@ LogFolders::LogFolders(const Options& options, const Job& job) {
   is_temporary_ = options.log_dir.empty() && !writes_files(options);
   auto parent = options.log_dir;
   if (parent.empty()) {
-    const char* temporary = std::getenv("TMPDIR");
-    parent = temporary && *temporary ? temporary : "/tmp";
+    parent = process_env()->get_or("TMPDIR", "");
+    if (parent.empty()) parent = "/tmp";
   } else {
     if (auto why = why_not_local(parent); !why.empty()) throw ConfigError("--log-dir " + why);
     std::error_code error;
