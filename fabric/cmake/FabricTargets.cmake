@@ -3,8 +3,6 @@ include_guard(GLOBAL)
 add_library(fabric_settings INTERFACE)
 target_compile_features(fabric_settings INTERFACE cxx_std_20)
 target_compile_options(fabric_settings INTERFACE -Wall -Wextra -Wno-missing-field-initializers
-  # GCC 12 warns wrongly about "literal" + std::string, and about moved std::variants.
-  $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict;-Wno-stringop-overflow;-Wno-maybe-uninitialized>
   $<$<BOOL:${FABRIC_WERROR}>:-Werror>)
 target_include_directories(fabric_settings INTERFACE ${PROJECT_SOURCE_DIR})
 set(FABRIC_SANITIZE "" CACHE STRING "Sanitizer for everything that is built: address, thread or undefined (./dev sanitize)")

@@ -12,6 +12,14 @@
 
 namespace fabric::detail {
 
+/// What a class of settings holds when nothing is said. Static, since GCC 12 takes a local one of many strings for
+/// uninitialised.
+template <class T>
+const T& default_of() {
+  static const T value{};
+  return value;
+}
+
 template <class T>
 struct Codec<std::optional<T>> {
   static Schema schema() {
@@ -135,8 +143,7 @@ struct Codec<T> {
       if (!given) return;
       if constexpr (std::default_initializable<T>)
         if (given->is_null() && null_is_default(schema_of<Field>())) {
-          const T fresh{};  // GCC 12 fails on `T{}.*member` for a class in an anonymous namespace
-          out.*member = fresh.*member;
+          out.*member = default_of<T>().*member;
           return;
         }
       Codec<Field>::update(out.*member, *given, below(path, name));

@@ -437,7 +437,7 @@ void throw_data_error(std::size_t batch, int worker, std::optional<std::size_t> 
   if (!index && !indices.empty()) {
     constexpr std::size_t kShown = 8;
     text += ", samples";
-    for (std::size_t i = 0; i < std::min(kShown, indices.size()); ++i) text += " " + std::to_string(indices[i]);
+    for (std::size_t i = 0; i < std::min(kShown, indices.size()); ++i) text += ' ' + std::to_string(indices[i]);
     if (indices.size() > kShown) text += " …";
   }
   text += "): " + text_of(cause);

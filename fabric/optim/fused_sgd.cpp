@@ -7,7 +7,6 @@
 
 namespace fabric::optim {
 namespace detail {
-namespace {
 
 struct SgdBucket : BucketBase {
   using Options = SGDOptions;
@@ -52,8 +51,6 @@ struct SgdBucket : BucketBase {
   std::vector<at::Tensor> buffers;
   std::vector<State*> states;
 };
-
-}  // namespace
 
 struct SgdLists : Lists<SgdBucket> {};
 

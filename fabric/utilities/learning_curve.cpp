@@ -143,7 +143,7 @@ std::string LearningCurve::text(const TextOptions& options) const {
     throw MisuseError("a learning curve needs a width of 4 and a height of 2 at least, given " +
                       std::to_string(options.width) + " and " + std::to_string(options.height));
   std::string text = title_.empty() ? "" : title_ + "\n";
-  for (const auto& series : series_) text += "\n" + panel(series, options);
+  for (const auto& series : series_) text += '\n' + panel(series, options);
   return text;
 }
 

@@ -61,7 +61,7 @@ Progress::~Progress() { finish(); }
 void Progress::show() {
   auto now = Clock::now();
   bool bar = options_.mode == ProgressOptions::Mode::bar;
-  write(bar ? "\r" + line(now) + "\x1b[K" : line(now) + "\n");
+  write(bar ? '\r' + line(now) + "\x1b[K" : line(now) + "\n");
   if (bar && options_.fd == 2) progress_row_is_drawn = true;
   double pause = bar ? options_.redraw_seconds : options_.line_seconds;
   due_ = now + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(pause));
@@ -72,7 +72,7 @@ void Progress::finish() noexcept {
   active_ = false;
   try {
     bool bar = options_.mode == ProgressOptions::Mode::bar;
-    write(bar ? "\r" + line(Clock::now()) + "\x1b[K\n" : line(Clock::now()) + "\n");
+    write(bar ? '\r' + line(Clock::now()) + "\x1b[K\n" : line(Clock::now()) + "\n");
     if (bar && options_.fd == 2) progress_row_is_drawn = false;
   } catch (const std::exception&) {
     // Out of memory while a bar is drawn: nothing worth an error.
@@ -84,10 +84,10 @@ std::string Progress::line(Clock::time_point now) const {
   double rate = seconds > 0 ? static_cast<double>(done_) / seconds : 0;
   std::string before = label_.empty() ? "" : label_ + " ";
   std::string after = std::to_string(done_);
-  if (total_) after += "/" + std::to_string(*total_);
+  if (total_) after += '/' + std::to_string(*total_);
   after += " [" + terminal::clock_text(seconds);
   if (total_ && done_ < *total_)
-    after += "<" + (rate > 0 ? terminal::clock_text(static_cast<double>(*total_ - done_) / rate) : std::string("?"));
+    after += '<' + (rate > 0 ? terminal::clock_text(static_cast<double>(*total_ - done_) / rate) : std::string("?"));
   after += ", " + speed_text(rate) + "]";
   if (!note_.empty()) after += " " + note_;
   const bool bar = options_.mode == ProgressOptions::Mode::bar;

@@ -143,7 +143,7 @@ class Play {
 /// A job in its first round.
 inline Play running(const Settings& settings, int nodes) {
   Play play(settings);
-  for (int i = 1; i <= nodes; ++i) play.join("a" + std::to_string(i));
+  for (int i = 1; i <= nodes; ++i) play.join('a' + std::to_string(i));
   play.go(settings.timing.last_call + 1);
   REQUIRE(play.players() == static_cast<std::size_t>(nodes));
   REQUIRE(play.round("a1") == 0);

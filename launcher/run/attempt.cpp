@@ -46,7 +46,7 @@ pid_t outer_pid(pid_t guardian, pid_t inner) {
   for (pid_t pid : descendants(guardian)) {
     std::ifstream file("/proc/" + std::to_string(pid) + "/status");
     for (std::string line; std::getline(file, line);)
-      if (line.starts_with("NSpid:") && line.ends_with("\t" + std::to_string(inner))) return pid;
+      if (line.starts_with("NSpid:") && line.ends_with('\t' + std::to_string(inner))) return pid;
   }
   return inner;
 }

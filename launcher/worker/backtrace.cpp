@@ -114,7 +114,7 @@ std::string describe_frames(void* const* frames, int count, int first, bool inte
   for (int i = first; i < count; ++i) {
     // What follows a call may belong to the next function; the call itself does not.
     int back = interrupted && i == first ? 0 : 1;
-    text += "#" + std::to_string(i - first) + " " + describe_address(static_cast<char*>(frames[i]) - back) + "\n";
+    text += '#' + std::to_string(i - first) + " " + describe_address(static_cast<char*>(frames[i]) - back) + "\n";
   }
   return text;
 }

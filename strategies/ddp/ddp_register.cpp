@@ -7,7 +7,7 @@ namespace fabric {
 
 void register_ddp(StrategyRegistry& registry) {
   auto make = [](const Tree& params) -> std::shared_ptr<Strategy> {
-    return std::make_shared<DDPStrategy>(from_tree<DDPStrategy::Config>(params));
+    return std::make_shared<DDPStrategy>(from_tree(params, detail::default_of<DDPStrategy::Config>()));
   };
   auto method = [](const char* name) { return Tree::Map{{"start_method", name}}; };
   registry.register_strategy("ddp", make, "a process per device; gradients are averaged over the ranks");

@@ -29,7 +29,7 @@ Times measure(fabric::Fabric& fabric, const std::filesystem::path& folder, const
   for (int i = 0; i < what.tensors; ++i) {
     tensors.push_back(torch::randn({what.floats}));
     copies.push_back(torch::zeros({what.floats}));  // touched, as the buffers are from the second save on
-    model.append("t" + std::to_string(i), tensors.back());
+    model.append('t' + std::to_string(i), tensors.back());
   }
   fabric::State state{{"model", fabric::Value(std::move(model))}};
   auto settings = [&](bool async) {

@@ -57,10 +57,10 @@ int main() {
   auto ours_path = folder / "ours.safetensors", raw_path = folder / "raw.bin";
   fabric::Fabric fabric({.accelerator = "cpu", .strategy = "single_device"});
   fabric::Value::Map tensors;
-  for (std::size_t i = 0; i < kTensors; ++i) tensors["t" + std::to_string(i)] = torch::randn({(int64_t)kFloats});
+  for (std::size_t i = 0; i < kTensors; ++i) tensors['t' + std::to_string(i)] = torch::randn({(int64_t)kFloats});
   std::vector<char> bytes(kTensors * kFloats * sizeof(float));
   for (std::size_t i = 0; i < kTensors; ++i)
-    std::memcpy(bytes.data() + i * kFloats * 4, tensors.at("t" + std::to_string(i)).as<at::Tensor>().data_ptr(),
+    std::memcpy(bytes.data() + i * kFloats * 4, tensors.at('t' + std::to_string(i)).as<at::Tensor>().data_ptr(),
                 kFloats * 4);
 
   std::uint64_t sink = 0;

@@ -245,7 +245,7 @@ int run_several(const std::string& kind) {
 int print_arguments(int argc, char** argv) {
   fabric::make_launcher(start_method(), config())->launch();
   std::string line = "arguments";
-  for (int i = 1; i < argc; ++i) line += "|" + std::string(argv[i]);
+  for (int i = 1; i < argc; ++i) line += '|' + std::string(argv[i]);
   std::cout << line + "|\n" << std::flush;
   return 0;
 }

@@ -32,8 +32,8 @@ std::string group_of(const fs::path& root, const std::string& controller) {
   for (std::string line; std::getline(file, line);) {
     const auto first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string names = "," + line.substr(first + 1, second - first - 1) + ",";
-    if (controller.empty() ? names == ",," : names.find("," + controller + ",") != std::string::npos)
+    const std::string names = ',' + line.substr(first + 1, second - first - 1) + ",";
+    if (controller.empty() ? names == ",," : names.find(',' + controller + ",") != std::string::npos)
       return line.substr(second + 1);
   }
   return "/";

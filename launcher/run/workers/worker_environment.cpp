@@ -57,7 +57,10 @@ void add_job(Variables& variables, const Job& job, const Options& options) {
   // We serve no store, so rank 0 does.
   variables["TORCHELASTIC_USE_AGENT_STORE"] = "False";
   std::string stop;
-  for (int number : options.stop_on) stop += (stop.empty() ? "" : ",") + signal_name(number);
+  for (int number : options.stop_on) {
+    if (!stop.empty()) stop += ',';
+    stop += signal_name(number);
+  }
   variables["TORCHELASTIC_SIGNALS_TO_HANDLE"] = stop;
   variables.try_emplace("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1");
 }

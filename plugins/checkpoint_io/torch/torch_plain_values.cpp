@@ -48,7 +48,7 @@ Id make_device(PickleReader& pickle, const Arguments& args) {
     if (part.kind == Kind::text)
       name += part.text;
     else if (part.kind == Kind::integer)
-      name += ":" + std::to_string(part.integer);
+      name += ':' + std::to_string(part.integer);
     else
       wrong_pickle("names a device by something that is no text and no number");
   }
