@@ -59,8 +59,8 @@ int start_program(const std::string& name, const Words& words) {
     return complain("cannot run " + line[0] + ": " + std::strerror(errno), fabric::run::kCannotExecute);
   if (name == "consolidate")
     return complain(
-        "there is nothing to consolidate: every checkpoint of this version is one safetensors file already, which any "
-        "number of processes can load. `fabric convert` reads other formats",
+        "this version cannot consolidate yet. A checkpoint that is a folder of parts can be loaded by any number of "
+        "processes as it is, and saved again as one file with checkpoint_io = \"safetensors\"",
         fabric::run::kLauncherFailed);
   return complain("`fabric " + name + "` is the program " + file + ", which is not in " + folder +
                       "; it is built and installed with TorchFabric's library",

@@ -137,6 +137,22 @@ TEST_CASE("a failure never has the code 0, and an end without failure no cause",
   CHECK(std::get<Finish>(through_wire(Finish{})).code == 0);
 }
 
+TEST_CASE("a number that is none is no message", "[frames]") {
+  auto tree = to_tree(Message(Welcome{.host_id = "a"}));
+  for (const char* bad : {"nan", "inf"}) {
+    INFO(bad);
+    bool had_a_number = false;
+    for (const auto& [key, item] : tree.as_map())
+      if (item.is_double()) {
+        had_a_number = true;
+        auto changed = tree;
+        changed[key] = std::strtod(bad, nullptr);
+        CHECK_THROWS_AS(to_message(changed), FrameError);
+      }
+    CHECK(had_a_number);
+  }
+}
+
 TEST_CASE("--rdzv-conf", "[settings]") {
   auto timing = parse_timing("join_timeout=60,heartbeat_interval=0.5,heartbeat_misses=4,is_host=true,majority=false");
   CHECK(timing.join == 60);

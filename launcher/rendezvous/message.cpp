@@ -1,6 +1,7 @@
 #include "launcher/rendezvous/message.h"
 
 #include <climits>
+#include <cmath>
 #include <utility>
 
 #include "launcher/os/visible.h"
@@ -50,7 +51,11 @@ struct Reader {
   }
   static void read(const Tree& from, bool& value) { value = from.as_bool(); }
   static void read(const Tree& from, long long& value) { value = from.as_int(); }
-  static void read(const Tree& from, double& value) { value = from.as_double(); }
+  // JSON as we read it knows NaN and infinity, of which no time can be made.
+  static void read(const Tree& from, double& value) {
+    value = from.as_double();
+    if (!std::isfinite(value)) throw FrameError("a number of a message is none");
+  }
   static void read(const Tree& from, int& value) {
     auto wide = from.as_int();
     if (wide < INT_MIN || wide > INT_MAX) throw FrameError("a number of a message is out of range");

@@ -239,7 +239,7 @@ Tree to_tree(const Message& message);
 /// Throws FrameError for an unknown message, a missing field, one of another type, and values that cannot be.
 Message to_message(const Tree& tree);
 
-/// "gpu-3 (pid 77)" for people.
+/// "gpu-3 (launcher 77)" for people.
 std::string describe(const NodeInfo& node);
 
 }  // namespace fabric::rendezvous

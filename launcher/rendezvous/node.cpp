@@ -45,7 +45,8 @@ void Node::open_listener(Time now) {
     if (!listen(port)) continue;
     setup_.own.port = port;
     host_ = setup_.own;
-    if (!setup_.has_secret && setup_.listen_addresses.empty())
+    // On the loopback, too, where other users of the machine reach it: the user's own secret could not be had then.
+    if (!setup_.has_secret)
       say_("warning: this job has no secret, and whoever reaches port " + std::to_string(port) +
            " of this machine may take it over. Set FABRIC_RDZV_TOKEN to a random word, the same on every node");
     server_->begin_hosting(std::make_unique<Leader>(setup_.settings, setup_.own, now));
@@ -131,7 +132,8 @@ void Node::take(const Message& message, Time now) {
     upstream_.reset();
     goal_ = Goal::host;
     goal_node_ = host_ = moved->host;
-    next_try_ = now;
+    // One that we hold for gone, and others do not: without a pause this would go round as fast as it can.
+    next_try_ = gone_.contains(host_.id) ? now + std::chrono::milliseconds(300) : now;
   } else if (const auto* prepare = std::get_if<Prepare>(&message)) {
     is_spare_ = false;
     begin_probing(*prepare, now);
@@ -162,6 +164,7 @@ void Node::take(const Message& message, Time now) {
 void Node::take_welcome(const Welcome& welcome, Time now) {
   bool is_first = !was_member_;
   is_member_ = was_member_ = true;
+  lost_at_.reset();
   heard_ = now;
   host_ = goal_node_;
   if (goal_ == Goal::endpoint && !server_->leader()) host_ = NodeInfo{.id = welcome.host_id};
@@ -251,14 +254,19 @@ void Node::keep_time(Time now) {
 }
 
 void Node::arm_timer(Time now) {
-  Time first = std::min(server_->deadline(), join_until_ > now ? join_until_ : Time::max());
-  if (connect_attempt_) first = std::min(first, connect_attempt_->deadline());
-  if (probe_) first = std::min(first, probe_->deadline());
-  if (home_) first = std::min(first, home_->deadline());
-  first = std::min(first, probes_.deadline());
-  if (!upstream_ && !connect_attempt_) first = std::min(first, next_try_);
-  if (server_->leader() && !home_ && home_at_ > now) first = std::min(first, home_at_);
-  if (upstream_ && is_member_) first = std::min(first, last_beat_ + timing_.beat_period());
+  Time first = server_->deadline();
+  // One that leaves looks for nobody and sends no beats: those times would stay in the past, and each wait end at once.
+  if (!leaves_) {
+    if (join_until_ > now) first = std::min(first, join_until_);
+    if (connect_attempt_) first = std::min(first, connect_attempt_->deadline());
+    if (probe_) first = std::min(first, probe_->deadline());
+    if (home_) first = std::min(first, home_->deadline());
+    first = std::min(first, probes_.deadline());
+    if (!upstream_ && !connect_attempt_) first = std::min(first, next_try_);
+    if (server_->leader() && !home_ && home_at_ > now) first = std::min(first, home_at_);
+    if (upstream_ && is_member_) first = std::min(first, last_beat_ + timing_.beat_period());
+    if (upstream_ && !is_member_) first = std::min(first, heard_ + in_clock(timing_.connect));
+  }
   if (finish_) first = std::min(server_->deadline(), now + std::chrono::milliseconds(50));
   auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(first - now).count();
   left = std::clamp<long long>(left, 100000, 3600000000000LL);

@@ -29,8 +29,8 @@ struct NodeSetup {
 };
 
 /// The part of a launcher that talks to those on the other nodes: finds the host of the rendezvous or is it, stays
-/// connected, and takes part in electing another when it is gone. Never blocks: `fd` is readable when `advance` has
-/// something to do, be it only that time has passed.
+/// connected, and takes part in electing another when it is gone. `fd` is readable when `advance` has something to do,
+/// be it only that time has passed. It waits for nothing but the names of the endpoint, at most five seconds for each.
 class Node {
  public:
   using Say = Server::Say;
@@ -104,7 +104,8 @@ class Node {
   bool was_member_ = false;
   Goal goal_ = Goal::endpoint;
   NodeInfo goal_node_;
-  NodeInfo host_;  // as far as it is known
+  NodeInfo host_;                // as far as it is known
+  std::optional<Time> lost_at_;  // when the host was lost; nothing while there is one
   Time secret_until_, join_until_, next_try_, elect_until_, heard_, last_beat_, home_at_;
   std::chrono::milliseconds pause_{50};
   int returns_ = 0;

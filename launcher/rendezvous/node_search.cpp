@@ -165,6 +165,11 @@ void Node::lose_host(Loss loss, Time now) {
 void Node::elect(Time now) {
   auto why = describe(host_) + ", which hosted the rendezvous, is gone";
   if (is_running_ && !stop_) stop_ = Stop{roster_->round, run::kRendezvous, why};
+  // Where the network is cut between this node and the host alone, the others send us back to it, however often we ask.
+  if (!lost_at_) lost_at_ = now;
+  if (now >= *lost_at_ + in_clock(setup_.settings.timing.join))
+    return fail(why + " for this node, and no other let it in within " +
+                std::to_string(static_cast<int>(setup_.settings.timing.join + 0.5)) + " s");
   auto next = next_host(*roster_, gone_);
   if (!next) return fail(why + ", and there is no other node");
   if (next->id == setup_.own.id) return take_over(now);

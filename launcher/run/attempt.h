@@ -80,7 +80,7 @@ class Attempt {
   void hold_back_or_go_on();
   void watch_console();
 
-  // round_hangs.cpp
+  // attempt_hangs.cpp
   void read_heartbeat(std::size_t index);
   std::optional<Clock::time_point> next_look_for_hangs() const;
   void check_hangs(Clock::time_point now);

@@ -87,9 +87,12 @@ class CommandLine {
   void resolve(detail::Resolver& resolver, const EnvReader& env) const {
     for (const auto& file : files_) resolver.apply_file(file);
     for (const auto& field : detail::schema_of<Settings>().fields) {
-      auto variable = variable_of(field.name);
-      auto value = field.name == "env" ? std::nullopt : env.get(variable);
-      if (value && !value->empty()) apply(resolver, field, {*value}, variable);
+      if (field.name == "env") continue;
+      for (const auto& variable : variables_of(field.name))
+        if (auto value = env.get(variable); value && !value->empty()) {
+          apply(resolver, field, {*value}, variable);
+          break;
+        }
     }
     for (const auto& field : detail::schema_of<Settings>().fields) {
       const auto* option = options_.at(field.name);
@@ -119,6 +122,18 @@ class CommandLine {
     option->description(field.help)->group(heading);
     field.name == "env" ? option->take_all() : option->take_last();
     options_[field.name] = option;
+  }
+
+  // Of each long name that the flag has: torchrun calls some of them otherwise than we do.
+  static std::vector<std::string> variables_of(const std::string& field) {
+    std::vector<std::string> names{variable_of(field)};
+    for (const auto& spelling : kSpellings) {
+      std::string other = spelling.others;
+      if (field != spelling.field || !other.starts_with("--")) continue;
+      other.pop_back();
+      names.push_back(variable_of(underscored(other.substr(2))));
+    }
+    return names;
   }
 
   static std::string underscored(std::string name) {

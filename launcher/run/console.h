@@ -59,6 +59,8 @@ class Console {
   /// Writes what both take without waiting. That stdout cannot be written is said on stderr, once.
   void write_some();
   void flush(std::chrono::milliseconds limit);
+  /// All that was said is written, or lost with its reader.
+  bool is_empty() { return out().is_empty() && error().is_empty(); }
   /// Columns that a worker's progress has on the terminal where its stderr is shown; 0: it is shown on none.
   int columns();
 

@@ -27,9 +27,14 @@ Options with_mpirun(Options options, const EnvReader& env) {
     line.insert(line.end(), bound.begin(), bound.end());
   }
   for (const auto& [name, value] : options.variables) line.insert(line.end(), {"-x", name});
-  for (const char* name :
-       {"OMP_NUM_THREADS", "FABRIC_ACCELERATOR", "FABRIC_STRATEGY", "FABRIC_DEVICES", "FABRIC_PRECISION"})
-    if (options.max_nodes > 1) line.insert(line.end(), {"-x", name});
+  // mpirun warns of a variable that is not there.
+  const std::pair<const char*, bool> handed_on[] = {{"OMP_NUM_THREADS", true},
+                                                    {"FABRIC_ACCELERATOR", !options.accelerator.empty()},
+                                                    {"FABRIC_STRATEGY", !options.strategy.empty()},
+                                                    {"FABRIC_DEVICES", !options.devices.empty()},
+                                                    {"FABRIC_PRECISION", !options.precision.empty()}};
+  for (const auto& [name, is_given] : handed_on)
+    if (options.max_nodes > 1 && (is_given || env.has(name))) line.insert(line.end(), {"-x", name});
   line.push_back(program.path);
   line.insert(line.end(), program.arguments.begin() + 1, program.arguments.end());
   options.command = line;

@@ -13,6 +13,7 @@ namespace fabric::run {
 namespace {
 
 constexpr std::chrono::seconds kFlushLimit{1};
+constexpr std::chrono::milliseconds kLookForSignals{200};
 constexpr std::chrono::hours kPatience{24};
 
 /// Lifts the soft limit of descriptors as far as is needed; the workers get the old one. Throws LaunchError.
@@ -127,15 +128,30 @@ std::string Runner::kept_logs() const {
   return kept ? folders_.root() : "";
 }
 
-int Runner::finish(int code) {
+int Runner::finish(int code, bool in_haste) {
+  was_told_to_end_ |= in_haste;
   if (!options_.report.empty()) {
     auto problem = write_report(options_.report, report_tree(job_, attempts_, code, kept_logs()));
     if (!problem.empty()) console_.say("warning: " + problem);
   }
-  // A reader that is merely slow gets all of it, unless we were told to end.
-  bool in_haste = !attempts_.empty() && attempts_.back().signal != 0;
-  console_.flush(in_haste ? std::chrono::milliseconds(kFlushLimit) : std::chrono::milliseconds(kPatience));
+  // A reader that is merely slow gets all of it, unless we were or are told to end.
+  using Clock = std::chrono::steady_clock;
+  in_haste = was_told_to_end_ || (!attempts_.empty() && attempts_.back().signal != 0);
+  for (auto end = Clock::now() + kPatience; !in_haste && !console_.is_empty() && Clock::now() < end;) {
+    console_.flush(kLookForSignals);
+    in_haste = is_told_to_end();
+  }
+  console_.flush(kFlushLimit);
   return code;
+}
+
+// The signals are blocked, so that nothing else would end the wait.
+bool Runner::is_told_to_end() {
+  signalfd_siginfo info;
+  while (read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info))
+    was_told_to_end_ |= std::find(options_.stop_on.begin(), options_.stop_on.end(), static_cast<int>(info.ssi_signo)) !=
+                        options_.stop_on.end();
+  return was_told_to_end_;
 }
 
 }  // namespace fabric::run

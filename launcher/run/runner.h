@@ -29,13 +29,15 @@ class Runner {
   void say_failure();
   /// Says it for the last time, and why the workers are not started again.
   int fail(int code, const std::string& reason = "");
-  /// Writes the report file and all that the console still holds; returns the code.
-  int finish(int code);
+  /// Writes the report file and all that the console still holds; returns the code. A signal of --stop-on ends the wait
+  /// for a slow reader; `in_haste`: one has come already.
+  int finish(int code, bool in_haste = false);
 
  private:
   void take_signals();
   void say_attempts();
   std::string kept_logs() const;
+  bool is_told_to_end();
   AttemptContext context(rendezvous::Node* node);
 
   Options options_;
@@ -53,6 +55,7 @@ class Runner {
   std::vector<AttemptResult> attempts_;
   int processors_;
   int heartbeat_number_;
+  bool was_told_to_end_ = false;
 };
 
 }  // namespace fabric::run

@@ -45,7 +45,7 @@ class SeveralNodes {
       if (auto start = node_.take_start()) return start;
       if (node_.finish()) return std::nullopt;
       pollfd entries[] = {{node_.fd(), POLLIN, 0}, {runner_.signals(), POLLIN, 0}};
-      runner_.console().error().write_some();
+      runner_.console().write_some();
       poll(entries, 2, 1000);
       signalfd_siginfo info;
       while (read(runner_.signals(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
@@ -62,7 +62,7 @@ class SeveralNodes {
     node_.leave(signal_);
     node_.linger(kShortLinger);
     runner_.console().say("the launcher got " + signal_name(signal_) + " while no workers ran");
-    return runner_.finish(128 + signal_);
+    return runner_.finish(128 + signal_, true);
   }
 
   void take_place(const rendezvous::Start& start) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,6 +11,8 @@
 #include <cctype>
 #include <chrono>
 #include <sstream>
+
+#include <fabric/base/error.h>
 
 #include "launcher/os/descriptor.h"
 #include "launcher/os/die_with.h"
@@ -58,6 +61,15 @@ bool run_quietly(const std::vector<std::string>& words) {
   return waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+// In /tmp anybody may sit on the name, and the job would do without a secret: that of another user ends it instead.
+void refuse_foreign_file(const std::string& path) {
+  struct stat info;
+  if (lstat(path.c_str(), &info) == 0 && info.st_uid != geteuid())
+    throw LaunchError(path +
+                      ", where SLURM is to bring the secret of this job, belongs to another user. Remove it, or "
+                      "set FABRIC_RDZV_TOKEN to a random word, the same on every node");
+}
+
 bool broadcast(const std::string& secret, const std::string& path) {
   char name[] = "/tmp/fabric-secret-XXXXXX";
   Descriptor file(mkostemp(name, O_CLOEXEC));  // mode 0600, which sbcast keeps
@@ -72,12 +84,13 @@ bool broadcast(const std::string& secret, const std::string& path) {
 void share_secret_by_slurm(rendezvous::NodeSetup& setup, const EnvReader& env) {
   auto path = path_of_step(env);
   if (!env.has("SLURM_NODEID") || path.empty() || !is_on_path("sbcast", env)) return;
+  refuse_foreign_file(path);
   if (env.get_or("SLURM_NODEID", "") != "0") {
     setup.secret_file = path;
     return;
   }
   auto secret = rendezvous::in_hex(rendezvous::random_key());
-  if (!broadcast(secret, path)) return;
+  if (!broadcast(secret, path)) return refuse_foreign_file(path);
   setup.secret = secret;
   setup.secret_file = path;
 }

@@ -109,6 +109,11 @@ void Network::cut(int node) { in_namespace(0, "ip link set p" + number(node) + "
 
 void Network::heal(int node) { in_namespace(0, "ip link set p" + number(node) + " master br0"); }
 
+void Network::part(int one, int other) {
+  in_namespace(one + 1, "ip route add blackhole " + address(other));
+  in_namespace(other + 1, "ip route add blackhole " + address(one));
+}
+
 void Network::slow_down(int node) {
   in_namespace(node + 1, "tc qdisc add dev eth0 root tbf rate 48kbit burst 1600 latency 3s");
 }

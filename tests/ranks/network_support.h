@@ -27,6 +27,8 @@ class Network {
   /// Pulls and plugs the cable. Nobody is told: packets are lost.
   void cut(int node);
   void heal(int node);
+  /// What these two send to each other is refused; all others reach both.
+  void part(int one, int other);
   /// Few bytes a second: what is sent arrives late.
   void slow_down(int node);
   /// A second interface with an address that no other node can reach.

@@ -181,6 +181,32 @@ TEST_CASE("a short cut is borne, a long one ends the part that is cut off", "[ne
   CHECK(a.wait_for("r0/2 g0 a2"));
 }
 
+TEST_CASE("who alone cannot reach the host, which the others do, ends in time and without a flood of lines",
+          "[network]") {
+  if (!has_network()) return;
+  Network network(3);
+  Cluster cluster(network, "1:3", kWait);
+  Machine short_of_time{.flags = {"--rdzv-conf",
+                                  "last_call_timeout=0.3,late_join_delay=0.2,join_timeout=5,connect_timeout=1,"
+                                  "heartbeat_interval=" +
+                                      std::to_string(kInterval)}};
+  auto& a = cluster.start(0, short_of_time);
+  REQUIRE(a.wait_for("nodes are here"));
+  auto& b = cluster.start(1, short_of_time);
+  REQUIRE(b.wait_for("r1/2"));
+  auto& c = cluster.start(2, short_of_time);
+  REQUIRE(c.wait_for("r2/3"));
+  network.part(0, 2);
+  auto result = c.finish();
+  CHECK(result.code == 95);
+  std::size_t told = 0;
+  for (auto at = result.error.find("is the next to host"); at != result.error.npos;
+       at = result.error.find("is the next to host", at + 1))
+    ++told;
+  CHECK(told < 60);
+  CHECK(b.wait_for("r1/2 g1 a"));
+}
+
 TEST_CASE("a slow line delays everything and breaks nothing", "[network]") {
   if (!has_network()) return;
   Network network(2);

@@ -283,6 +283,6 @@ TEST_CASE("the other commands of fabric", "[run]") {
   CHECK(alias.lines("of 2").size() == 2);
   auto nothing = run({"consolidate", "folder"});
   CHECK(nothing.code == 125);
-  CHECK(nothing.said("nothing to consolidate"));
+  CHECK(nothing.said("cannot consolidate yet"));
   CHECK(run({"completion", "bash"}).out.find("--nproc-per-node") != std::string::npos);
 }

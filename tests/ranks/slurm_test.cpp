@@ -108,7 +108,8 @@ TEST_CASE("one launcher on each node, without a flag about nodes", "[slurm]") {
   CHECK(result.has("[gpu-09:3] "));
   // SLURM brought a secret, and its files are gone.
   CHECK_FALSE(result.has("this job has no secret"));
-  CHECK(slurm->shell("ls -d /tmp/fabric-" + std::to_string(geteuid()) + "-* /tmp/fabric-secret-* 2>/dev/null").text.empty());
+  CHECK(slurm->shell("ls -d /tmp/fabric-" + std::to_string(geteuid()) + "-* /tmp/fabric-secret-* 2>/dev/null")
+            .text.empty());
 }
 
 TEST_CASE("tasks that are alone although they are several: an error", "[slurm]") {
