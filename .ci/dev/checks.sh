@@ -141,12 +141,12 @@ names() {
 # sanitize KIND, in a subshell.
 sanitize() {
   local kind=$1 folder=build/sanitize-$1 status=0
-  local parsers=(fabric_fuzz_launcher fabric_fuzz_rendezvous) library=("${library_tests[@]}")
+  local parsers=(fabric_fuzz_launcher fabric_fuzz_rendezvous fabric_fuzz_store) library=("${library_tests[@]}")
   if [[ $kind == thread ]]; then
     library=()
     echo "thread sanitizer: the library's tests are left out, since LibTorch is not instrumented"
   else
-    parsers+=(fabric_fuzz_checkpoint)
+    parsers+=(fabric_fuzz_values fabric_fuzz_checkpoint)
   fi
   DEV_BUILD_TYPE=RelWithDebInfo configure "$folder" "$torch_root" -DFABRIC_SANITIZE="$kind" -DFABRIC_BENCH=OFF \
     -DFABRIC_EXAMPLES=OFF -DFABRIC_INSTALL=OFF -DFABRIC_WITH_CUDA=OFF -DFABRIC_WITH_MPI=OFF
@@ -158,11 +158,11 @@ sanitize() {
   local crashes=handle_segv=0:handle_sigbus=0:handle_sigfpe=0:handle_sigill=0:handle_abort=0
   export TSAN_OPTIONS=$crashes:halt_on_error=1:report_signal_unsafe=0:atexit_sleep_ms=0
   export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-  ASAN_OPTIONS=$crashes run_tests "$folder" -R "$(names "${launcher_tests[@]}" "${parsers[@]:0:2}")" || status=1
+  ASAN_OPTIONS=$crashes run_tests "$folder" -R "$(names "${launcher_tests[@]}" "${parsers[@]:0:3}")" || status=1
   ((${#library[@]})) || return $status
   # LibTorch keeps what it made until the process ends, and hands over containers that it did not annotate.
   ASAN_OPTIONS=$crashes:detect_container_overflow=0 LSAN_OPTIONS=suppressions=$root/tests/support/leaks_of_libtorch.txt \
-    run_tests "$folder" -R "$(names "${library[@]}" "${parsers[@]:2}")" || status=1
+    run_tests "$folder" -R "$(names "${library[@]}" "${parsers[@]:3}")" || status=1
   return $status
 }
 

@@ -1,16 +1,22 @@
 #include "fabric/base/value_codec_internal.h"
 
+#include <algorithm>
 #include <cstring>
+#include <string>
 #include <utility>
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/view_as_real.h>
+#include <c10/util/Exception.h>
 
 #include <fabric/base/error.h>
 
 namespace fabric::collectives {
 namespace {
+
+// As deep as nested values may be: reading and writing them uses the stack.
+constexpr int kMostLevels = 200;
 
 enum class Tag : std::uint8_t { null, no, yes, integer, real, text, undefined, tensor, large_tensor, list, map };
 
@@ -19,7 +25,10 @@ class Writer {
   Writer(std::int64_t inline_limit, std::vector<at::Tensor>& large) : inline_limit_(inline_limit), large_(large) {}
 
   void value(const Value& value) {
+    if (++level_ > kMostLevels)
+      throw MisuseError("a collective takes values of at most " + std::to_string(kMostLevels) + " levels");
     std::visit([this](const auto& content) { write(content); }, value.variant());
+    --level_;
   }
   std::vector<std::uint8_t> take() { return std::move(bytes_); }
 
@@ -85,6 +94,7 @@ class Writer {
   std::int64_t inline_limit_;
   std::vector<at::Tensor>& large_;
   std::vector<std::uint8_t> bytes_;
+  int level_ = 0;
 };
 
 class Reader {
@@ -93,6 +103,18 @@ class Reader {
       : next_(bytes), end_(bytes + size), device_(device), large_(large) {}
 
   Value value() {
+    if (++level_ > kMostLevels) damaged();
+    auto read = content();
+    --level_;
+    return read;
+  }
+  bool at_end() const { return next_ == end_; }
+  [[noreturn]] static void damaged() {
+    throw CollectiveError("a value that another rank sent arrived damaged. Do all ranks run the same program?");
+  }
+
+ private:
+  Value content() {
     switch (static_cast<Tag>(*take(1))) {
       case Tag::null:
         return {};
@@ -131,12 +153,6 @@ class Reader {
     }
     damaged();
   }
-  bool at_end() const { return next_ == end_; }
-  [[noreturn]] static void damaged() {
-    throw CollectiveError("a value that another rank sent arrived damaged. Do all ranks run the same program?");
-  }
-
- private:
   const std::uint8_t* take(std::size_t count) {
     if (static_cast<std::size_t>(end_ - next_) < count) damaged();
     return std::exchange(next_, next_ + count);
@@ -156,14 +172,35 @@ class Reader {
     auto count = static_cast<std::size_t>(length());
     return std::string(reinterpret_cast<const char*>(take(count)), count);
   }
+  std::int64_t bytes_of_tensor(at::ScalarType type, const std::vector<std::int64_t>& sizes) {
+    auto kind = static_cast<int>(type);
+    if (kind < 0 || kind >= static_cast<int>(at::ScalarType::Undefined)) damaged();
+    bool is_empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+    auto bytes = static_cast<std::int64_t>(c10::elementSize(type));
+    for (auto size : sizes)
+      if (size < 0 || (!is_empty && __builtin_mul_overflow(bytes, size, &bytes))) damaged();
+    return is_empty ? 0 : bytes;
+  }
+  // On the word of another rank; the bytes of a large tensor come later.
+  static at::Tensor memory_for(at::IntArrayRef sizes, const at::TensorOptions& options, std::int64_t bytes) {
+    try {
+      return at::empty(sizes, options);
+    } catch (const c10::Error&) {
+      throw CollectiveError("there is no memory for a tensor of " + std::to_string(bytes) + " bytes and type " +
+                            c10::toString(options.dtype().toScalarType()) + " that another rank sends");
+    }
+  }
   at::Tensor tensor(bool is_large) {
     auto type = static_cast<at::ScalarType>(number());
     auto from = static_cast<c10::DeviceType>(number());
     std::vector<std::int64_t> sizes(static_cast<std::size_t>(length()));
     for (auto& size : sizes) size = number();
+    auto bytes = bytes_of_tensor(type, sizes);
+    // Known to be there before memory for it is asked for; a large tensor's bytes come later.
+    if (!is_large && bytes > end_ - next_) damaged();
     auto target = from == device_.type() ? device_ : c10::Device(c10::kCPU);
-    if (is_large) return large_.emplace_back(at::empty(sizes, at::TensorOptions(target).dtype(type)));
-    auto made = at::empty(sizes, at::TensorOptions(c10::kCPU).dtype(type));
+    if (is_large) return large_.emplace_back(memory_for(sizes, at::TensorOptions(target).dtype(type), bytes));
+    auto made = memory_for(sizes, at::TensorOptions(c10::kCPU).dtype(type), bytes);
     if (made.nbytes() > 0) std::memcpy(made.mutable_data_ptr(), take(made.nbytes()), made.nbytes());
     return made.to(target);
   }
@@ -172,6 +209,7 @@ class Reader {
   const std::uint8_t* end_;
   c10::Device device_;
   std::vector<at::Tensor>& large_;
+  int level_ = 0;
 };
 
 }  // namespace

@@ -140,7 +140,7 @@ RANKS_TEST("the other waits of a ddp step find a rank that is elsewhere, too", "
     if (!is_static) {
       fabric.backward(model(x).sum());
       require_parts(mismatch_of([&] { rank == 1 ? elsewhere() : fabric.backward(model(x).sum()); }),
-                    {"rank 0: rebuild of gradient buckets", "rank 1: barrier(\"elsewhere\")"});
+                    {"rank 0: ddp step (rebuild of gradient buckets)", "rank 1: barrier(\"elsewhere\")"});
     } else {
       auto loss = model(x).sum();
       require_parts(mismatch_of([&] { rank == 1 ? elsewhere() : fabric.backward(loss); }),

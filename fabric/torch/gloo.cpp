@@ -57,6 +57,8 @@ c10::intrusive_ptr<c10d::Backend> make(const c10::intrusive_ptr<c10d::Store>& st
   return c10::make_intrusive<ClosableGloo>(store, rank, size, std::move(options));
 }
 
+bool is_ours(c10d::Backend& backend) { return dynamic_cast<ClosableGloo*>(&backend) != nullptr; }
+
 void on_all_reduce(c10d::Backend& made, std::function<void(c10::intrusive_ptr<c10d::Work>)> started) {
   static_cast<ClosableGloo&>(made).started = std::move(started);
 }

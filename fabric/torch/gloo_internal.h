@@ -14,7 +14,9 @@ namespace fabric::torch_gloo {
 /// throws.
 c10::intrusive_ptr<c10d::Backend> make(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
                                        std::chrono::milliseconds timeout, const std::string& address);
-// All take what make() returned.
+/// Whether make() returned it: a program may have put a backend of its own in Gloo's place.
+bool is_ours(c10d::Backend& backend);
+// The following take what make() returned.
 /// Calls `started` with each all-reduce that is started; empty: no more.
 void on_all_reduce(c10d::Backend& made, std::function<void(c10::intrusive_ptr<c10d::Work>)> started);
 /// Whether operations are queued or under way; freeing it would wait for them.

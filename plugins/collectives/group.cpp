@@ -1,5 +1,8 @@
 #include "plugins/collectives/group.h"
 
+#include <algorithm>
+#include <optional>
+
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/graph_task.h>
 
@@ -29,25 +32,42 @@ bool wait_at_most(c10d::Work& work, milliseconds time) {
 }  // namespace
 
 void Group::count_operation() {
-  if (lane) ++lane->begun;
+  if (!lane) return;
+  ++lane->begun;
+  // Before it starts: its messages may be read before this thread comes to wait for it.
+  faults_ = gloo_faults();
 }
 
-void Group::wait(c10d::Work& work, const char* operation, steady_clock::time_point begin) {
+void Group::wait(c10d::Work& work, const char* operation, std::int64_t bytes, steady_clock::time_point begin) {
   // Work on a device is not waited for here, but by the device's stream.
   if (!board || (transport.on_device && !checked)) {
     work.wait();
     return;
   }
   constexpr milliseconds kUsual{1000};
-  auto faults = gloo_faults();
-  if (wait_at_most(work, kUsual)) return;
-  LongWait long_wait(*this, Activity::of_process().within_task(checked ? describe(*checked) : operation),
-                     checked != nullptr, begin);
-  do {
-    if (gloo_faults() != faults)
-      throw std::runtime_error("Gloo got a message that does not fit the operation: " + last_gloo_fault());
-    long_wait.look();
-  } while (!wait_at_most(work, long_wait.pause()));
+  std::optional<LongWait> made;
+  auto long_wait = [&]() -> LongWait& {
+    if (!made) made.emplace(*this, operation, bytes, begin);
+    return *made;
+  };
+  try {
+    if (wait_at_most(work, kUsual)) return;
+    steady_clock::time_point next_look{};
+    do {
+      // Gloo tells nobody else of such a message here, however far the next look is.
+      if (gloo_faults() != faults_)
+        throw std::runtime_error("Gloo got a message that does not fit the operation: " + last_gloo_fault());
+      if (steady_clock::now() >= next_look) {
+        long_wait().look();
+        next_look = steady_clock::now() + long_wait().pause();
+      }
+    } while (!wait_at_most(work, std::min(long_wait().pause(), kUsual)));
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception&) {
+    long_wait().explain_failure();
+    throw;
+  }
 }
 
 void Group::watch_all_reduces() {
@@ -57,12 +77,13 @@ void Group::watch_all_reduces() {
 }
 
 void Group::note_started(c10::intrusive_ptr<c10d::Work> work) {
-  count_operation();
+  if (lane) ++lane->begun;
   int pass = torch::autograd::get_current_graph_task_id();
   if (pass < 0) return;  // whoever started it outside of a backward pass waits for it
   if (pass != backward_pass_) {
     started_.clear();
     backward_pass_ = pass;
+    faults_ = gloo_faults();
     torch::autograd::Engine::get_default_engine().queue_callback([this] { wait_for_started(); });
   }
   started_.push_back(std::move(work));
@@ -73,7 +94,7 @@ void Group::wait_for_started() {
   constexpr const char* kOperation = "all-reduce of gradients";
   auto works = std::move(started_);
   guard(kOperation, [&](auto begin) {
-    for (const auto& work : works) wait(*work, kOperation, begin);
+    for (const auto& work : works) wait(*work, kOperation, kAnySize, begin);
   });
   // Back with its memory, so that the next pass allocates none.
   works.clear();

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -20,6 +21,10 @@ namespace fabric::collectives {
 class WaitBoard;
 struct Call;
 struct Lane;
+
+/// Of an operation to which the ranks may bring different amounts.
+inline constexpr std::int64_t kAnySize = -1;
+inline std::int64_t size_of(const at::Tensor& tensor) { return static_cast<std::int64_t>(tensor.nbytes()); }
 
 /// What the copies of a ProcessGroup share: who its ranks are, what carries their tensors, and whether it still works.
 class Group {
@@ -44,9 +49,14 @@ class Group {
   /// name of the operation is a literal.
   template <class Start>
   void run(const char* operation, Start&& start) {
+    run(operation, kAnySize, std::forward<Start>(start));
+  }
+  /// `bytes`: what this rank brings, where all ranks have to bring as much. Read where a wait lasts, and only then.
+  template <class Start>
+  void run(const char* operation, std::int64_t bytes, Start&& start) {
     count_operation();
     guard(operation, [&](auto begin) {
-      if (auto work = start()) wait(*work, operation, begin);
+      if (auto work = start()) wait(*work, operation, bytes, begin);
     });
   }
   /// The same for what goes on between two ranks.
@@ -59,6 +69,7 @@ class Group {
   /// From now on the end of each backward pass waits here for the all-reduces that were started in it, before the
   /// Reducer waits inside LibTorch: so a rank that does not come is noticed and named. The backend is Gloo.
   void watch_all_reduces();
+  bool watches_all_reduces() const { return watches_; }
   /// Cannot be used from now on; whoever waits in it, here or on another rank, is told.
   void abandon(const std::string& why);
   /// Remembers the failure and throws it as TimeoutError or CollectiveError.
@@ -80,10 +91,11 @@ class Group {
     activity.end_operation();
   }
   void count_operation();
-  void wait(c10d::Work& work, const char* operation, std::chrono::steady_clock::time_point begin);
+  void wait(c10d::Work& work, const char* operation, std::int64_t bytes, std::chrono::steady_clock::time_point begin);
   void note_started(c10::intrusive_ptr<c10d::Work> work);
   void wait_for_started();
 
+  std::uint64_t faults_ = 0;  // of Gloo, before the operation that runs
   bool watches_ = false;
   std::vector<c10::intrusive_ptr<c10d::Work>> started_;  // in the backward pass that runs; nobody waits for it yet
   std::int64_t backward_pass_ = -1;                      // autograd's number of that pass

@@ -3,6 +3,8 @@
 #include <future>
 #include <thread>
 
+#include <c10/util/Exception.h>
+
 #include <fabric/base/error.h>
 
 #include "fabric/torch/messages_internal.h"
@@ -82,6 +84,9 @@ Diagnosis diagnose(const Identity& id, Transport& transport, const char* operati
     auto who = missing.empty() ? "Every rank waited: the connections between them broke."
                                : list_of_ranks(missing) + " did not come: ended, stuck, or calling something else.";
     return {who, all_ranks(std::move(known))};
+  } catch (const c10::DistStoreError&) {
+    forget_job_store(id.ranks);
+    return {"The job's store does not answer: " + server + ", which serves it, is stuck.", ""};
   } catch (const std::exception&) {
     forget_job_store(id.ranks);
     return {"The job's store is gone: " + server + ", which served it, ended.", ""};

@@ -16,6 +16,7 @@
 #include <fabric/base/nearest_name.h>
 
 #include "fabric/base/broken_pipe_internal.h"
+#include "fabric/torch/gloo_internal.h"
 #include "plugins/collectives/backend_kinds.h"
 #include "plugins/collectives/check.h"
 #include "plugins/collectives/plain_number.h"
@@ -247,6 +248,7 @@ std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, cons
 
 std::shared_ptr<Group> make_apart(const std::shared_ptr<Group>& parent, const std::string& name) {
   if (parent->id.backend != "gloo" || !parent->board) return parent;
+  if (!torch_gloo::is_ours(*parent->transport.cpu->c10d())) return parent;
   verify(*parent, {.operation = "connecting the ranks once more", .label = &name});
   auto number = std::to_string(parent->transport.subgroups++);
   auto group = std::make_shared<Group>();

@@ -66,6 +66,7 @@ void ProcessGroup::recv_(at::Tensor& tensor, int src, int tag) const {
     auto theirs = at::empty_like(shape_record("recv", tensor));
     std::vector<at::Tensor> record{theirs};
     group.run_between_two("recv", [&] { return group.transport.cpu->c10d()->recv(record, src, tag); });
+    require_record("recv", theirs);
     if (!same_record(theirs, tensor)) {
       // Taken off the wire, so that the next message is the next one.
       receive(at::empty({bytes_in_record(theirs)}, bytes.options()));

@@ -1,5 +1,6 @@
 #include "plugins/collectives/reducible.h"
 
+#include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
 
 namespace fabric::collectives {
@@ -104,7 +105,7 @@ void Reducible::store_in(at::Tensor& target, int size) const {
   }
   if (result.data_ptr() == target.data_ptr() && result.nbytes() == target.nbytes() && target.is_contiguous()) return;
   if (target.is_complex())
-    at::view_as_real(target).copy_(result);
+    target.copy_(at::view_as_complex(result.contiguous()));  // `target` may be a conjugate, which has no real view
   else
     target.copy_(result);
 }

@@ -35,17 +35,19 @@ std::optional<OwnFailure> attempt(const std::function<void()>& work, ErrorKind f
 }
 
 Value report_of(const std::string& operation, const std::optional<OwnFailure>& own) {
-  Value::List report{operation};
-  if (own) {
-    report.emplace_back(static_cast<int>(own->kind));
-    report.emplace_back(own->text);
-  }
-  return report;
+  if (!own) return Value::List{operation};
+  return Value::List{operation, static_cast<int>(own->kind), own->text};
 }
 
 // The reports of ranks that are somewhere else altogether say nothing about this operation.
+// Nor need they be reports: an all_gather of the program's own meets this one unless its task tells them apart.
 void require_same_operation(const std::vector<Value>& reports) {
-  auto name = [&](std::size_t rank) -> const std::string& { return reports[rank].as_list()[0].as_string(); };
+  auto name = [&](std::size_t rank) -> std::string {
+    const Value& report = reports[rank];
+    bool fits = report.is_list() && (report.as_list().size() == 1 || report.as_list().size() == 3) &&
+                report.as_list()[0].is_string();
+    return fits ? report.as_list()[0].as_string() : "all_gather of a value";
+  };
   bool same = true;
   for (std::size_t rank = 1; rank < reports.size(); ++rank) same &= name(rank) == name(0);
   if (same) return;

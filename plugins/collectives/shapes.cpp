@@ -90,6 +90,17 @@ at::Tensor shape_record(const char* operation, const at::Tensor& tensor) {
   return record;
 }
 
+void require_record(const char* operation, const at::Tensor& record) {
+  const auto* theirs = record.const_data_ptr<std::int64_t>();
+  bool fits = theirs[0] >= 0 && theirs[0] < static_cast<std::int64_t>(at::ScalarType::Undefined) && theirs[1] >= 0 &&
+              theirs[1] <= kMostDimensions;
+  for (std::int64_t i = 0; fits && i < theirs[1]; ++i) fits = theirs[2 + i] >= 0;
+  if (!fits)
+    throw CollectiveError(std::string(operation) +
+                          " got something else than the shape that goes ahead of a tensor. Have all ranks the same "
+                          "`check`?");
+}
+
 bool same_record(const at::Tensor& record, const at::Tensor& tensor) {
   const auto* theirs = record.const_data_ptr<std::int64_t>();
   return theirs[0] == static_cast<std::int64_t>(tensor.scalar_type()) && theirs[1] == tensor.dim() &&

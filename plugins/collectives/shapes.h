@@ -23,6 +23,8 @@ void require_one_per_rank(const Group& group, const char* operation, const std::
 
 /// Type and shape of a tensor as int64 numbers, to be sent ahead of it. Throws MisuseError for more than 12 dimensions.
 at::Tensor shape_record(const char* operation, const at::Tensor& tensor);
+/// Throws CollectiveError for a record that no rank of ours wrote: the sender has the check off, say.
+void require_record(const char* operation, const at::Tensor& record);
 bool same_record(const at::Tensor& record, const at::Tensor& tensor);
 std::int64_t bytes_in_record(const at::Tensor& record);
 std::string describe_record(const at::Tensor& record);

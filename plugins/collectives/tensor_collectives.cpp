@@ -45,7 +45,7 @@ at::Tensor incoming(const at::Tensor& bytes, at::IntArrayRef sizes, const at::Te
 void reduce_in_place(Group& group, at::Tensor& tensor, ReduceOp op, const char* operation) {
   at::AutoGradMode no_grad(false);
   auto reducible = make_reducible(group, tensor, op, operation);
-  group.run(operation, [&] {
+  group.run(operation, size_of(reducible.buffer), [&] {
     group.one.assign(1, reducible.buffer);
     c10d::AllreduceOptions options;
     options.reduceOp = reducible.op;
@@ -59,13 +59,14 @@ void reduce_in_place(Group& group, at::Tensor& tensor, ReduceOp op, const char* 
 // One flat buffer with `size` bytes of each rank.
 at::Tensor gather_bytes(Group& group, const char* operation, at::Tensor mine) {
   auto all = buffer_like(mine, mine.numel() * group.id.size);
-  if (all.numel() > 0) group.run(operation, [&] { return group.transport.carrier(mine)._allgather_base(all, mine); });
+  if (all.numel() > 0)
+    group.run(operation, size_of(mine), [&] { return group.transport.carrier(mine)._allgather_base(all, mine); });
   return all;
 }
 
 void broadcast_bytes(Group& group, const char* operation, at::Tensor& bytes, int src) {
   if (bytes.numel() == 0) return;
-  group.run(operation, [&] {
+  group.run(operation, size_of(bytes), [&] {
     group.one.assign(1, bytes);
     c10d::BroadcastOptions options;
     options.rootRank = src;
@@ -110,7 +111,7 @@ at::Tensor ProcessGroup::reduce(const at::Tensor& tensor, ReduceOp op, int dst) 
   auto result = tensor.detach().clone(at::MemoryFormat::Contiguous);
   if (group.id.size > 1 && tensor.numel() > 0) {
     auto reducible = make_reducible(group, result, op, "reduce");
-    group.run("reduce", [&] {
+    group.run("reduce", size_of(reducible.buffer), [&] {
       group.one.assign(1, reducible.buffer);
       c10d::ReduceOptions options;
       options.reduceOp = reducible.op;
@@ -184,7 +185,7 @@ std::vector<at::Tensor> ProcessGroup::gather(const at::Tensor& tensor, int dst) 
       outputs[0].push_back(flat.narrow(0, rank * mine[0].numel(), mine[0].numel()));
   }
   if (mine[0].numel() > 0)
-    group.run("gather", [&] {
+    group.run("gather", size_of(mine[0]), [&] {
       c10d::GatherOptions options;
       options.rootRank = dst;
       return group.transport.carrier(mine[0]).gather(outputs, mine, options);
@@ -207,7 +208,7 @@ at::Tensor ProcessGroup::scatter(const std::vector<at::Tensor>& inputs, const at
   }
   std::vector<at::Tensor> arrived{outgoing(group, at::empty_like(like, at::MemoryFormat::Contiguous))};
   if (arrived[0].numel() > 0)
-    group.run("scatter", [&] {
+    group.run("scatter", size_of(arrived[0]), [&] {
       c10d::ScatterOptions options;
       options.rootRank = src;
       return group.transport.carrier(arrived[0]).scatter(arrived, parts, options);
@@ -236,14 +237,14 @@ at::Tensor ProcessGroup::reduce_scatter(const std::vector<at::Tensor>& inputs, R
   if (even) {
     auto input = reducible.buffer.reshape({-1});
     auto output = at::empty({own.numel() * per_item}, input.options());
-    group.run("reduce_scatter", [&] {
+    group.run("reduce_scatter", size_of(input), [&] {
       c10d::ReduceScatterOptions options;
       options.reduceOp = reducible.op;
       return carrier._reduce_scatter_base(output, input, options);
     });
     reducible.buffer = own.is_complex() ? output.view({-1, 2}) : output;
   } else {
-    group.run("reduce_scatter", [&] {
+    group.run("reduce_scatter", size_of(reducible.buffer), [&] {
       group.one.assign(1, reducible.buffer);
       c10d::AllreduceOptions options;
       options.reduceOp = reducible.op;

@@ -35,7 +35,6 @@ const Variables kPalsRank{{"PALS_RANKID", "5"}, {"PALS_LOCAL_RANKID", "1"}, {"PA
                           {"PMI_SIZE", "6"}};
 const Variables kMeetingPoint{{"MASTER_ADDR", "node0"}, {"MASTER_PORT", "29500"}};
 
-
 TEST_CASE("ranks of MPICH, Intel MPI, MVAPICH, Flux and PALS", "[environment][pmi]") {
   CHECK(detect_environment(pmi_env(kHydraRank))->name() == "pmi");
   CHECK(detect_environment(pmi_env(both(kHydraRank, kMeetingPoint)))->rank_info().to_string() ==

@@ -46,8 +46,10 @@ class FABRIC_API ProcessGroup {
     std::string backend = "auto";
     double timeout_seconds = 1800;
     /// Compares operation, shape and type across the ranks before each collective that Fabric makes. Costs one small
-    /// all-reduce. Off: a mismatch ends in the backend's own error or in the timeout, but over MPI on one machine in a
-    /// MismatchError all the same.
+    /// all-reduce. Off: over Gloo ranks that wait for one another in different operations, or with different amounts,
+    /// find out within seconds, by a MismatchError after which the group has to be made anew; over MPI on one machine
+    /// at once. Elsewhere a mismatch ends in the backend's own error or in the timeout. A broadcast or all_gather that
+    /// brings less than is waited for may pass unseen.
     bool check = true;
     /// Over MPI: all-reduces of at least this many MiB that nobody waits for (DDP's buckets) run in a thread beside
     /// backward. Pays where each rank has a core to spare; 0: never.

@@ -5,7 +5,8 @@
 // functions. The dynamic linker fills that table by the functions' names, and takes the first definition that it finds:
 // the one below, which calls Gloo's and closes the connection where that throws. Names and the place of the base class
 // are those of the Itanium ABI. Where LibTorch has other names, nothing refers to this function, and all is as without
-// it.
+// it. A name tells a function's arguments but not what it returns: only such are called whose results never changed
+// (Pair::signalExceptionExternal returns nothing in older Gloo, an exception_ptr by a hidden pointer in newer).
 #include "plugins/collectives/gloo/gloo_faults.h"
 
 #include <dlfcn.h>
@@ -24,12 +25,11 @@ namespace fabric::collectives {
 namespace {
 
 using HandleEvents = void (*)(void* handler, void* loop, int events);
-using SignalException = void (*)(void* pair, const std::string& text);
+using ClosePair = void (*)(void* pair);
 
 // Where the part of a Pair that handles events lies in it; the name above says so as well.
 constexpr std::ptrdiff_t kPlaceInPair = 16;
-constexpr const char* kSignalException =
-    "_ZN4gloo9transport3tcp4Pair23signalExceptionExternalERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE";
+constexpr const char* kClosePair = "_ZN4gloo9transport3tcp4Pair5closeEv";
 
 std::atomic<std::uint64_t> faults{0};
 
@@ -42,13 +42,15 @@ std::string& text_of_last() {
   return *text;
 }
 
-void close_pair(void* handler, const std::string& why) noexcept {
-  static const auto signal = reinterpret_cast<SignalException>(dlsym(RTLD_DEFAULT, kSignalException));
-  if (!signal) return;
+// Resets the connection, so that the peer is told at once. Waits of this process are not: the operation that the
+// message met is known to no list of Gloo's any more. They look at gloo_faults().
+void close_pair(void* handler) noexcept {
+  static const auto close = reinterpret_cast<ClosePair>(dlsym(RTLD_DEFAULT, kClosePair));
+  if (!close) return;
   try {
-    signal(static_cast<char*>(handler) - kPlaceInPair, why);
+    close(static_cast<char*>(handler) - kPlaceInPair);
   } catch (const std::exception&) {
-    // It was told before.
+    // The lock cannot be had: the process is beyond help.
   }
 }
 
@@ -79,7 +81,7 @@ extern "C" FABRIC_API void FABRIC_HANDLE_EVENTS(void* handler, void* loop, int e
     original(handler, loop, events);
   } catch (const std::exception& error) {
     note(error.what());
-    close_pair(handler, error.what());
+    close_pair(handler);
   }
 }
 

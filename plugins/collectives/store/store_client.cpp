@@ -62,9 +62,11 @@ StoreClient::Reply StoreClient::ask(Request request, const std::vector<std::stri
       int ready = poll(&item, 1, static_cast<int>(std::clamp<std::int64_t>(left, 0, 1'000'000)));
       if (ready > 0) return;
       if (ready < 0 && errno != EINTR) store_is_gone();
-      if (steady_clock::now() >= until)
-        C10_THROW_ERROR(DistStoreError, "the job's store: the wait for " + (keys.empty() ? "it" : keys.front()) +
-                                            " timed out after " + std::to_string(timeout.count()) + " ms");
+      if (steady_clock::now() < until) continue;
+      // The rest of a request that is half sent would be taken for the beginning of the next one.
+      if (events == POLLOUT) interrupt();
+      C10_THROW_ERROR(DistStoreError, "the job's store: the wait for " + (keys.empty() ? "it" : keys.front()) +
+                                          " timed out after " + std::to_string(timeout.count()) + " ms");
     }
   };
   for (std::string_view rest = out_; !rest.empty();) {

@@ -1,15 +1,20 @@
 #include "plugins/collectives/store/store_members.h"
 
+#include "launcher/os/visible.h"
+
 namespace fabric::collectives {
 
 std::string job_in_words(const std::string& job) { return job.empty() ? "a job without a name" : job; }
 
-std::string StoreMembers::admit(const wire::Greeting& client) {
+// What a client says of itself comes from anybody, and what it is told goes to every rank's log.
+std::string StoreMembers::admit(const wire::Greeting& given) {
+  auto client = given;
+  client.who = visible(given.who);
   auto rank = "rank " + std::to_string(client.rank) + " (" + client.who + ")";
   auto server = "rank 0 of " + job_in_words(job_.job) + " (" + job_.who + ")";
   if (client.job != job_.job)
     return "two jobs use one port: " + server + " serves its store there, and " + rank + " of " +
-           job_in_words(client.job) + " came to it. Give each job a MASTER_PORT of its own";
+           job_in_words(visible(client.job)) + " came to it. Give each job a MASTER_PORT of its own";
   if (client.world_size != job_.world_size)
     return "two jobs use one port, or the ranks are told different numbers: " + server + " has " +
            std::to_string(job_.world_size) + " ranks, and " + rank + " says that its job has " +
@@ -27,7 +32,7 @@ std::string StoreMembers::admit(const wire::Greeting& client) {
                known->second.who + " and as " + client.who +
                ". Two jobs use one MASTER_PORT, or a process was started twice or on its own again; give each job a "
                "port of its own, and start all of a job's ranks together";
-  // Of two that call themselves rank 0 the one that serves is it.
+  // Of two that call themselves rank 0 the one that serves is it, whichever comes first.
   if (gathering && client.rank != 0) mixed_ = twice;
   return twice;
 }

@@ -11,7 +11,7 @@ namespace fabric::collectives {
 class StoreMembers {
  public:
   /// The job is that of rank 0, which serves the store.
-  explicit StoreMembers(wire::Greeting job) : job_(std::move(job)) {}
+  explicit StoreMembers(wire::Greeting job) : job_(std::move(job)) { ranks_.emplace(job_.rank, job_); }
   const wire::Greeting& job() const { return job_; }
   /// Empty: welcome. Otherwise what the client is told. A rank that comes a second time, from another process, while
   /// the job is still gathering, mixes it: from then on nobody is served, since nothing tells which of the two is

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -49,8 +50,8 @@ std::int64_t count_in(const std::string& text) {
 StoreServer::StoreServer(std::vector<Descriptor> listeners, wire::Greeting job)
     : listeners_(std::move(listeners)), members_(std::move(job)) {
   epoll_ = require_descriptor(epoll_create1(EPOLL_CLOEXEC), "its thread");
-  wakeup_ = make_wakeup();
-  spare_ = open_dev_null();
+  wakeup_ = require_descriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "its end");
+  spare_ = require_descriptor(open("/dev/null", O_RDWR | O_CLOEXEC), "/dev/null");
   if (!watch(epoll_.get(), wakeup_.get(), EPOLLIN))
     throw CollectiveError(std::string("the job's store cannot be served: ") + std::strerror(errno));
   for (const auto& listener : listeners_) {
@@ -118,6 +119,8 @@ void StoreServer::accept_from(int listener) {
         if (a.second->is_member != b.second->is_member) return b.second->is_member;
         return a.second->since < b.second->since;
       });
+      // Its number may be the next one that the system gives out, and then is somebody else's.
+      std::erase(gone_, oldest->first);
       drop(oldest->first);
     }
     ++strangers_;
@@ -238,7 +241,8 @@ void StoreServer::answer(Client& client, std::string_view bytes) {
     }
     case Request::add: {
       auto found = values_.find(key);
-      number += found == values_.end() ? 0 : count_in(found->second);
+      if (found != values_.end() && __builtin_add_overflow(number, count_in(found->second), &number))
+        return refuse(client, "a count that no number of 64 bits holds");
       put(key, std::to_string(number));
       break;
     }
@@ -292,7 +296,10 @@ void StoreServer::forget_wish(Client& client) {
 
 void StoreServer::reply_with_values(Client& client) {
   std::vector<std::string> values;
-  for (const auto& key : client.wanted) values.push_back(values_[key]);
+  for (const auto& key : client.wanted) {
+    auto found = values_.find(key);  // one that came and was removed since is not brought back
+    values.push_back(found == values_.end() ? "" : found->second);
+  }
   wire::Writer reply(client.out);
   reply.number(client.number);
   reply.byte(static_cast<std::uint8_t>(Status::ok));

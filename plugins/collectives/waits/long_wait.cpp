@@ -29,19 +29,32 @@ std::string whole_seconds(steady_clock::duration time) {
 
 }  // namespace
 
-LongWait::LongWait(Group& group, std::string what, bool in_check, steady_clock::time_point begin)
-    : group_(group), what_(std::move(what)), in_check_(in_check), begin_(begin) {
+LongWait::LongWait(Group& group, const char* operation, std::int64_t bytes, steady_clock::time_point begin)
+    : group_(group), operation_(operation), bytes_(bytes), in_check_(group.checked != nullptr), begin_(begin) {
+  std::string name = in_check_ ? describe(*group.checked) : operation;
+  if (!in_check_ && bytes >= 0) name += " of " + std::to_string(bytes) + " bytes";
+  what_ = Activity::of_process().within_task(name);
   announce_at_ = begin + std::min<steady_clock::duration>(kAnnounceAfter, group.id.timeout / 2);
   suspects_.resize(group.lane->members.size());
 }
 
 LongWait::~LongWait() {
-  if (!published_) return;
+  if (!published_ || is_quiet_) return;
   try {
-    group_.board->publish({});
+    group_.board->publish(here(false));
   } catch (const std::exception& error) {
     log::debug(std::string("the end of a wait could not be told: ") + error.what());
   }
+}
+
+WaitingPlace LongWait::here(bool waits) const {
+  return {.waits = waits,
+          .in_check = in_check_,
+          .lane = group_.lane->name,
+          .number = group_.lane->begun,
+          .operation = operation_,
+          .bytes = bytes_,
+          .what = what_};
 }
 
 bool LongWait::waits_in_vain_for(const WaitingPlace& place) const {
@@ -51,24 +64,63 @@ bool LongWait::waits_in_vain_for(const WaitingPlace& place) const {
   return theirs && theirs->begun < place.number;
 }
 
+// A backward pass counts its operations when they start, and waits for all of them under one name.
+bool LongWait::is_at_odds_with(const WaitingPlace& place) const {
+  if (in_check_ || place.in_check || group_.watches_all_reduces()) return false;
+  if (place.lane != group_.lane->name || place.number != group_.lane->begun) return false;
+  return place.operation != operation_ || place.bytes != bytes_;
+}
+
+void LongWait::require_no_odds(const std::vector<WaitingPlace>& places) {
+  const auto& members = group_.lane->members;
+  std::vector<std::string> known(members.size());
+  bool at_odds = false;
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    const auto& place = places[static_cast<std::size_t>(members[i])];
+    at_odds = at_odds || is_at_odds_with(place);
+    if (place.lane == group_.lane->name && place.number == group_.lane->begun) known[i] = place.what;
+  }
+  if (!at_odds) return;
+  known[static_cast<std::size_t>(group_.id.rank)] = what_;
+  auto mine = "rank " + std::to_string(group_.id.rank) + ": the ranks call different collectives, so none can end.";
+  group_.abandon(mine);
+  throw MismatchError(mine + lines_of_ranks(group_, std::move(known)) +
+                      "\nCall the same operation with the same shape and type on every rank. The process group has to "
+                      "be made again");
+}
+
+void LongWait::explain_failure() {
+  if (is_quiet_) return;
+  std::vector<WaitingPlace> places;
+  try {
+    places = group_.board->places();
+  } catch (const std::exception&) {
+    is_quiet_ = true;
+    return;  // the store is gone as well, which says more
+  }
+  require_no_odds(places);
+}
+
 void LongWait::look() {
   if (is_quiet_) return;
   std::vector<WaitingPlace> places;
   try {
     if (!published_) {
       published_ = true;
-      group_.board->publish({.waits = true,
-                             .in_check = in_check_,
-                             .lane = group_.lane->name,
-                             .number = group_.lane->begun,
-                             .what = what_});
+      group_.board->publish(here(true));
     }
+    // A look brings a word of every rank: where these are many they take turns, or the store would be busy for long.
+    constexpr std::size_t kLookTogether = 256;
+    auto turns = group_.lane->members.size() / kLookTogether + 1;
+    if ((static_cast<std::size_t>(group_.id.rank) + looks_++) % turns != 0) return;
     places = group_.board->places();
   } catch (const std::exception& error) {
     is_quiet_ = true;
+    pause_ = milliseconds(1000);
     log::debug(std::string("a long wait goes on without the store: ") + error.what());
     return;
   }
+  require_no_odds(places);
   pause_ = std::min(pause_ * 2, kLongestPause);
   for (std::size_t i = 0; i < group_.lane->members.size(); ++i) {
     const auto& place = places[static_cast<std::size_t>(group_.lane->members[i])];

@@ -16,10 +16,15 @@ namespace fabric::collectives {
 /// in the check ahead of its operation, the other comes to that check as well, with its own operation: so all ranks of
 /// that group find the mismatch, where they would have found it had they been on one lane, and the group stays usable.
 /// Of two checks the one whose lane has the smaller name is taken. Where none is in a check, both give up.
+///
+/// On one lane two ranks are at odds when they brought different operations, or different amounts, as its n-th. Gloo
+/// tells messages apart by operation and number, so that neither gets one of the other's. The check finds that before;
+/// without it the first rank that sees it here breaks the group, upon which the others look as well. No rank's word
+/// gets old: its n-th operation stays what it was.
 class LongWait {
  public:
-  /// `what`: the operation in words. `in_check`: it is the check ahead of it that waits.
-  LongWait(Group& group, std::string what, bool in_check, std::chrono::steady_clock::time_point begin);
+  /// `bytes` as in Group::run.
+  LongWait(Group& group, const char* operation, std::int64_t bytes, std::chrono::steady_clock::time_point begin);
   /// Tells the others that the wait is over.
   ~LongWait();
   LongWait(const LongWait&) = delete;
@@ -27,20 +32,29 @@ class LongWait {
 
   /// Called now and then while the wait goes on. Throws MismatchError where it can have no end.
   void look();
+  /// Called when the wait failed: throws MismatchError where the ranks are at odds, which is why another one broke the
+  /// connections.
+  void explain_failure();
   /// How long to wait until the next look.
   std::chrono::milliseconds pause() const { return pause_; }
 
  private:
+  WaitingPlace here(bool waits) const;
   bool waits_in_vain_for(const WaitingPlace& place) const;
+  bool is_at_odds_with(const WaitingPlace& place) const;
+  void require_no_odds(const std::vector<WaitingPlace>& places);
   [[noreturn]] void give_up(const WaitingPlace& other);
   void announce(const std::vector<WaitingPlace>& places);
 
   Group& group_;
+  const char* operation_;
+  std::int64_t bytes_;
+  bool in_check_;  // it is the check ahead of the operation that waits
   std::string what_;
-  bool in_check_;
   std::chrono::steady_clock::time_point begin_, announce_at_;
   std::chrono::milliseconds pause_{1000};
   std::vector<std::int64_t> suspects_;  // versions of the places seen in the last look, by rank
+  std::size_t looks_ = 0;
   bool published_ = false;
   bool is_quiet_ = false;  // the store does not answer: the wait goes on without it
 };

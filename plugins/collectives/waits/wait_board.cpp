@@ -27,6 +27,8 @@ std::string encode_place(const WaitingPlace& place) {
   writer.byte(place.in_check);
   writer.text(place.lane);
   writer.number(place.number);
+  writer.text(place.operation);
+  writer.number(place.bytes);
   writer.text(place.what);
   writer.number(static_cast<std::int64_t>(place.begun.size()));
   for (const auto& [lane, count] : place.begun) {
@@ -37,6 +39,22 @@ std::string encode_place(const WaitingPlace& place) {
   return bytes;
 }
 
+// A store whose server is stuck answers never, and whoever waits must not wait for it beyond the wait's own end.
+class BriefCalls {
+ public:
+  explicit BriefCalls(c10d::Store& store) : store_(store), before_(store.getTimeout()) {
+    constexpr milliseconds kMost{3000};
+    store_.setTimeout(std::min(before_, kMost));
+  }
+  ~BriefCalls() { store_.setTimeout(before_); }
+  BriefCalls(const BriefCalls&) = delete;
+  BriefCalls& operator=(const BriefCalls&) = delete;
+
+ private:
+  c10d::Store& store_;
+  milliseconds before_;
+};
+
 WaitingPlace decode_place(const std::vector<std::uint8_t>& bytes) {
   WaitingPlace place;
   std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
@@ -46,6 +64,8 @@ WaitingPlace decode_place(const std::vector<std::uint8_t>& bytes) {
   place.in_check = reader.byte() != 0;
   place.lane = reader.text();
   place.number = reader.number();
+  place.operation = reader.text();
+  place.bytes = reader.number();
   place.what = reader.text();
   auto lanes = reader.number();
   for (std::int64_t i = 0; i < lanes && reader.good(); ++i) {
@@ -66,7 +86,8 @@ struct WaitBoard::Answering {
 
   void run() {
     pthread_setname_np(pthread_self(), "fabric_answers");
-    constexpr std::chrono::hours kLong{24};
+    // Longer than any job: a wait that ended sooner would be taken for the end of the store.
+    constexpr std::chrono::hours kLong{24 * 365 * 20};
     try {
       for (std::int64_t number = 1; !ended.load(); ++number) {
         store->wait({"ask/" + std::to_string(number)}, kLong);
@@ -134,16 +155,19 @@ void WaitBoard::publish(WaitingPlace place) {
   for (const auto& known : lanes_)
     if (auto each = known.lock()) place.begun[each->name] = each->begun;
   auto bytes = encode_place(place);
+  BriefCalls brief(*store_);
   store_->set("at/" + std::to_string(rank_), std::vector<std::uint8_t>(bytes.begin(), bytes.end()));
 }
 
 std::vector<WaitingPlace> WaitBoard::places() {
   std::vector<WaitingPlace> all;
+  BriefCalls brief(*store_);
   for (const auto& bytes : store_->multiGet(keys("at/"))) all.push_back(decode_place(bytes));
   return all;
 }
 
 std::vector<std::string> WaitBoard::ask(milliseconds timeout) {
+  BriefCalls brief(*store_);
   auto number = store_->add("questions", 1);
   auto begin = std::to_string(number) + " ";
   store_->set("ask/" + std::to_string(number), std::vector<std::uint8_t>{'?'});

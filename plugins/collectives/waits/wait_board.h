@@ -26,13 +26,15 @@ struct Lane {
   std::int64_t begun = 0;  // operations so far
 };
 
-/// Where a rank of the job waits, and how far it got on every lane.
+/// Where a rank of the job waits, and how far it got on every lane. Once its wait is over: where it waited last.
 struct WaitingPlace {
   std::int64_t version = 0;  // another one for each wait
   bool waits = false;
   bool in_check = false;  // in the check ahead of an operation, which a rank that waits elsewhere can come to as well
   std::string lane;
   std::int64_t number = 0;  // of the operation on its lane
+  std::string operation;    // its name alone
+  std::int64_t bytes = -1;  // what the rank brings to it, where all have to bring as much
   std::string what;
   std::map<std::string, std::int64_t> begun;  // by lane
 
@@ -58,7 +60,7 @@ class WaitBoard {
   /// Null where this rank has no such lane.
   Lane* lane(const std::string& name) const;
 
-  /// Tells the others where this rank waits, or that it no longer does. Throws what the store throws.
+  /// Tells the others where this rank waits, or that it no longer does. Throws what the store throws, within seconds.
   void publish(WaitingPlace place);
   std::vector<WaitingPlace> places();
   /// What each rank is doing now, by rank; empty for one that does not answer in time.
