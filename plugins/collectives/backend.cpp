@@ -14,11 +14,13 @@ namespace {
 using collectives::NamedKind;
 
 Registry<BackendKind>& backend_registry() {
-  static Registry<BackendKind> all("process group backend",
-                                   {{"gloo", collectives::gloo_kind(), "CPU tensors over TCP, part of LibTorch"},
-                                    {"mpi", collectives::mpi_kind(), "CPU tensors over Open MPI"},
-                                    {"nccl", collectives::nccl_kind(), "CUDA tensors; gloo beside it for the CPU"},
-                                    {"single", collectives::single_kind(), "one rank: nothing is sent"}});
+  static Registry<BackendKind> all(
+      "process group backend",
+      {{"gloo", collectives::gloo_kind(), "CPU tensors over TCP, part of LibTorch"},
+       {"mpi", collectives::mpi_kind(), "CPU tensors over Open MPI"},
+       {"shm", collectives::shm_kind(), "CPU tensors in memory that one machine's ranks share"},
+       {"nccl", collectives::nccl_kind(), "CUDA tensors; gloo beside it for the CPU"},
+       {"single", collectives::single_kind(), "one rank: nothing is sent"}});
   return all;
 }
 

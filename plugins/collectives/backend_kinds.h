@@ -8,6 +8,7 @@ namespace fabric::collectives {
 BackendKind gloo_kind();
 BackendKind mpi_kind();
 BackendKind nccl_kind();
+BackendKind shm_kind();
 BackendKind single_kind();
 
 struct NamedKind {

@@ -45,7 +45,7 @@ bool close(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
-BOTH_BACKENDS_TEST("every type is reduced by every operation", "[collectives]", 3) {
+ALL_BACKENDS_TEST("every type is reduced by every operation", "[collectives]", 3) {
   auto group = ranks::group_from_env();
   RANK_CHECK(group.rank() == rank && group.size() == 3);
   for (auto type : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16, at::kChar, at::kByte, at::kShort, at::kInt,
@@ -89,7 +89,7 @@ BOTH_BACKENDS_TEST("every type is reduced by every operation", "[collectives]", 
   group.shutdown();
 }
 
-BOTH_BACKENDS_TEST("tensors are moved between ranks", "[collectives]", 3) {
+ALL_BACKENDS_TEST("tensors are moved between ranks", "[collectives]", 3) {
   auto group = ranks::group_from_env();
   for (auto type : {at::kFloat, at::kBool, at::kShort, at::kComplexFloat, at::kBFloat16}) {
     auto mine = torch::tensor({rank % 2 == 0, true, false}).to(type).view({1, 3});
@@ -150,7 +150,7 @@ BOTH_BACKENDS_TEST("tensors are moved between ranks", "[collectives]", 3) {
   group.barrier("end");
 }
 
-BOTH_BACKENDS_TEST("nested values are moved between ranks", "[collectives]", 2) {
+ALL_BACKENDS_TEST("nested values are moved between ranks", "[collectives]", 2) {
   auto group = ranks::group_from_env();
   Value::Map map;
   map["name"] = rank == 0 ? "zero" : "one";
@@ -185,7 +185,7 @@ BOTH_BACKENDS_TEST("nested values are moved between ranks", "[collectives]", 2) 
   RANK_CHECK(group.all_gather_value(std::string(rank * 10, 'y'))[1].as_string() == "yyyyyyyyyy");
 }
 
-BOTH_BACKENDS_TEST("LibTorch's own object works beside ours", "[collectives]", 2) {
+ALL_BACKENDS_TEST("LibTorch's own object works beside ours", "[collectives]", 2) {
   auto group = ranks::group_from_env({.timeout_seconds = 30, .mpi_overlap_mb = 0.01});
   std::vector<Tensor> tensors{torch::full({100000}, rank + 1.0f)}, small{torch::full({2}, rank + 1.0f)};
   auto large_work = group.c10d()->allreduce(tensors);  // over MPI: in the thread

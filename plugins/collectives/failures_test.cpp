@@ -46,7 +46,7 @@ double seconds_since(steady_clock::time_point begin) {
 
 }  // namespace
 
-BOTH_BACKENDS_TEST("ranks that disagree get an error on every rank and go on", "[collectives][failures]", 2) {
+ALL_BACKENDS_TEST("ranks that disagree get an error on every rank and go on", "[collectives][failures]", 2) {
   auto group = ranks::group_from_env();
   using fabric::MismatchError;
   auto shape = message_of<MismatchError>([&] { group.all_reduce(torch::ones({2, rank + 1}), ReduceOp::sum); });
@@ -86,8 +86,8 @@ BOTH_BACKENDS_TEST("ranks that disagree get an error on every rank and go on", "
 }
 
 // A group without the check still compares what it must know to allocate memory.
-BOTH_BACKENDS_TEST("unequal types are found without the check where shapes are exchanged", "[collectives][failures]",
-                   2) {
+ALL_BACKENDS_TEST("unequal types are found without the check where shapes are exchanged", "[collectives][failures]",
+                  2) {
   auto group = ranks::group_from_env({.timeout_seconds = 30, .check = false});
   RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
   auto text = message_of<fabric::MismatchError>(
@@ -152,7 +152,7 @@ RANKS_TEST("the death of the rank that serves the store is an error too", "[coll
 }
 
 RANKS_BODY("stopped server") {
-  auto group = ranks::group_from_env({.timeout_seconds = 2});
+  auto group = ranks::group_from_env({.timeout_seconds = 15});
   auto pids = group.all_gather_value(getpid());
   if (rank == 0) {
     raise(SIGSTOP);
@@ -161,13 +161,14 @@ RANKS_BODY("stopped server") {
   auto begin = steady_clock::now();
   auto text = message_of<fabric::CollectiveError>([&] { group.barrier("stuck"); });
   std::cout << "failed after " << seconds_since(begin) << " s: " << text << std::endl;
-  RANK_CHECK(seconds_since(begin) < 20);
+  // Each look at the store that lasted as long as the group's timeout would show here.
+  RANK_CHECK(seconds_since(begin) < 28);
   end_rank(pids, 0);
   _exit(3);
 }
 
 TEST_CASE("a stopped rank that serves the store does not hang the others", "[collectives][failures]") {
-  auto outcomes = ranks::run("stopped server", {.world_size = 2, .timeout_seconds = 40});
+  auto outcomes = ranks::run("stopped server", {.world_size = 2, .timeout_seconds = 60});
   INFO(outcomes[1].output);
   CHECK(outcomes[1].exit_code == 3);
 }

@@ -13,7 +13,7 @@ using at::Tensor;
 using fabric::ProcessGroup;
 using fabric::ReduceOp;
 
-BOTH_BACKENDS_TEST("groups follow one another and part", "[collectives][groups]", 3) {
+ALL_BACKENDS_TEST("groups follow one another and part", "[collectives][groups]", 3) {
   for (int turn = 0; turn < 3; ++turn) {
     auto group = ranks::group_from_env();
     RANK_CHECK(group.all_reduce(torch::ones({2}), ReduceOp::sum)[0].item<float>() == 3);

@@ -79,7 +79,7 @@ TEST_CASE("each class has a number of its own, which stays", "[errors]") {
   CHECK_THROWS_AS(fabric::throw_error(ErrorKind::checkpoint_key, "x"), fabric::CheckpointError);
 }
 
-BOTH_BACKENDS_TEST("every rank throws the class of the one that failed, with its words", "[errors][ranks]", 3) {
+ALL_BACKENDS_TEST("every rank throws the class of the one that failed, with its words", "[errors][ranks]", 3) {
   auto group = ranks::group_from_env();
   for (ErrorKind kind : kKinds) {
     auto error = caught([&] {
@@ -118,7 +118,7 @@ BOTH_BACKENDS_TEST("every rank throws the class of the one that failed, with its
   RANK_CHECK(rank == 0 || nameless.kind == ErrorKind::other);
 }
 
-BOTH_BACKENDS_TEST("several that fail in different ways are one error", "[errors][ranks]", 3) {
+ALL_BACKENDS_TEST("several that fail in different ways are one error", "[errors][ranks]", 3) {
   auto group = ranks::group_from_env();
   auto error = caught([&] {
     run_together(group, "test", [&] {

@@ -1,5 +1,5 @@
-// Two ranks under mpirun: ddp steps over MPI and Gloo against one process, and all_reduce against plain MPI.
-// Both groups live in the same processes, so that every pair is measured in one run.
+// Two ranks under mpirun: ddp steps over MPI, Gloo and shared memory against one process, and all_reduce against plain
+// MPI. All groups live in the same processes, so that every pair is measured in one run.
 
 #include <mpi.h>
 #include <torch/torch.h>
@@ -34,16 +34,17 @@ struct Text {
 };
 
 struct Steps {
-  double mpi = 1e300, gloo = 1e300, alone = 1e300;
+  double mpi = 1e300, gloo = 1e300, shm = 1e300, alone = 1e300;
 };
 
 // Every phase starts at a barrier, so that both cores are busy with the same thing on all sides.
 template <class Load>
-Steps measure(fabric::Fabric& mpi, fabric::Fabric& gloo, int count, int rounds) {
+Steps measure(fabric::Fabric& mpi, fabric::Fabric& gloo, fabric::Fabric& shm, int count, int rounds) {
   Load batch;
   auto make = [](auto parameters) { return torch::optim::SGD(parameters, 0.01); };
   auto [mpi_model, mpi_optimizer] = mpi.setup(Load::make(), make);
   auto [gloo_model, gloo_optimizer] = gloo.setup(Load::make(), make);
+  auto [shm_model, shm_optimizer] = shm.setup(Load::make(), make);
   auto bare = Load::make();
   auto bare_optimizer = make(bare->parameters());
   auto wrapped_step = [&](auto& fabric, auto& model, auto& optimizer) {
@@ -53,6 +54,7 @@ Steps measure(fabric::Fabric& mpi, fabric::Fabric& gloo, int count, int rounds) 
   };
   auto mpi_step = [&, &m = mpi_model, &o = mpi_optimizer] { wrapped_step(mpi, m, o); };
   auto gloo_step = [&, &m = gloo_model, &o = gloo_optimizer] { wrapped_step(gloo, m, o); };
+  auto shm_step = [&, &m = shm_model, &o = shm_optimizer] { wrapped_step(shm, m, o); };
   auto bare_step = [&] {
     bare_optimizer.zero_grad();
     batch.loss(bare->forward(batch.x)).backward();
@@ -68,25 +70,30 @@ Steps measure(fabric::Fabric& mpi, fabric::Fabric& gloo, int count, int rounds) 
     phase(best.alone, bare_step);
     phase(best.mpi, mpi_step);
     phase(best.gloo, gloo_step);
+    phase(best.shm, shm_step);
   }
   return best;
 }
 
-void report_all_reduce(fabric::Fabric& fabric) {
-  for (int64_t count : {int64_t{1}, int64_t{262144}}) {
+// Through Fabric, over `name`, against the plain call.
+void report_all_reduce(fabric::Fabric& fabric, const std::string& name, double bar_us, double bar_1, double bar_64) {
+  for (int64_t count : {int64_t{1}, int64_t{1} << 18, int64_t{1} << 24}) {
     auto tensor = torch::ones({count});
     std::vector<float> raw(static_cast<std::size_t>(count), 1.0f);
     auto ours = [&] { fabric.all_reduce_(tensor, fabric::ReduceOp::max); };
     auto plain = [&] {
       MPI_Allreduce(MPI_IN_PLACE, raw.data(), static_cast<int>(count), MPI_FLOAT, MPI_MAX, MPI_COMM_WORLD);
     };
-    auto pair = bench::compare(ours, plain, count == 1 ? 20000 : 500, 9);
+    auto pair = bench::compare(ours, plain, count == 1 ? 20000 : count < (1 << 20) ? 500 : 8, 9);
     if (fabric.global_rank() != 0) continue;
+    auto what = "all_reduce over " + name;
     if (count == 1)
-      bench::figure("all_reduce, 4 bytes: more than MPI_Allreduce (" + std::to_string(pair.theirs) + " us)",
-                    pair.ours - pair.theirs, "us", 3.0);
+      bench::figure(what + ", 4 bytes: more than MPI (" + std::to_string(pair.theirs) + " us)", pair.ours - pair.theirs,
+                    "us", bar_us);
+    else if (count < (1 << 20))
+      bench::row(what + ", 1 MiB / MPI_Allreduce", pair.ours, pair.theirs, "us", bar_1);
     else
-      bench::row("all_reduce, 1 MiB / MPI_Allreduce", pair.ours, pair.theirs, "us", 1.15);
+      bench::row(what + ", 64 MiB / MPI_Allreduce", pair.ours / 1e3, pair.theirs / 1e3, "ms", bar_64);
   }
 }
 
@@ -95,16 +102,20 @@ void report_all_reduce(fabric::Fabric& fabric) {
 int main() {
   at::set_num_threads(1);
   torch::manual_seed(0);
-  fabric::Fabric mpi(over("mpi")), gloo(over("gloo"));
+  fabric::Fabric mpi(over("mpi")), gloo(over("gloo")), shm(over("shm"));
   mpi.launch();
   gloo.launch();
+  shm.launch();
   if (mpi.global_rank() == 0) bench::header();
-  report_all_reduce(mpi);
-  auto mlp = measure<Mlp>(mpi, gloo, 500, 9);
-  auto text = measure<Text>(mpi, gloo, 2, 20);
+  report_all_reduce(mpi, "MPI", 3.0, 1.15, 1.15);
+  report_all_reduce(shm, "shared memory", 1.5, 0.9, 1.0);
+  auto mlp = measure<Mlp>(mpi, gloo, shm, 500, 9);
+  auto text = measure<Text>(mpi, gloo, shm, 2, 20);
   if (mpi.global_rank() != 0) return 0;
   bench::row("ddp step, MLP, MPI / Gloo", mlp.mpi, mlp.gloo, "us", 0.20);
   bench::row("ddp step, MLP, MPI / one process", mlp.mpi, mlp.alone, "us", 1.8);
+  bench::row("ddp step, MLP, shared memory / one process", mlp.shm, mlp.alone, "us", 1.3);
   bench::row("ddp step, transformer, Gloo / one process", text.gloo / 1e3, text.alone / 1e3, "ms", 1.15);
   bench::row("ddp step, transformer, MPI / one process", text.mpi / 1e3, text.alone / 1e3, "ms", 1.15);
+  bench::row("ddp step, transformer, shared memory / one process", text.shm / 1e3, text.alone / 1e3, "ms", 1.03);
 }

@@ -27,8 +27,10 @@ inline fabric::RankInfo rank_info_from_env() {
   return info;
 }
 
-/// A group of the test's ranks: Gloo, or MPI under mpirun. A short timeout, so that a defect ends the test.
+/// A group of the test's ranks: Gloo, MPI under mpirun, or what FABRIC_TEST_BACKEND names. A short timeout, so that a
+/// defect ends the test.
 inline fabric::ProcessGroup group_from_env(fabric::ProcessGroup::Config config = {.timeout_seconds = 30}) {
+  if (const char* backend = std::getenv("FABRIC_TEST_BACKEND")) config.backend = backend;
   return fabric::ProcessGroup::create(config, rank_info_from_env(), c10::kCPU);
 }
 
@@ -56,3 +58,10 @@ inline Options mpirun(int count) {
       ::ranks::run_and_require(name, ::ranks::mpirun(count));                                \
   }                                                                                          \
   RANKS_BODY(name)
+
+/// BOTH_BACKENDS_TEST, and in shared memory. The body's group is that of group_from_env.
+#define ALL_BACKENDS_TEST(name, tags, count)                                                        \
+  TEST_CASE(name " (shm)", tags "[shm]") {                                                          \
+    ::ranks::run_and_require(name, {.world_size = count, .env = {{"FABRIC_TEST_BACKEND", "shm"}}}); \
+  }                                                                                                 \
+  BOTH_BACKENDS_TEST(name, tags, count)

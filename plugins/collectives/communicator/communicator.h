@@ -39,7 +39,7 @@ class FABRIC_API Communicator {
   /// Whether a duplicate may be used by another thread at the same time.
   virtual bool allows_threads() const = 0;
   virtual std::unique_ptr<Communicator> duplicate() = 0;
-  /// Of some of the ranks, ascending, which alone call it, with the same tag.
+  /// Of some of the ranks, ascending, which alone call it, with the same tag. Null: it is made anew instead.
   virtual std::unique_ptr<Communicator> subset(const std::vector<int>& ranks, int tag) = 0;
   /// Also for the communicators that are made of this one afterwards. Any thread may call it.
   virtual void set_timeout(std::chrono::milliseconds timeout) = 0;

@@ -312,7 +312,8 @@ class CommunicatorBackend : public CollectiveBackend {
   }
   std::shared_ptr<CollectiveBackend> subgroup(const BackendRequest&, const std::vector<int>& ranks,
                                               int number) override {
-    return make_communicator_backend(group_.communicator().subset(ranks, number), group_.options());
+    auto subset = group_.communicator().subset(ranks, number);
+    return subset ? make_communicator_backend(std::move(subset), group_.options()) : nullptr;
   }
   void break_connections() override { group_.communicator().break_connections(); }
   void close() override {}

@@ -11,13 +11,12 @@
 
 #include "plugins/collectives/communicator/collective_call.h"
 #include "plugins/collectives/communicator/local_reduction.h"
-#include "plugins/collectives/mismatch_lines.h"
+#include "plugins/collectives/communicator/mismatch_teller.h"
 #include "plugins/collectives/mpi/mpi_api.h"
 #include "plugins/collectives/mpi/mpi_transfer.h"
 #include "plugins/collectives/mpi/mpi_types.h"
 #include "plugins/collectives/shm/shared_memory_barrier.h"
 #include "plugins/collectives/shm/small_reduction.h"
-#include "plugins/collectives/waits/activity.h"
 #include "plugins/collectives/watchdog.h"
 
 namespace fabric::collectives {
@@ -208,23 +207,7 @@ class MpiCommunicator : public Communicator {
   /// Throws MismatchError where the ranks came with different operations: each of them knows it then, and none goes on.
   void meet(const CollectiveCall& call) {
     if (!meet(call.mark(), call.name())) [[unlikely]]
-      throw_mismatch(call);
-  }
-  // Ranks that came checked tell one another what they called (check.cpp), and would wait there for this one, so it
-  // makes the same exchange. In step again, the ranks can go on.
-  [[noreturn]] void throw_mismatch(const CollectiveCall& call) {
-    if (telling_)
-      throw CollectiveError("rank " + std::to_string(rank_) + ": " + call.name() +
-                            " cannot run, since the ranks called different operations");
-    telling_ = true;
-    try {
-      throw_exchanged_lines(
-          rank_, size_, within_task(call.text()), "",
-          [this](const void* line, void* lines, std::int64_t bytes) { all_gather(line, lines, bytes); });
-    } catch (...) {
-      telling_ = false;
-      throw;
-    }
+      mismatch_.tell(*this, call);
   }
   // Once all have come, a call that still lasts longer than the timeout is watched with a moment more, so that ranks
   // whose waits began earlier report first and by name.
@@ -276,7 +259,7 @@ class MpiCommunicator : public Communicator {
   std::atomic<milliseconds> timeout_;  // another thread than the one that works here may set it
   int rank_ = 0;
   int size_ = 1;
-  bool telling_ = false;
+  MismatchTeller mismatch_;
   std::shared_ptr<std::atomic<bool>> failed_ = std::make_shared<std::atomic<bool>>(false);
   std::unique_ptr<SharedMemoryBarrier> barrier_;
   std::optional<Watched> watched_;

@@ -1,20 +1,19 @@
 #include "plugins/collectives/shm/shared_memory_barrier.h"
 
 #include <fcntl.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <random>
-#include <thread>
 
 #include <fabric/base/error.h>
 #include <fabric/base/log.h>
 
 #include "plugins/collectives/plain_number.h"
 #include "plugins/collectives/rank_list.h"
+#include "plugins/collectives/shm/patience.h"
 #include "plugins/collectives/waits/activity.h"
 
 namespace fabric::collectives {
@@ -30,7 +29,6 @@ struct alignas(64) SharedMemoryBarrier::Line {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 
 constexpr std::size_t kMostEach = 64 * 1024, kMostTogether = 256 * 1024;
 
@@ -39,61 +37,29 @@ std::string fresh_name() {
   return "/torchfabric." + std::to_string(getpid()) + "." + std::to_string(random());
 }
 
-// Waits politely: a few turns of the processor's own pause, then the scheduler's turn, then short sleeps, since who
-// waits milliseconds waits for a rank that is busy elsewhere and may need the core.
-class Patience {
- public:
-  explicit Patience(milliseconds timeout) : timeout_(timeout) {}
-  /// False when the time is over.
-  bool wait() {
-    ++turns_;
-    if (turns_ < kSpins) {
-      pause();
-      return true;
-    }
-    if (turns_ == kSpins) begin_ = steady_clock::now();
-    auto waited = steady_clock::now() - begin_;
-    if (waited > timeout_) return false;
-    if (waited < kYielding)
-      sched_yield();
-    else
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
-    return true;
-  }
-  /// True once, when the wait is half over or has lasted long.
-  bool is_to_announce() {
-    constexpr milliseconds kLong{30'000};
-    if (announced_ || turns_ <= kSpins || waited() < std::min(kLong, timeout_ / 2)) return false;
-    announced_ = true;
-    return true;
-  }
-  milliseconds waited() const { return std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin_); }
-
- private:
-  static constexpr int kSpins = 400;
-  static constexpr milliseconds kYielding{3};
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-  milliseconds timeout_;
-  int turns_ = 0;
-  bool announced_ = false;
-  steady_clock::time_point begin_;
-};
-
 }  // namespace
 
+SharedMemoryBarrier::SharedMemoryBarrier(int rank, int size)
+    : rank_(rank),
+      size_(size),
+      capacity_(std::min(kMostEach, kMostTogether / static_cast<std::size_t>(size)) / sizeof(Line) * sizeof(Line)) {}
+
+SharedMemoryBarrier::SharedMemoryBarrier(int rank, int size, void* memory, Others others)
+    : SharedMemoryBarrier(rank, size) {
+  others_ = std::move(others);
+  take(memory);
+}
+
+std::size_t SharedMemoryBarrier::bytes_for(int size) { return SharedMemoryBarrier(0, size).bytes(); }
+
+void SharedMemoryBarrier::take(void* memory) {
+  lines_ = static_cast<Line*>(memory);
+  boxes_ = static_cast<char*>(memory) + sizeof(Line) * static_cast<std::size_t>(size_);
+}
+
 std::unique_ptr<SharedMemoryBarrier> SharedMemoryBarrier::open(int rank, int size, const std::string& name) {
-  std::unique_ptr<SharedMemoryBarrier> barrier(new SharedMemoryBarrier);
+  std::unique_ptr<SharedMemoryBarrier> barrier(new SharedMemoryBarrier(rank, size));
   barrier->name_ = name.empty() ? fresh_name() : name;
-  barrier->rank_ = rank;
-  barrier->size_ = size;
-  barrier->capacity_ =
-      std::min(kMostEach, kMostTogether / static_cast<std::size_t>(size)) / sizeof(Line) * sizeof(Line);
   auto bytes = barrier->bytes();
   int flags = name.empty() ? O_RDWR | O_CREAT | O_EXCL : O_RDWR;
   int fd = shm_open(barrier->name_.c_str(), flags | O_CLOEXEC, 0600);
@@ -104,14 +70,14 @@ std::unique_ptr<SharedMemoryBarrier> SharedMemoryBarrier::open(int rank, int siz
   void* memory = sized ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
   close(fd);
   if (memory == MAP_FAILED) return nullptr;
-  barrier->lines_ = static_cast<Line*>(memory);
-  barrier->boxes_ = static_cast<char*>(memory) + sizeof(Line) * static_cast<std::size_t>(size);
+  barrier->take(memory);
+  barrier->owns_memory_ = true;
   return barrier;
 }
 
 SharedMemoryBarrier::~SharedMemoryBarrier() {
   if (linked_) unlink();
-  if (lines_) munmap(lines_, bytes());
+  if (owns_memory_) munmap(lines_, bytes());
 }
 
 std::size_t SharedMemoryBarrier::bytes() const {
@@ -135,6 +101,8 @@ bool SharedMemoryBarrier::meet(std::int64_t mark, const char* operation, millise
     while (line.arrived.load(std::memory_order_acquire) < turn) {
       if (line.gave_up.load(std::memory_order_relaxed)) require_nobody_gave_up(operation);
       if (!patience.wait()) give_up(operation, patience.waited());
+      if (!patience.is_short() && others_.meanwhile) others_.meanwhile();
+      if (others_.is_gone && patience.is_to_look_around()) require_all_alive(operation);
       if (patience.is_to_announce()) announce(operation, patience.waited(), timeout);
     }
     same = same && line.mark[turn & 1].load(std::memory_order_relaxed) == mark;
@@ -148,6 +116,16 @@ void SharedMemoryBarrier::require_nobody_gave_up(const char* operation) const {
     if (lines_[rank].gave_up.load(std::memory_order_relaxed))
       throw CollectiveError("rank " + std::to_string(rank_) + ": " + operation + " cannot run, since rank " +
                             std::to_string(rank) + " waited too long for the others and gave up");
+}
+
+void SharedMemoryBarrier::require_all_alive(const char* operation) const {
+  for (int rank : missing()) {
+    if (!others_.is_gone(rank)) continue;
+    // It may have come here as the last thing that it did.
+    if (lines_[rank].arrived.load(std::memory_order_acquire) >= count_) continue;
+    throw CollectiveError("rank " + std::to_string(rank_) + ": " + operation + " cannot end, since rank " +
+                          std::to_string(rank) + " is gone: its process ended, or it left the group");
+  }
 }
 
 std::vector<int> SharedMemoryBarrier::missing() const {

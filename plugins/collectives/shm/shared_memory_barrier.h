@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,6 +21,16 @@ class FABRIC_API SharedMemoryBarrier {
   /// null when the system refuses. Call unlink() once all have opened it, so that nothing outlives the processes; the
   /// destructor of the rank that created it does so too.
   static std::unique_ptr<SharedMemoryBarrier> open(int rank, int size, const std::string& name = "");
+  /// What a rank that waits long asks and does. Both may be empty.
+  struct Others {
+    /// Whether a rank can come no more.
+    std::function<bool(int rank)> is_gone = {};
+    /// Called again and again, from where meet is called.
+    std::function<void()> meanwhile = {};
+  };
+  /// In memory that the ranks share already: bytes_for(size) of it, zero at first, which outlives the barrier.
+  SharedMemoryBarrier(int rank, int size, void* memory, Others others);
+  static std::size_t bytes_for(int size);
   ~SharedMemoryBarrier();
   SharedMemoryBarrier(const SharedMemoryBarrier&) = delete;
   SharedMemoryBarrier& operator=(const SharedMemoryBarrier&) = delete;
@@ -28,7 +39,8 @@ class FABRIC_API SharedMemoryBarrier {
   void unlink();
 
   /// Notes that this rank came to its next operation and waits until the others did. Returns whether all of them came
-  /// with the same `mark`. Throws TimeoutError naming the missing ranks, CollectiveError when another rank gave up.
+  /// with the same `mark`. Throws TimeoutError naming the missing ranks, CollectiveError when another rank gave up or
+  /// is gone.
   bool meet(std::int64_t mark, const char* operation, std::chrono::milliseconds timeout);
 
   int size() const { return size_; }
@@ -38,12 +50,15 @@ class FABRIC_API SharedMemoryBarrier {
   void* outbox() const { return box(count_ + 1, rank_); }
   /// What a rank brought to the last meeting; until the next one.
   const void* inbox(int rank) const { return box(count_, rank); }
+  /// Meetings so far.
+  std::uint64_t count() const { return count_; }
   /// How far apart the ranks' inboxes lie.
   std::size_t stride() const { return capacity_; }
 
  private:
   struct Line;
-  SharedMemoryBarrier() = default;
+  SharedMemoryBarrier(int rank, int size);
+  void take(void* memory);
   // Two for each rank, by the parity of the count, as with the marks.
   char* box(std::uint64_t turn, int rank) const {
     return boxes_ + ((turn & 1) * static_cast<std::size_t>(size_) + static_cast<std::size_t>(rank)) * capacity_;
@@ -53,9 +68,12 @@ class FABRIC_API SharedMemoryBarrier {
   void announce(const char* operation, std::chrono::milliseconds waited, std::chrono::milliseconds timeout) const;
   void give_up(const char* operation, std::chrono::milliseconds waited);
   void require_nobody_gave_up(const char* operation) const;
+  void require_all_alive(const char* operation) const;
 
   std::string name_;
   bool linked_ = false;
+  bool owns_memory_ = false;
+  Others others_;
   int rank_ = 0;
   int size_ = 0;
   std::uint64_t count_ = 0;
