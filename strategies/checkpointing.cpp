@@ -2,10 +2,15 @@
 // failure is everybody's and nobody waits for a rank that is gone.
 #include <fabric/strategies/checkpointing.h>
 
+#include <fcntl.h>
+#include <stdio.h>
+
 #include <exception>
 #include <utility>
 
+#include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/error.h>
+#include <fabric/base/log.h>
 #include <fabric/plugins/collectives/run_together.h>
 
 #include "strategies/whole_state.h"
@@ -24,13 +29,69 @@ void call(const std::function<void()>& then) {
   if (then) then();
 }
 
-void remove_link(const Path& path, const SaveOptions& options) {
-  std::error_code ignored;
-  if (options.replaces_link && std::filesystem::is_symlink(path, ignored)) std::filesystem::remove(path, ignored);
-}
+/// Where a save writes. A link that is to be replaced leads to the old checkpoint until the new one is whole: that is
+/// written beside it, and takes its name in one step.
+class Destination {
+ public:
+  Destination() = default;
+  Destination(Path path, bool replaces_link) : path_(std::move(path)) {
+    std::error_code ignored;
+    if (replaces_link && std::filesystem::is_symlink(path_, ignored))
+      beside_ = folder_of(path_) / ("." + path_.filename().string() + ".partial-new");
+  }
+  const Path& writes_to() const { return beside_.empty() ? path_ : beside_; }
+  void take_name() const {
+    if (beside_.empty()) return;
+    std::error_code error, ignored;
+    // A folder cannot be renamed over a link.
+    const bool exchanged = std::filesystem::is_directory(beside_, ignored) &&
+                           renameat2(AT_FDCWD, beside_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) == 0;
+    if (!exchanged && std::filesystem::is_directory(beside_, ignored)) std::filesystem::remove(path_, ignored);
+    if (!exchanged) std::filesystem::rename(beside_, path_, error);
+    if (exchanged) std::filesystem::remove(beside_, ignored);  // the link
+    if (!error) error = sync_path(folder_of(path_));
+    if (error) throw CheckpointError("cannot move a new checkpoint to '" + path_.string() + "': " + error.message());
+  }
+
+ private:
+  Path path_, beside_;
+};
+
+/// Tells once what went wrong.
+class Save : public SaveInProgress {
+ public:
+  ~Save() override {
+    if (!failure_) return;
+    try {
+      std::rethrow_exception(failure_);
+    } catch (const std::exception& error) {
+      log::error(std::string("a checkpoint that was being written is lost: ") + error.what());
+    } catch (...) {
+      log::error("a checkpoint that was being written is lost");
+    }
+  }
+  void wait() override {
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+    finish();
+  }
+  void settle() noexcept override {
+    try {
+      finish();
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+
+ protected:
+  /// Does nothing the second time.
+  virtual void finish() = 0;
+
+ private:
+  std::exception_ptr failure_;
+};
 
 /// Rank 0 writes the whole state.
-class WholeSave : public SaveInProgress {
+class WholeSave : public Save {
  public:
   WholeSave(const CheckpointContext& context, Path path, const SaveOptions& options)
       : context_(context), path_(std::move(path)), options_(options) {}
@@ -42,8 +103,9 @@ class WholeSave : public SaveInProgress {
       if (context_.group.rank() != 0) return;
       // The thread owns nothing: this object waits for it before it goes.
       auto write = [this](const Value& values) {
-        remove_link(path_, options_);
-        context_.io->save(values, path_);
+        const Destination to(path_, options_.replaces_link);
+        context_.io->save(values, to.writes_to());
+        to.take_name();
         call(options_.then);
       };
       if (options_.async)
@@ -54,7 +116,9 @@ class WholeSave : public SaveInProgress {
     done_ = !options_.async;
   }
   bool ended() const override { return !job_ || job_->ended(); }
-  void wait() override {
+
+ protected:
+  void finish() override {
     if (std::exchange(done_, true)) return;
     together(context_, "the end of a save", [&] {
       if (job_) job_->wait();
@@ -70,24 +134,31 @@ class WholeSave : public SaveInProgress {
 };
 
 /// Every rank writes its part; rank 0 commits when all parts are durable, which the ranks find out in `wait`.
-class PartsSave : public SaveInProgress {
+class PartsSave : public Save {
  public:
   PartsSave(const CheckpointContext& context, PartWriter& writer, Path path, const SaveOptions& options)
       : context_(context), writer_(writer), path_(std::move(path)), options_(options) {}
   ~PartsSave() override {
     if (job_) job_->settle();
-    if (!done_) discard();
+    if (done_) return;
+    if (job_ && context_.group.rank() == 0)
+      log::error("the checkpoint '" + path_.string() +
+                 "' is given up: its parts were written, but the ranks never finished it together. Keep what save "
+                 "returns and call its wait() on every rank");
+    discard();
   }
   void start(const StatePart& part) {
     together(context_, "save", [&] {
-      if (context_.group.rank() == 0) place_ = writer_.begin(path_);
+      if (context_.group.rank() != 0) return;
+      to_ = Destination(path_, options_.replaces_link);
+      place_ = writer_.begin(to_.writes_to());
     });
     place_ = context_.group.broadcast_value(Value(place_), 0).as_string();
     if (!options_.async) {
-      write_and_agree([&] { written_ = write(part); });
+      write_and_agree("save", [&] { written_ = write(part); });
       return commit();
     }
-    write_and_agree([&] {
+    write_and_agree("save", [&] {
       auto work = [this, shards = part.shards, per_rank = part.per_rank](const Value& values) {
         written_ = write({values, shards, per_rank});
       };
@@ -95,9 +166,11 @@ class PartsSave : public SaveInProgress {
     });
   }
   bool ended() const override { return !job_ || job_->ended(); }
-  void wait() override {
+
+ protected:
+  void finish() override {
     if (done_) return;
-    write_and_agree([&] {
+    write_and_agree("the end of a save", [&] {
       if (job_) job_->wait();
     });
     commit();
@@ -107,9 +180,9 @@ class PartsSave : public SaveInProgress {
   Value write(const StatePart& part) {
     return writer_.write(place_, part, context_.group.rank(), context_.group.size());
   }
-  void write_and_agree(const std::function<void()>& work) {
+  void write_and_agree(const char* operation, const std::function<void()>& work) {
     try {
-      together(context_, "save", work);
+      together(context_, operation, work);
     } catch (...) {
       done_ = true;
       // Not before the others have stopped writing there, which they had when they told how it went.
@@ -119,12 +192,18 @@ class PartsSave : public SaveInProgress {
   }
   void commit() {
     done_ = true;
-    auto parts = context_.group.all_gather_value(written_);
+    std::vector<Value> parts;
+    try {
+      parts = context_.group.all_gather_value(written_);
+    } catch (...) {
+      discard();  // the lock in the place would keep every later save of this process from it
+      throw;
+    }
     together(context_, "save", [&] {
       if (context_.group.rank() != 0) return;
       try {
-        remove_link(path_, options_);
-        writer_.commit(place_, path_, parts);
+        writer_.commit(place_, to_.writes_to(), parts);
+        to_.take_name();
       } catch (...) {
         discard();
         throw;
@@ -140,6 +219,7 @@ class PartsSave : public SaveInProgress {
   PartWriter& writer_;
   Path path_;
   SaveOptions options_;
+  Destination to_;  // on rank 0
   std::string place_;
   Value written_;
   Job job_;
@@ -162,6 +242,8 @@ std::shared_ptr<SaveInProgress> save_alone(const CheckpointContext& context, con
 
 std::shared_ptr<SaveInProgress> save_state(const CheckpointContext& context, const Path& path, const State& state,
                                            const SaveOptions& options) {
+  // One at a time: this save must not overtake one that is still written, nor call the format beside that one's thread.
+  context.io->async().finish();
   if (options.alone) return save_alone(context, path, state, options);
   StatePart part;
   together(context, "save", [&] {
@@ -181,10 +263,7 @@ std::shared_ptr<SaveInProgress> save_state(const CheckpointContext& context, con
 Value load_state(const CheckpointContext& context, const Path& path, State* state, bool strict) {
   const bool whole = !state || state->empty();
   Value checkpoint;
-  together(context, "load", [&] {
-    checkpoint = context.io->open(path);
-    if (whole) checkpoint = in_memory(std::move(checkpoint));
-  });
+  together(context, "load", [&] { checkpoint = whole ? in_memory(context.io->load(path)) : context.io->open(path); });
   if (whole) return checkpoint;
   return restore_state(*state, std::move(checkpoint), context.access, strict,
                        [&](const std::function<void()>& step) { together(context, "load", step); });

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include <fabric/base/error.h>
+#include <fabric/fabric.h>
 
 #include "tests/support/group_of_ranks.h"
 
@@ -339,6 +340,22 @@ BOTH_BACKENDS_TEST("a format in parts: every rank writes its own, one commit, al
     group.barrier();
   }
   io->fails = false;
+  // One at a time: a save waits for the one before, and does not come into the place ahead of it.
+  io->hold = true;
+  auto slow = save("slow", true);
+  std::thread release([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    io->hold = false;
+  });
+  save("quick", false);
+  RANK_CHECK(slow->ended());
+  slow->wait();
+  release.join();
+  group.barrier();
+  RANK_CHECK(folder.names() == std::vector<std::string>({"beside", "plain", "quick", "slow"}));
+  group.barrier();
+  if (rank == 0) fs::remove_all(folder.path / "quick"), fs::remove_all(folder.path / "slow");
+  group.barrier();
   save("dropped", true);  // nobody waits
   group.barrier();
   RANK_CHECK(folder.names() == std::vector<std::string>({"beside", "plain"}));
@@ -346,6 +363,25 @@ BOTH_BACKENDS_TEST("a format in parts: every rank writes its own, one commit, al
     fabric::save_state(context, folder.path / "alone", {{"model", spread}}, {.alone = true});
   });
   RANK_CHECK(has(alone, "'model.weight'"));
+  group.barrier();
+}
+
+// The usual loop: what the last save returned is assigned over.
+RANKS_TEST("a save in parts is finished by the next one, whatever becomes of its handle", "[checkpoint][ranks]", 2) {
+  auto group = ranks::group_from_env();
+  Folder folder(group);
+  fabric::Fabric fabric({.accelerator = "cpu", .strategy = "ddp", .devices = 2, .checkpoint_io = "sharded"});
+  fabric.launch();
+  auto model = fabric.setup_module(torch::nn::Linear(3, 2));
+  std::shared_ptr<fabric::SaveInProgress> saving;
+  for (const char* name : {"one", "two", "two", "three"})
+    saving = fabric.save(folder.path / name, {{"model", model}}, {.async = true});
+  fabric.save(folder.path / "four", {{"model", model}});
+  saving->wait();
+  group.barrier();
+  RANK_CHECK(folder.names() == std::vector<std::string>({"four", "one", "three", "two"}));
+  for (const auto& name : folder.names())
+    RANK_CHECK(torch::equal(fabric.load(folder.path / name).at("model").at("weight").as<at::Tensor>(), model->weight));
   group.barrier();
 }
 

@@ -187,7 +187,12 @@ StateAccess Strategy::state_access() const {
 
 std::shared_ptr<SaveInProgress> Strategy::save_checkpoint(const std::filesystem::path& path, const State& state,
                                                           const SaveOptions& options) {
-  return save_state(checkpoint_context(*this), path, state, options);
+  // One is in flight at a time. What several ranks write they finish together, and here they are together.
+  if (!options.alone)
+    if (auto before = unfinished_.lock()) before->settle();
+  auto saving = save_state(checkpoint_context(*this), path, state, options);
+  if (!options.alone) unfinished_ = saving;
+  return saving;
 }
 
 Value Strategy::load_checkpoint(const std::filesystem::path& path, State* state, bool strict) {

@@ -14,6 +14,7 @@
 #include <ATen/ops/empty.h>
 
 #include <fabric/base/error.h>
+#include <fabric/plugins/collectives/run_together.h>
 
 namespace fabric {
 namespace {
@@ -132,15 +133,19 @@ at::Tensor box_of(const at::Tensor& whole, const Box& box) {
   return view;
 }
 
-// On rank 0 the whole tensor; undefined elsewhere.
-at::Tensor bring_together(const WholeTensor& tensor, const at::Tensor& local, const ProcessGroup& group) {
+at::Tensor memory_for(const WholeTensor& tensor, const at::Tensor& local) {
+  return at::empty(tensor.shape, local.options().device(c10::kCPU).requires_grad(false));
+}
+
+// On rank 0 the whole tensor, in `whole`; undefined elsewhere.
+at::Tensor bring_together(const WholeTensor& tensor, const at::Tensor& local, const at::Tensor& whole,
+                          const ProcessGroup& group) {
   const int rank = group.rank();
   if (rank != 0) {
     for (const auto& box : tensor.boxes)
       if (box.rank == rank) group.send(local.detach().contiguous(), 0);
     return {};
   }
-  at::Tensor whole = at::empty(tensor.shape, local.options().device(c10::kCPU).requires_grad(false));
   for (const auto& box : tensor.boxes) {
     at::Tensor part = local.detach();
     if (box.rank != 0) {
@@ -181,9 +186,17 @@ WholeState gather_whole_state(StatePart part, const ProcessGroup& group) {
   auto plan = make_plan(group.all_gather_value(describe(part, tensors)));
   if (group.size() > 1) gather_per_rank(part, group);
   if (!plan.empty()) {
-    Tensors made;
+    Tensors made, memory;
+    // What can fail on rank 0 alone comes before the first message: the others would wait for the rest of them.
+    run_together(
+        group, "memory for the whole state",
+        [&] {
+          for (const auto& tensor : plan)
+            memory.emplace(tensor.path, group.rank() == 0 ? memory_for(tensor, tensors.at(tensor.path)) : at::Tensor());
+        },
+        ErrorKind::checkpoint);
     for (const auto& tensor : plan) {
-      at::Tensor together = bring_together(tensor, tensors.at(tensor.path), group);
+      at::Tensor together = bring_together(tensor, tensors.at(tensor.path), memory.at(tensor.path), group);
       if (together.defined()) whole.fresh.insert(together.unsafeGetTensorImpl());
       made.emplace(tensor.path, std::move(together));
     }

@@ -106,8 +106,10 @@ std::error_code make_folders(const std::filesystem::path& folder) {
 
 std::error_code sync_path(const std::filesystem::path& path) {
   int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return {};
   std::error_code error;
+  // One that may be written but not read cannot be asked; too many open files, say, is no reason to call it synced.
+  if (fd < 0 && errno != EACCES && errno != EPERM) error.assign(errno, std::generic_category());
+  if (fd < 0) return error;
   if (fsync(fd) != 0 && errno != EINVAL && errno != EROFS) error.assign(errno, std::generic_category());
   close(fd);
   return error;
@@ -140,7 +142,7 @@ AtomicFile::AtomicFile(std::filesystem::path path, MakeError make_error)
 
 void AtomicFile::claim_name() {
   const auto folder = folder_of(path_);
-  const std::string stem = "." + path_.filename().string() + ".partial";
+  const std::string stem = '.' + path_.filename().string() + ".partial";
   remove_left_overs(folder, stem);
   if (claim(folder / stem)) return;
   std::random_device random;

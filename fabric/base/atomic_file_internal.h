@@ -67,8 +67,8 @@ class AtomicFile {
 /// A whole file at once by way of AtomicFile.
 void write_whole_file(const std::filesystem::path& path, std::string_view text, MakeError make_error = as_error<Error>);
 
-/// Why `path` cannot be used: "s3://bucket/run" names a place that nothing here writes to, where the system would make a
-/// folder "s3:". Empty when it is a path of this machine.
+/// Why `path` cannot be used: "s3://bucket/run" names a place that nothing here writes to, where the system would make
+/// a folder "s3:". Empty when it is a path of this machine.
 std::string why_not_local(const std::filesystem::path& path);
 
 /// The folder that `path` lies in; "." for a bare name.

@@ -16,6 +16,7 @@
 /// has two keys that nothing in it uses, and this room owns both. A client stands on one of them for as long as its
 /// Activation lives; where none does, operators cost what they cost without this library.
 namespace fabric::dispatch {
+
 /// Where in the dispatcher a client stands.
 enum class Level {
   /// Before autograd and autocast: operators as the model writes them (linear, layer_norm), with its own parameters

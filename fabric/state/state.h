@@ -46,6 +46,8 @@ class FABRIC_API StateEntry {
   StateEntry(torch::optim::Optimizer& optimizer) : content_(&optimizer) {}
   /// The variable is borrowed, and asked for the optimizer that it holds at the time.
   StateEntry(const std::shared_ptr<torch::optim::Optimizer>& variable) : content_(&variable) {}
+  /// A temporary holds the same optimizer as some variable does; it is gone when the entry is asked.
+  StateEntry(std::shared_ptr<torch::optim::Optimizer>&& optimizer) : StateEntry(*optimizer) {}
   template <class O>
   requires(std::derived_from<O, torch::optim::Optimizer> && !std::is_same_v<O, torch::optim::Optimizer>)
       StateEntry(const std::shared_ptr<O>& optimizer)

@@ -9,6 +9,7 @@
 #include <fabric/state/state.h>
 
 namespace fabric {
+
 /// What a save leaves out, and who waits for it.
 struct SaveOptions {
   /// Which entries of which part are kept.
@@ -35,6 +36,8 @@ class FABRIC_API SaveInProgress {
   /// Every rank calls it: until the checkpoint is durable. Throws, on every rank, what went wrong on any; another call
   /// does nothing.
   virtual void wait() = 0;
+  /// Every rank calls it: as `wait`, but what went wrong is kept for `wait`, and logged where nobody calls that.
+  virtual void settle() noexcept = 0;
 };
 
 /// Who saves and loads together, how, and what they reach the state by.

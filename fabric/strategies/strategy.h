@@ -195,6 +195,7 @@ class FABRIC_API Strategy {
   std::shared_ptr<fabric::Precision> precision_;
   std::shared_ptr<fabric::CheckpointIO> checkpoint_io_;
   std::vector<StrategyModule*> modules_;
+  std::weak_ptr<SaveInProgress> unfinished_;  // its owner's end is its end
   bool is_claimed_ = false;
 };
 

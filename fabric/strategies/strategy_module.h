@@ -88,6 +88,7 @@ class FABRIC_API StrategyModule {
   Strategy& strategy_;
   std::shared_ptr<torch::nn::Module> module_;
 };
+
 /// What Fabric::setup does with a module beside wrapping it.
 struct SetupOptions {
   /// Moves the module to this rank's device; off: the module stays where it is.

@@ -4,6 +4,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <fabric/base/log.h>
 #include <fabric/base/nearest_name.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_part.h>
 
@@ -79,8 +80,15 @@ Value load_any(const std::filesystem::path& path) {
   return checkpoint::looks_sharded(path) ? in_memory(checkpoint::open_sharded(path)) : load_file(path, read_any);
 }
 
+// Whoever opens a file asks for some of it: what only Python can rebuild is passed over, with a word.
 Value open_any(const std::filesystem::path& path) {
-  return checkpoint::looks_sharded(path) ? checkpoint::open_sharded(path) : load_file(path, read_any);
+  if (checkpoint::looks_sharded(path)) return checkpoint::open_sharded(path);
+  CheckpointPart part = load_checkpoint_part(path);
+  std::string list;
+  for (const auto& item : part.left_out) list += (list.empty() ? "" : ", ") + item;
+  if (!list.empty())
+    log::rank_zero_warn('\'' + path.string() + "' holds Python objects, which are passed over: " + list);
+  return std::move(part.value);
 }
 
 class SafetensorsIO : public CheckpointIO {

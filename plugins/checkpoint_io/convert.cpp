@@ -47,7 +47,8 @@ struct UsageError : std::runtime_error {
 };
 
 std::string checked_format(const std::string& flag, const std::string& name) {
-  const std::vector<std::string> formats{"safetensors", "torch"};
+  std::vector<std::string> formats{"safetensors", "torch"};
+  if (flag == "--from") formats.push_back("sharded");
   for (const auto& format : formats)
     if (name == format) return name;
   throw UsageError(flag + " does not know '" + name + "'" + fabric::did_you_mean(name, formats));
@@ -100,6 +101,7 @@ std::string format_by_name(const std::string& path) {
 }
 
 std::string format_by_content(const std::string& path) {
+  if (std::filesystem::is_directory(path)) return "sharded";
   char start[9] = {};
   std::ifstream(path, std::ios::binary).read(start, sizeof start);
   return start[8] == '{' ? "safetensors" : "torch";  // after the length of the header, which opens with it

@@ -41,7 +41,7 @@ void DDPStrategy::Config::validate() const {
   if (!comm_hook_wrapper.empty()) require_one_of("comm_hook_wrapper", comm_hook_wrapper, {"fp16", "bf16"});
 }
 
-DDPStrategy::DDPStrategy() : DDPStrategy(Config{}) {}
+DDPStrategy::DDPStrategy() : DDPStrategy(detail::default_of<Config>()) {}
 
 DDPStrategy::DDPStrategy(Config config)
     : ParallelStrategy(config.process_group), config_(std::move(config)), modules_(std::make_shared<ddp::Modules>()) {
@@ -52,9 +52,10 @@ DDPStrategy::~DDPStrategy() = default;
 
 std::unique_ptr<StrategyModule> DDPStrategy::setup_module(std::shared_ptr<torch::nn::Module> module,
                                                           const SetupOptions& options) {
-  place_module(*module, options);
   collectives::Task task("setup");
   const ProcessGroup& group = process_group();
+  // A device without room for the model is found here, often on one rank alone.
+  run_together("setup", [&] { place_module(*module, options); });
   if (group.size() > 1) {
     ddp::check_same_parameters(*module, group);
     if (config_.init_sync) ddp::broadcast_tensors(ddp::all_tensors(*module), group, 0);
@@ -150,7 +151,9 @@ void DDPStrategy::join(const std::vector<StrategyModule*>& modules, const JoinCo
   for (auto& engine : engines) ddp::broadcast_tensors(ddp::all_tensors(*engine->module()), group, session.longest());
   for (auto* optimizer : options.optimizers) {
     Value state = group.broadcast_value(optimizer_state_dict(*optimizer), session.longest());
-    if (group.rank() != session.longest()) load_optimizer_state_dict(*optimizer, state);
+    run_together("the end of join", [&] {
+      if (group.rank() != session.longest()) load_optimizer_state_dict(*optimizer, state);
+    });
   }
 }
 

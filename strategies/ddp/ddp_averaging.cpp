@@ -15,17 +15,18 @@ ModelAveraging::ModelAveraging(const DDPStrategy::Config& config, ProcessGroup g
   modules_->gradients_local = config_.warmup_steps == 0;
 }
 
-ModelAverager& ModelAveraging::averager_of(const torch::optim::Optimizer& optimizer) {
+ModelAverager& ModelAveraging::averager_of(const std::vector<at::Tensor>& params) {
+  const void* first = params.empty() ? nullptr : params.front().unsafeGetTensorImpl();
   for (auto& [known, averager] : averagers_)
-    if (known == &optimizer) return averager;
-  return averagers_.emplace_back(&optimizer, ModelAverager(group_, config_)).second;
+    if (known == first) return averager;
+  return averagers_.emplace_back(first, ModelAverager(group_, config_)).second;
 }
 
 void ModelAveraging::after_step(torch::optim::Optimizer& optimizer) {
   std::vector<at::Tensor> params;
   for (const auto& group : optimizer.param_groups())
     params.insert(params.end(), group.params().begin(), group.params().end());
-  bool averaged = averager_of(optimizer).step(params);
+  bool averaged = averager_of(params).step(params);
   modules_->gradients_local =
       std::none_of(averagers_.begin(), averagers_.end(), [](const auto& item) { return item.second.in_warmup(); });
   if (!averaged) return;

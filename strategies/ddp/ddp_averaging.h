@@ -18,12 +18,13 @@ class ModelAveraging {
   void after_step(torch::optim::Optimizer& optimizer);
 
  private:
-  ModelAverager& averager_of(const torch::optim::Optimizer& optimizer);
+  ModelAverager& averager_of(const std::vector<at::Tensor>& params);
 
   ModelAverager::Config config_;
   ProcessGroup group_;
   std::shared_ptr<Modules> modules_;
-  std::vector<std::pair<const torch::optim::Optimizer*, ModelAverager>> averagers_;
+  // By the first parameter: an optimizer may be replaced by another, whose address, old or new, the ranks do not share.
+  std::vector<std::pair<const void*, ModelAverager>> averagers_;
 };
 
 }  // namespace fabric::ddp

@@ -35,15 +35,22 @@ JoinSession::JoinSession(const ProcessGroup& group, std::vector<std::shared_ptr<
       options_(std::move(options)),
       message_(at::empty({3}, at::kLong)),
       training_before_end_(group.size()) {
-  for (std::size_t i = 0; i < engines_.size(); ++i) {
-    auto hook = engines_[i]->hook();
-    hooks_.push_back(hook ? hook : std::make_shared<AllReduceHook>(engines_[i]->traffic()));
-    engines_[i]->enter_join(static_cast<int>(i),
-                            std::make_shared<AnnouncingHook>(*this, static_cast<int>(i), hooks_[i]));
+  try {
+    for (std::size_t i = 0; i < engines_.size(); ++i) {
+      auto hook = engines_[i]->hook();
+      hooks_.push_back(hook ? hook : std::make_shared<AllReduceHook>(engines_[i]->traffic()));
+      engines_[i]->enter_join(static_cast<int>(i),
+                              std::make_shared<AnnouncingHook>(*this, static_cast<int>(i), hooks_[i]));
+    }
+  } catch (...) {
+    leave();  // the hooks of those that entered refer to this object
+    throw;
   }
 }
 
-JoinSession::~JoinSession() {
+JoinSession::~JoinSession() { leave(); }
+
+void JoinSession::leave() noexcept {
   for (auto& engine : engines_) {
     try {
       engine->leave_join();

@@ -41,6 +41,7 @@ class JoinSession {
   /// Exchanges what each rank is about to do; returns what the training ranks do.
   Event exchange(const Event& own);
   void take_part(const Event& event);
+  void leave() noexcept;
 
   ProcessGroup group_;
   std::vector<std::shared_ptr<Engine>> engines_;

@@ -101,6 +101,9 @@ PowerSGDHook::BucketState& PowerSGDHook::state_of(c10d::GradBucket& bucket, cons
     shapes.push_back(columns(gradient));
   }
   if (state.shapes != shapes) state = {.shapes = std::move(shapes)};
+  // What a checkpoint gave back lies on the CPU.
+  for (at::Tensor* kept : {&state.error, &state.p, &state.q})
+    if (kept->defined()) *kept = kept->to(bucket.getBuffer().device(), bucket.getBuffer().scalar_type());
   return state;
 }
 
@@ -187,7 +190,8 @@ void PowerSGDHook::orthogonalize(at::Tensor matrix) const {
   }
   for (std::int64_t i = 0; i < matrix.size(1); ++i) {
     at::Tensor column = matrix.select(1, i);
-    column.div_(column.norm().add_(config_.orthogonalization_epsilon));
+    // A column of zeros, where nothing had a gradient, stays what it is instead of becoming not-a-number.
+    column.div_(column.norm().add_(config_.orthogonalization_epsilon).clamp_min_(1e-7));
     for (std::int64_t j = i + 1; j < matrix.size(1); ++j) {
       at::Tensor next = matrix.select(1, j);
       next.sub_(column.mul(column.dot(next)));

@@ -90,7 +90,6 @@ std::vector<std::shared_ptr<torch::nn::Module>> ReplicatedModule::replicate(std:
 void ReplicatedModule::run(const Calls& calls, const std::vector<std::shared_ptr<torch::nn::Module>>& targets) const {
   at::ThreadLocalState state;
   std::vector<std::exception_ptr> failures(calls.size());
-  std::vector<std::thread> threads;
   auto work = [&](std::size_t i) {
     try {
       c10::OptionalDeviceGuard guard;
@@ -100,6 +99,7 @@ void ReplicatedModule::run(const Calls& calls, const std::vector<std::shared_ptr
       failures[i] = std::current_exception();
     }
   };
+  std::vector<std::jthread> threads;  // joined, too, when the next one cannot be started
   for (std::size_t i = 1; i < calls.size(); ++i)
     threads.emplace_back([&, i] {
       at::ThreadLocalStateGuard guard(state);

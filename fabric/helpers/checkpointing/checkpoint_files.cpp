@@ -42,6 +42,15 @@ void move_into_place(const fs::path& temporary, const fs::path& path) {
                           "' is in place, but its folder cannot be synced: " + unsynced.message());
 }
 
+// A file, or a folder with what is in it.
+std::error_code sync_all(const fs::path& path) {
+  std::error_code error;
+  if (fs::is_directory(path))
+    for (fs::recursive_directory_iterator at(path, error), end; !error && at != end; at.increment(error))
+      if (error = sync_path(at->path()); error) return error;
+  return error ? error : sync_path(path);
+}
+
 void copy_bytes(const fs::path& file, const fs::path& temporary, const fs::path& name) {
   std::error_code error;
   // The files in a folder are never written anew, so that both folders can share them.
@@ -51,12 +60,20 @@ void copy_bytes(const fs::path& file, const fs::path& temporary, const fs::path&
     error.clear();
     fs::copy(file, temporary, fs::copy_options::recursive | fs::copy_options::overwrite_existing, error);
   }
-  if (!error && fs::is_regular_file(temporary)) error = sync_path(temporary);
+  if (!error) error = sync_all(temporary);
   if (error) {
     std::error_code ignored;
     fs::remove_all(temporary, ignored);
     fail("copy '" + file.string() + "' to", name, error.message());
   }
+}
+
+// Of a killed save that every rank wrote a part of, or of a removal. One whose lock is held is at work.
+void remove_left_folder(const fs::path& folder) {
+  int fd = open((folder / "lock").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+  std::error_code ignored;
+  if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) == 0) fs::remove_all(folder, ignored);
+  if (fd >= 0) close(fd);
 }
 
 }  // namespace
@@ -96,9 +113,18 @@ void link_checkpoint(const fs::path& file, const fs::path& name) {
   move_into_place(temporary, name);
 }
 
+// A folder goes file by file. Before that it gets a name that says so: half of one would be taken for a checkpoint, or
+// keep the next save from its name.
 void remove_checkpoint(const fs::path& path) {
-  std::error_code error;
-  fs::remove_all(path, error);
+  std::error_code error, ignored;
+  fs::path goes = path;
+  if (fs::is_directory(fs::symlink_status(path, ignored))) {
+    goes = folder_of(path) / ("." + path.filename().string() + ".partial-removed");
+    fs::remove_all(goes, ignored);  // of a kill
+    fs::rename(path, goes, error);
+    if (error) goes = path;
+  }
+  fs::remove_all(goes, error);
   if (error) fail("remove the checkpoint", path, error.message());
 }
 
@@ -107,6 +133,10 @@ void remove_leftovers(const fs::path& folder, const std::string& extension) {
   for (const auto& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
     if (!name.starts_with('.') || name.find(extension + ".partial") == name.npos) continue;
+    if (std::error_code ignored; fs::is_directory(entry.symlink_status(ignored))) {
+      remove_left_folder(entry.path());
+      continue;
+    }
     int fd = open(entry.path().c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) continue;
     if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlink(entry.path().c_str());

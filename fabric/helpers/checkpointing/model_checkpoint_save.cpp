@@ -210,8 +210,12 @@ State ModelCheckpoint::Impl::narrowed(State state) const {
 }
 
 void ModelCheckpoint::Impl::write(const Plan& plan, const StateSource& source, bool at_once) {
-  saving = target(plan.first(), narrowed(source()),
-                  {.async = !at_once, .replaces_link = true, .then = [this, plan] { arrange(plan); }});
+  State state;
+  // The loop's own function first: where it throws on one rank, the others must not wait in the save.
+  peers.run_together(
+      "the state for a ModelCheckpoint", [&] { state = narrowed(source()); }, ErrorKind::checkpoint);
+  saving =
+      target(plan.first(), state, {.async = !at_once, .replaces_link = true, .then = [this, plan] { arrange(plan); }});
   if (at_once) saving.reset();
 }
 
@@ -260,11 +264,14 @@ void ModelCheckpoint::Impl::settle_if_ended() {
 }
 
 void ModelCheckpoint::Impl::save_alone(const StateSource& source) {
-  if (peers.rank() != 0 || step <= 0 || (counts_steps && step == records.saved_step)) return;
+  if (peers.rank() != 0 || step <= 0) return;
+  saving.reset();  // waits for what this rank writes
+  // A save that failed, or whose parts nobody finished, left nothing of this step.
+  if (auto was = std::exchange(pending, std::nullopt); was && !checkpoint_exists(was->event.path))
+    records = was->before;
+  if (counts_steps && step == records.saved_step) return;
   Pending now{.before = records, .event = {}};
   try {
-    saving.reset();  // waits for what this rank writes
-    pending.reset();
     Plan mine = plan(Cause::emergency, {}, {});
     now.event = enter(mine, {});
     for (auto* observer : observers) observer->before_save(now.event);

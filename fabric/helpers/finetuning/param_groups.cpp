@@ -159,8 +159,9 @@ Value with_saved_moments(const Optimizer& optimizer, const ModelParameters& para
   for (const auto& group : names) flat.insert(flat.end(), group.begin(), group.end());
   std::unordered_map<std::string, const Value*> by_name;
   for (const auto& [index, state] : states->as_map()) {
-    std::size_t at = index.find_first_not_of("0123456789") == std::string::npos && index.size() < 10 ? std::stoul(index)
-                                                                                                     : flat.size();
+    const bool is_number =
+        !index.empty() && index.size() < 10 && index.find_first_not_of("0123456789") == std::string::npos;
+    const std::size_t at = is_number ? std::stoul(index) : flat.size();
     if (at >= flat.size())
       throw CheckpointKeyError("the optimizer's state has a parameter '" + index + "' that was in none of its groups");
     by_name.emplace(flat[at], &state);

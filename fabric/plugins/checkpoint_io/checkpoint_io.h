@@ -57,8 +57,8 @@ class FABRIC_API CheckpointIO {
 };
 
 /// "safetensors" (the default), "sharded" (a folder of such files, one per rank) or "torch" (a file for Python's
-/// torch.load). Each loads what any of them wrote, recognised by its content: also what Python wrote with torch.save, as
-/// long as it holds plain values and tensors; no code in it is ever run. Throws ConfigError for a name that is not
+/// torch.load). Each loads what any of them wrote, recognised by its content: also what Python wrote with torch.save,
+/// as long as it holds plain values and tensors; no code in it is ever run. Throws ConfigError for a name that is not
 /// registered.
 FABRIC_API std::shared_ptr<CheckpointIO> make_checkpoint_io(const std::string& name = "safetensors");
 

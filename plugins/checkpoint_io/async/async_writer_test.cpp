@@ -13,11 +13,11 @@
 #include "plugins/checkpoint_io/test_files.h"
 #include "tests/support/catch.h"
 
+using checkpoint_test::same;
 using fabric::AsyncWriter;
 using fabric::CheckpointError;
 using fabric::HostSnapshot;
 using fabric::Value;
-using checkpoint_test::same;
 
 TEST_CASE("a snapshot is equal, apart, and uses its memory again", "[checkpoint][snapshot]") {
   auto big = torch::randn({300, 50});

@@ -68,7 +68,8 @@ void HostSnapshot::copy_all() const {
       if (!device.is_cpu() && std::find(devices.begin(), devices.end(), device) == devices.end())
         devices.push_back(device);
       at::Tensor to = copy.to;
-      to.copy_(copy.from, /*non_blocking=*/true);
+      // LibTorch would conjugate or negate on the host what has not arrived there yet.
+      to.copy_(copy.from.resolve_conj().resolve_neg(), /*non_blocking=*/true);
     }
   }
   // Without LibTorch's copy_, whose dispatch costs more than the copy of a small tensor.

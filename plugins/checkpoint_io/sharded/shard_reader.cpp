@@ -1,12 +1,16 @@
 // Reading a sharded checkpoint: the index first, then of each shard its header; the tensors' bytes stay in the mapped
 // files until somebody asks for a box of them.
 #include <algorithm>
+#include <new>
 #include <unordered_map>
 
 #include <ATen/core/grad_mode.h>
 
+#include <c10/util/Exception.h>
+
 #include <fabric/base/error.h>
 
+#include "fabric/torch/messages_internal.h"
 #include "plugins/checkpoint_io/mapped_file.h"
 #include "plugins/checkpoint_io/safetensors/safetensors.h"
 #include "plugins/checkpoint_io/sharded/sharded_index.h"
@@ -166,6 +170,11 @@ Value open_sharded(const fs::path& path) {
     throw CheckpointCorrupt(where + corrupt.what());
   } catch (const CheckpointError& failure) {
     throw CheckpointError(where + failure.what());
+  } catch (const c10::Error& error) {
+    if (torch_messages::lacks_memory(error)) throw CheckpointError(where + "there is not enough memory");
+    throw CheckpointCorrupt(where + error.what_without_backtrace());
+  } catch (const std::bad_alloc&) {
+    throw CheckpointError(where + "there is not enough memory");
   }
 }
 

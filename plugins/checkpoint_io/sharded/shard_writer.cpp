@@ -23,6 +23,7 @@
 #include <unordered_map>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/error.h>
@@ -129,18 +130,16 @@ class ShardWriter : public PartWriter {
       if (mkdir(place.c_str(), 0777) != 0)
         shard_failure(path, "'" + place.string() + "' cannot be made: " + std::strerror(errno));
     }
-    int fd = open((place / "lock").c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
-    if (fd < 0) shard_failure(path, std::string("its lock cannot be made: ") + std::strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-      close(fd);
-      shard_failure(path, "another process is saving there");
-    }
-    locks_[place.string()] = fd;
+    locks_[place.string()] = claim(place, path);
     return place.string() + '\n' + random_id();
   }
 
   Value write(const std::string& given, const StatePart& part, int rank, int world_size) override {
     auto [place, id] = parse_place(given);
+    if (std::error_code error; !fs::is_directory(place, error))
+      shard_failure(place, "the folder that rank 0 made is not there for rank " + std::to_string(rank) +
+                               ". All ranks must see the same folder; use a shared file system, or checkpoint_io = "
+                               "\"safetensors\", which rank 0 writes alone");
     SplitPart all = split(part);
     auto writer = share_out(all.common.tensors, part.shards, world_size);
     std::vector<NamedTensor> mine;
@@ -156,17 +155,16 @@ class ShardWriter : public PartWriter {
     const fs::path file = fs::path(place) / shard_name(rank, world_size);
     auto bytes = write_shard(file, id, rank, std::move(mine), std::move(all.own));
     Value out = Value::Map{{"file", file.filename().string()}, {"bytes", bytes}, {"chunks", std::move(chunks)}};
-    if (rank == 0) {
-      out["tree"] = write_json_for_file(all.common.tree);
-      out["per_rank"] = Value::List(part.per_rank.begin(), part.per_rank.end());
-    }
+    out["per_rank"] = Value::List(part.per_rank.begin(), part.per_rank.end());
+    if (rank == 0) out["tree"] = write_json_for_file(all.common.tree);
     return out;
   }
 
   void commit(const std::string& given, const fs::path& path, const std::vector<Value>& parts) override {
     auto [place, id] = parse_place(given);
     ShardedIndex index = make_index(id, parts);
-    write_whole_file(fs::path(place) / kIndexName, index.to_json(), as_error<CheckpointError>);
+    require_shards(place, path, index);
+    write_whole_file(fs::path(place) / kIndexName, readable_text_of(index), as_error<CheckpointError>);
     if (auto error = sync_path(place)) shard_failure(path, "'" + place + "' cannot be synced: " + error.message());
     move_into_place(place, through_link(path));
     // Not before: the lock is what tells that the folder is no killed save's.
@@ -206,8 +204,25 @@ class ShardWriter : public PartWriter {
                                                 : "it exists and is neither a file nor a folder");
   }
 
+  // The folder is ours once the lock in it is, and still has its name: until then another save may take the folder for
+  // a killed one's.
+  static int claim(const fs::path& place, const fs::path& path) {
+    const fs::path lock = place / "lock";
+    int fd = open(lock.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0 && errno != EEXIST && errno != ENOENT)
+      shard_failure(path, std::string("its lock cannot be made: ") + std::strerror(errno));
+    struct stat ours = {}, named = {};
+    const bool is_ours = fd >= 0 && (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) &&
+                         fstat(fd, &ours) == 0 && lstat(lock.c_str(), &named) == 0 && ours.st_ino == named.st_ino &&
+                         ours.st_dev == named.st_dev;
+    if (is_ours) return fd;
+    if (fd >= 0) close(fd);
+    shard_failure(path, "another process is saving there");
+  }
+
+  // While it is removed the lock is ours, made where it was missing: whoever begins there meanwhile finds it taken.
   static void remove_left_folder(const fs::path& place, const fs::path& path) {
-    int fd = open((place / "lock").c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    int fd = open((place / "lock").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     bool busy = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     std::error_code error;
     if (!busy) fs::remove_all(place, error);
@@ -255,11 +270,50 @@ class ShardWriter : public PartWriter {
       for (const auto& item : parts[rank].at("chunks").as_list()) add_chunk(index, known, rank, item.as_list());
     }
     for (const auto& key : parts[0].at("per_rank").as_list()) index.per_rank.push_back(key.as_string());
+    for (std::size_t rank = 1; rank < parts.size(); ++rank) require_same_own(parts, rank);
     index.tree = read_json_of_file(parts[0].at("tree").as_string(), "the structure");
     for (const auto& entry : index.tensors)
       if (auto why = why_not_whole(entry.shape, entry.chunks); !why.empty())
         throw CheckpointError("'" + entry.name + "' cannot be put together from the parts that the ranks hold: " + why);
     return index;
+  }
+
+  // Ranks on another machine may have written to a folder of the same name there.
+  static void require_shards(const fs::path& place, const fs::path& path, const ShardedIndex& index) {
+    for (std::size_t rank = 0; rank < index.files.size(); ++rank) {
+      std::error_code error;
+      auto bytes = fs::file_size(place / index.files[rank].name, error);
+      if (error || bytes != index.files[rank].bytes)
+        shard_failure(path, "what rank " + std::to_string(rank) + " wrote is not there for rank 0 ('" +
+                                index.files[rank].name + "'). All ranks must see the same folder; use a shared file " +
+                                "system, or checkpoint_io = \"safetensors\", which rank 0 writes alone");
+    }
+  }
+
+  static void require_same_own(const std::vector<Value>& parts, std::size_t rank) {
+    if (to_tree(parts[rank].at("per_rank")) == to_tree(parts[0].at("per_rank"))) return;
+    throw CheckpointError("rank " + std::to_string(rank) + " has other entries of its own (PerRank) than rank 0: " +
+                          to_string(parts[rank].at("per_rank")) + " and " + to_string(parts[0].at("per_rank")));
+  }
+
+  // What a reader would refuse must not take the place of a checkpoint that it takes. Each rank shares out the tensors
+  // of its own tree, so that one whose tree differs leaves some that nobody wrote, or that nothing names.
+  static std::string readable_text_of(const ShardedIndex& index) {
+    std::unordered_map<std::string, at::Tensor> shapes;
+    for (const auto& entry : index.tensors)
+      shapes.emplace(entry.name, at::empty(entry.shape, at::TensorOptions(entry.type).device(c10::kMeta)));
+    try {
+      put_together(index.tree, shapes);
+    } catch (const CheckpointCorrupt& error) {
+      throw CheckpointError(std::string("the ranks do not save the same tensors: ") + error.what() +
+                            ". Mark what is each rank's own with fabric::PerRank");
+    }
+    std::string text = index.to_json();
+    if (text.size() > kMaxHeader)
+      throw CheckpointError("the checkpoint's names and values need an index of " + std::to_string(text.size()) +
+                            " bytes, of which " + std::to_string(kMaxHeader) +
+                            " can be read again. Keep large data in tensors");
+    return text;
   }
 
   static void add_chunk(ShardedIndex& index, std::map<std::string, std::size_t>& known, std::size_t rank,
@@ -280,18 +334,39 @@ class ShardWriter : public PartWriter {
 
   static void move_into_place(const fs::path& place, const fs::path& path) {
     std::error_code error, ignored;
-    fs::remove_all(replaced_sharded(path), ignored);  // of a kill; its successor has the name
-    bool taken = fs::exists(fs::symlink_status(path, ignored));
-    if (taken && renameat2(AT_FDCWD, place.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE) == 0) {
-      sync_after_move(path);
-      fs::remove_all(place, ignored);  // the old one
-      return;
+    const fs::path aside = replaced_sharded(path);
+    const bool taken = fs::exists(fs::symlink_status(path, ignored));
+    // Of a kill; its successor has the name. Where nothing has it, it is the only whole one until the end.
+    if (taken) fs::remove_all(aside, ignored);
+    if (taken && exchange(place, path)) return;
+    if (taken) fs::rename(path, aside, error);
+    if (!error) {
+      fs::rename(place, path, error);
+      if (error && taken) fs::rename(aside, path, ignored);
     }
-    if (taken) fs::rename(path, replaced_sharded(path), error);
-    if (!error) fs::rename(place, path, error);
     if (error) shard_failure(path, "'" + place.string() + "' cannot be moved into place: " + error.message());
     sync_after_move(path);
-    fs::remove_all(replaced_sharded(path), ignored);
+    fs::remove_all(aside, ignored);
+  }
+
+  // False where names cannot be exchanged. Afterwards the old one has the name of a save at work, and so that no other
+  // save begins there while it is removed, it has a lock that is held.
+  static bool exchange(const fs::path& place, const fs::path& path) {
+    struct Lock {
+      int fd;
+      ~Lock() {
+        if (fd >= 0) close(fd);
+      }
+    } lock{open((path / "lock").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666)};
+    if (lock.fd >= 0) flock(lock.fd, LOCK_EX | LOCK_NB);
+    if (renameat2(AT_FDCWD, place.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE) != 0) return false;
+    sync_after_move(path);
+    std::error_code ignored;
+    if (lock.fd >= 0)
+      fs::remove_all(place, ignored);
+    else if (unlink(place.c_str()) != 0 && errno == EISDIR)  // a file, or a folder that takes no lock
+      fs::remove_all(place, ignored);
+    return true;
   }
 
   static void sync_after_move(const fs::path& path) {

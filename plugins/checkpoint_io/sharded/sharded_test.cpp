@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 
 #include <fabric/base/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
@@ -160,6 +161,15 @@ TEST_CASE("a save replaces the old checkpoint whole, or leaves it", "[checkpoint
   CHECK(same(fabric::make_checkpoint_io()->load(path), whole(3)));
   CHECK(sorted_names(folder.path()) == std::vector<std::string>{"c"});
 
+  // Ranks that do not see the same folder.
+  place = writer->begin(path);
+  std::vector<Value> both{writer->write(place, part_of(0, 2), 0, 2), writer->write(place, part_of(1, 2), 1, 2)};
+  fs::remove(folder / ".c.partial/shard-00001-of-00002.safetensors");
+  CHECK_THROWS_WITH(writer->commit(place, path, both), Contains("rank 1") && Contains("shared file system"));
+  writer->discard(place);
+  CHECK_THROWS_WITH(writer->write(place, part_of(1, 2), 1, 2), Contains("rank 1") && Contains("shared file system"));
+  CHECK(same(fabric::make_checkpoint_io()->load(path), whole(3)));
+
   // What a kill left goes with the next save.
   fs::create_directories(folder / ".c.partial");
   std::ofstream(folder / ".c.partial/lock") << "";
@@ -180,6 +190,46 @@ TEST_CASE("a save replaces the old checkpoint whole, or leaves it", "[checkpoint
   std::ofstream(folder / "photos/1.jpg") << "precious";
   CHECK_THROWS_WITH(write(folder / "photos", 2), Contains("holds something other than a checkpoint"));
   CHECK(fs::exists(folder / "photos/1.jpg"));
+}
+
+TEST_CASE("ranks that hold other things do not replace a good checkpoint by one that nobody can read",
+          "[checkpoint][sharded]") {
+  Folder folder;
+  const auto path = folder / "c";
+  write(path, 2);
+  auto writer = fabric::checkpoint::make_shard_writer();
+  // What a rank of two makes of its part; the text of the error, empty where the save went well.
+  auto attempt = [&](int rank, const std::function<void(StatePart&)>& change) {
+    auto place = writer->begin(path);
+    std::vector<Value> parts;
+    std::vector<StatePart> own{part_of(0, 2), part_of(1, 2)};
+    change(own[static_cast<std::size_t>(rank)]);
+    for (int each = 0; each < 2; ++each)
+      parts.push_back(writer->write(place, own[static_cast<std::size_t>(each)], each, 2));
+    std::string text;
+    try {
+      writer->commit(place, path, parts);
+    } catch (const CheckpointError& error) {
+      text = error.what();
+      writer->discard(place);
+    }
+    CHECK(sorted_names(folder.path()) == std::vector<std::string>{"c"});
+    return text;
+  };
+  int refusals = 0;
+  for (std::int64_t size : {1, 4, 1000})
+    for (const char* name : {"a_first", "z_last"}) {
+      INFO(name << " of " << size);
+      auto text = attempt(1, [&](StatePart& part) { part.values["model"][name] = torch::ones({size}); });
+      // Whatever rank 1 has beside, what is there is what rank 0 has.
+      CHECK(same(fabric::make_checkpoint_io()->load(path), whole(2)));
+      if (text.empty()) continue;
+      ++refusals;
+      CHECK_THAT(text, Contains("do not save the same tensors") && Contains("PerRank"));
+    }
+  CHECK(refusals > 0);
+  CHECK_THAT(attempt(1, [](StatePart& part) { part.per_rank.clear(); }), Contains("PerRank"));
+  CHECK(same(fabric::make_checkpoint_io()->load(path), whole(2)));
 }
 
 TEST_CASE("shards that are missing, cut, swapped or of another save are told apart", "[checkpoint][sharded][bad]") {

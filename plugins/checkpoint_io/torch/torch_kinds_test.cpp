@@ -5,6 +5,7 @@
 #include <string>
 
 #include <fabric/base/error.h>
+#include <fabric/fabric.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_part.h>
 
@@ -136,6 +137,18 @@ TEST_CASE("Python objects beside what is asked for are passed over and listed", 
   // The other format, and the older one.
   CHECK(same(load_part("legacy.pt", "epoch").value, Value(3)));
   CHECK(load_part("model.safetensors", "3.bias").value.as<torch::Tensor>().numel() == 1);
+}
+
+TEST_CASE("a module is restored from a file that holds Python objects beside it", "[checkpoint_io][torch]") {
+  struct Weights : torch::nn::Module {
+    torch::Tensor w = register_parameter("w", torch::zeros(2));
+  };
+  auto weights = std::make_shared<Weights>();
+  Fabric fabric({.accelerator = "cpu"});
+  State state{{"model", *weights}};
+  fabric.load(fixture("python_objects.pt"), state);
+  CHECK(torch::equal(weights->w, torch::arange(2, torch::kFloat)));
+  CHECK_THROWS_WITH(fabric.load(fixture("python_objects.pt")), Contains("argparse.Namespace"));
 }
 
 TEST_CASE("bytes behind the archive are passed over, as PyTorch does", "[checkpoint_io][torch]") {

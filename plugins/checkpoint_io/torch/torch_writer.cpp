@@ -6,6 +6,8 @@
 #include <tuple>
 #include <vector>
 
+#include <c10/util/strides.h>
+
 #include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/error.h>
 
@@ -112,14 +114,14 @@ class Composer {
 
   void tensor(const at::Tensor& tensor, const std::string& path) {
     if (!tensor.defined()) return out_.none();
-    at::Tensor plain = storable(tensor, path).cpu().contiguous();
+    const at::Tensor plain = storable(tensor, path);
     const TorchType& type = torch_type(plain, path);
     out_.global("torch._utils", type.storage.empty() ? "_rebuild_tensor_v3" : "_rebuild_tensor_v2");
     out_.mark();
-    storage(plain, type);
+    storage(tensor, plain, type);
     out_.integer(0);
     sizes(plain.sizes());
-    sizes(plain.strides());
+    sizes(c10::contiguous_strides(plain.sizes()));
     out_.boolean(false);
     out_.global("collections", "OrderedDict");
     out_.empty_tuple();
@@ -129,21 +131,23 @@ class Composer {
     out_.call();
   }
 
-  // Tensors over the same memory share one storage, so that tied weights stay tied in Python.
-  void storage(const at::Tensor& tensor, const TorchType& type) {
-    auto [known, fresh] =
-        numbers_.try_emplace({tensor.const_data_ptr(), tensor.nbytes(), tensor.scalar_type()}, storages_.size());
-    if (fresh || tensor.nbytes() == 0) {
-      known->second = storages_.size();
-      storages_.push_back(tensor);
-    }
+  // Tensors over the same memory share one storage, so that tied weights stay tied in Python. That is seen where the
+  // checkpoint has them: their copies, from a GPU say, have memory of their own, whose address may come again.
+  void storage(const at::Tensor& given, const at::Tensor& tensor, const TorchType& type) {
+    std::size_t number = storages_.size();
+    const bool in_place = tensor.nbytes() > 0 && tensor.is_contiguous() && !given._is_zerotensor() &&
+                          tensor.const_data_ptr() == given.const_data_ptr();
+    if (in_place)
+      number =
+          numbers_.try_emplace({tensor.const_data_ptr(), tensor.nbytes(), tensor.scalar_type()}, number).first->second;
+    if (number == storages_.size()) storages_.push_back(tensor.cpu().contiguous());
     out_.mark();
     out_.text("storage");
     if (type.storage.empty())
       out_.global("torch.storage", "UntypedStorage");
     else
       out_.global("torch", type.storage);
-    out_.text(std::to_string(known->second));
+    out_.text(std::to_string(number));
     out_.text("cpu");
     out_.integer(type.storage.empty() ? static_cast<std::int64_t>(tensor.nbytes()) : tensor.numel());
     out_.tuple();
