@@ -5,6 +5,7 @@
 #include <fabric/helpers/finetuning/strategy_adapter.h>
 
 #include "tests/support/finetuning_trace.h"
+#include "tests/support/halved_strategy.h"
 #include "tests/support/ranks.h"
 
 using namespace finetuning_test;
@@ -137,10 +138,15 @@ Seen together(const std::string& folder, Fabric& fabric, const Options& options)
     State state{{"model", net}, {"optimizer", optimizer}, {"schedule", schedule}, {"stop", stop}, {"keep", keep}};
     fabric.load(options.resume_from, state);
   }
-  return train(
+  Seen seen = train(
       net, optimizer, schedule, stop, keep, *raw, fabric.global_rank(), fabric.world_size(),
       [&](auto& model, const at::Tensor& x) { fabric.backward(model(x).square().mean()); }, schedule.ft_epoch() + 1,
       options.epochs);
+  if (auto* split = dynamic_cast<halved::Module*>(&net.strategy_module())) {
+    seen.weights.clear();
+    for (const auto& parameter : raw->parameters()) seen.weights.push_back(split->whole(parameter));
+  }
+  return seen;
 }
 
 std::string shared_folder() {
@@ -187,6 +193,11 @@ RANKS_TEST("two ranks of ddp that look for unused parameters go through a schedu
 
 RANKS_TEST("two ranks that do not keep gradients in buckets go through a schedule", "[finetuning][ranks]", 2) {
   compare_with_one_process(rank, Choice("ddp", {{"gradient_as_bucket_view", false}, {"bucket_cap_mb", 0}}));
+}
+
+RANKS_TEST("two ranks of a strategy that shards parameters go through a schedule", "[finetuning][ranks][sharded]", 2) {
+  halved::register_strategy();
+  compare_with_one_process(rank, "halved");
 }
 
 RANKS_TEST("ranks that disagree about the end of a phase go on together, with a warning", "[finetuning][ranks]", 2) {
