@@ -9,6 +9,7 @@
 
 #include "tests/numerics/numerics.h"
 
+#include <ATen/autocast_mode.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
