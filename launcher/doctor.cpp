@@ -33,6 +33,7 @@
 #include "launcher/os/descriptor.h"
 #include "launcher/os/visible.h"
 #include "launcher/run/guard/containment.h"
+#include "launcher/run/hosts/examine_hosts.h"
 #include "launcher/run/machine.h"
 
 namespace fabric {
@@ -330,13 +331,15 @@ class Doctor {
 }  // namespace
 
 int doctor(const std::vector<std::string>& words) {
-  if (!words.empty() && words[0] != "--help" && words[0] != "-h")
-    throw ConfigError("fabric doctor takes no arguments, and was given '" + words[0] + "'");
-  if (!words.empty())
+  if (words.empty()) return Doctor(process_env()).examine();
+  if (words[0] == "--help" || words[0] == "-h")
     return std::puts(
-               "usage: fabric doctor\nPrints what is on this machine and what a run would choose. Ends with 0 when a "
-               "run would work, else with 1.") < 0;
-  return Doctor(process_env()).examine();
+               "usage: fabric doctor\n       fabric doctor --hosts HOST,… | --hostfile FILE [--ssh-args ARGUMENTS] "
+               "[--copy]\nPrints what is on this machine and what a run would choose; or tries each host as fabric run "
+               "--hosts\nwould. Ends with 0 when a run would work, else with 1.") < 0;
+  if (!words[0].starts_with("-"))
+    throw ConfigError("fabric doctor takes no arguments but flags, and was given '" + words[0] + "'");
+  return run::examine_hosts(words);
 }
 
 }  // namespace fabric

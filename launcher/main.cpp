@@ -18,6 +18,8 @@
 #include "launcher/os/exit_codes.h"
 #include "launcher/os/visible.h"
 #include "launcher/run/agent.h"
+#include "launcher/run/hosts/far_end.h"
+#include "launcher/run/hosts/hosts_job.h"
 #include "launcher/run/mpirun.h"
 #include "launcher/start/command.h"
 
@@ -45,6 +47,7 @@ int run(const Words& words) {
   auto env = fabric::process_env();
   auto parsed = fabric::run::parse_options(words, *env);
   if (parsed.information) return std::fputs(parsed.information->text.c_str(), stdout), 0;
+  if (!parsed.options.hosts.empty()) return fabric::run::run_on_hosts(parsed.options, *env);
   auto options = parsed.options.mpi ? fabric::run::with_mpirun(parsed.options, *env) : parsed.options;
   return fabric::run::run_job(options, *env);
 }
@@ -73,6 +76,7 @@ int dispatch(const std::string& called, Words words) {
   if (!words.empty()) words.erase(words.begin());
   if (command == "run") return run(words);
   if (command == "doctor") return fabric::doctor(words);
+  if (command == "ssh-host") return fabric::run::serve_host(words);
   if (command == "completion") return fabric::print_completion(words);
   if (command == "consolidate" || command == "convert") return start_program(command, words);
   if (command == "--version") return std::printf("fabric %s\n", FABRIC_VERSION) < 0;

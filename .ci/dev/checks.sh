@@ -116,7 +116,7 @@ run_clang_tidy() {
 
 # The part without LibTorch: all three sanitizers see everything there.
 launcher_tests=(fabric_test_base fabric_test_config fabric_test_environments fabric_test_launcher fabric_test_launch
-  fabric_test_run fabric_test_run_parts fabric_test_run_program fabric_test_run_limits fabric_test_rendezvous
+  fabric_test_run fabric_test_run_parts fabric_test_run_hosts fabric_test_run_program fabric_test_run_limits fabric_test_rendezvous
   fabric_test_rendezvous_nodes)
 # With LibTorch, which is not instrumented: the address and undefined-behaviour sanitizers then watch our code alone. The
 # thread sanitizer cannot: it sees none of LibTorch's atomic reference counts and takes each release for a race.

@@ -48,8 +48,7 @@ cmd_test() {
     options=(-R "$1")
     shift
   fi
-  # A real SLURM for its tests, which root alone can start; without it they say so.
-  ((EUID != 0)) || require_packages slurmctld slurmd slurm-client
+  require_test_packages
   prepare
   compile "$build_dir"
   run_tests "$build_dir" -LE gpu "${options[@]}" "$@"

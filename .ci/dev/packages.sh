@@ -50,3 +50,9 @@ require_build_packages() {
   done
   require_packages "${packages[@]}"
 }
+
+# A real SLURM, a real sshd and networks of namespaces for their tests, which root alone can start; without them they say so.
+require_test_packages() {
+  ((EUID == 0)) || return 0
+  require_packages slurmctld slurmd slurm-client openssh-server openssh-client iproute2
+}

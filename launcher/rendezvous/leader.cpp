@@ -94,7 +94,8 @@ std::optional<Refused> Leader::join(const Hello& hello, Time now) {
 }
 
 void Leader::newcomer(Member& member, Time now) {
-  if (phase_ == Phase::gathering && !has_started() && settings_.max_nodes > 1 && present() < settings_.max_nodes)
+  bool is_news = settings_.max_nodes > 1 && present() < settings_.max_nodes && !settings_.started_together;
+  if (phase_ == Phase::gathering && !has_started() && is_news)
     note(std::to_string(present()) + " of " + nodes_wanted() + " nodes are here: " + names());
   if (phase_ != Phase::running) return;
   int players = 0;

@@ -172,7 +172,7 @@ void Node::take_welcome(const Welcome& welcome, Time now) {
   timing_.heartbeat = std::clamp(welcome.heartbeat, 0.01, 1e6);
   timing_.misses = std::clamp(welcome.misses, 1, 1000000);
   if (!welcome.roster.nodes.empty() && !roster_) roster_ = welcome.roster;
-  if (is_first && !server_->leader())
+  if (is_first && !server_->leader() && (!setup_.settings.started_together || welcome.started))
     say_("joined the job as one of " + std::to_string(welcome.here) + " nodes" +
          (welcome.started ? ", which runs already" : ""));
   if (ended_) upstream_->send(*ended_);

@@ -46,6 +46,8 @@ struct Settings {
   int master_port = 0;
   /// Names of the nodes by their wanted rank, where a scheduler told them.
   std::vector<std::string> expected;
+  /// By one command, that says who is missing: arrivals are no news.
+  bool started_together = false;
 };
 
 }  // namespace fabric::rendezvous

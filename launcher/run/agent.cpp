@@ -32,20 +32,20 @@ int complain(const std::string& text, int code) {
   return code;
 }
 
-int run_all(const Options& options, const EnvReader& env) {
+int run_all(const Options& options, const EnvReader& env, Lifeline* lifeline) {
   auto ignored = ignore_signals();
   auto planned = plan_job(options, env);
   wipe_secret();
-  Runner runner(options, planned.job, env, std::move(ignored));
+  Runner runner(options, planned.job, env, std::move(ignored), lifeline);
   if (!planned.rendezvous) return run_on_this_node(runner, planned.job);
   return run_on_several_nodes(runner, planned.job, *planned.rendezvous);
 }
 
 }  // namespace
 
-int run_job(const Options& given, const EnvReader& env) {
+int run_job(const Options& given, const EnvReader& env, Lifeline* lifeline) {
   try {
-    return run_all(complete_from_slurm(given, env), env);
+    return run_all(lifeline ? given : complete_from_slurm(given, env), env, lifeline);
   } catch (const ProgramError& error) {
     return complain(error.what(), error.code());
   } catch (const ConfigError& error) {

@@ -19,6 +19,7 @@
 #include "launcher/os/signal_name.h"
 #include "launcher/rendezvous/node.h"
 #include "launcher/run/guard/process_tree.h"
+#include "launcher/run/hosts/lifeline.h"
 
 namespace fabric::run {
 namespace {
@@ -94,6 +95,10 @@ AttemptResult Attempt::run() {
   watch(context_.signals, Source::signals);
   watch(context_.children, Source::children);
   if (context_.node) watch(context_.node->fd(), Source::node);
+  if (context_.lifeline) {
+    watch(context_.lifeline->fd(), Source::lifeline);
+    heed_lifeline();  // it may have ended while nothing ran
+  }
   while (!is_over()) {
     wait();
     check_deadlines();
@@ -160,6 +165,8 @@ void Attempt::take(Source source, std::size_t index) {
       return look_after_guardian();
     case Source::node:
       return heed_other_nodes();
+    case Source::lifeline:
+      return heed_lifeline();
     case Source::stacks:
       if (dump_ && dump_->advance()) end_as_hung();
       return;
@@ -240,7 +247,9 @@ void Attempt::take_signals() {
       stop(AttemptResult::signalled, number);
       attempt_.end =
           AttemptResult::signalled;  // also where the other nodes had stopped this one, and would have gone on
-      if (context_.node) context_.node->leave(number);
+      // Where every launcher is told the same, none need learn it from this one, and stop its ranks in another way.
+      bool is_everywhere = context_.lifeline && context_.lifeline->has_brought(number);
+      if (context_.node && !is_everywhere) context_.node->leave(number);
     } else {
       // Whoever asks again wants no grace, but a scheduler may well send the same signal twice.
       attempt_.signal = number;
@@ -263,8 +272,20 @@ void Attempt::heed_other_nodes() {
   if (stopping_ || (!node.stop() && !node.finish())) return;
   attempt_.reason = node.stop() ? node.stop()->reason : node.finish()->reason;
   attempt_.code = node.stop() ? node.stop()->code : node.finish()->code;
-  context_.console.say("stopping the workers of this node: " + attempt_.reason);
+  // Where all launchers write to one terminal, the one with the failure tells it.
+  if (!context_.lifeline) context_.console.say("stopping the workers of this node: " + attempt_.reason);
   stop(AttemptResult::stopped_elsewhere, SIGTERM);
+}
+
+void Attempt::heed_lifeline() {
+  context_.lifeline->advance();
+  if (!context_.lifeline->is_gone() || attempt_.signal) return;
+  attempt_.signal = SIGTERM;
+  attempt_.code = 128 + SIGTERM;
+  attempt_.reason = context_.lifeline->why();
+  stop(AttemptResult::signalled, SIGTERM);
+  attempt_.end = AttemptResult::signalled;
+  if (context_.node) context_.node->leave(SIGTERM);
 }
 
 void Attempt::stop(AttemptResult::End end, int signal) {

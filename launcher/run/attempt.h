@@ -19,6 +19,8 @@ class Node;
 
 namespace fabric::run {
 
+class Lifeline;
+
 /// What all attempts share. The signal descriptor delivers what is in --stop-on and --forward.
 struct AttemptContext {
   const Options& options;
@@ -32,6 +34,7 @@ struct AttemptContext {
   int signals = -1, children = -1;  // descriptors that deliver them
   int heartbeat_number = 3;
   rendezvous::Node* node = nullptr;  // of a job on several nodes
+  Lifeline* lifeline = nullptr;      // of a job that was started from elsewhere
 };
 
 /// One attempt: starts all workers of this node, passes on what they write, watches them, and ends them together. One
@@ -61,6 +64,7 @@ class Attempt {
     children,
     console,
     node,
+    lifeline,
     stacks
   };
 
@@ -75,6 +79,7 @@ class Attempt {
   void take_signals();
   void look_after_guardian();
   void heed_other_nodes();
+  void heed_lifeline();
   void check_deadlines();
   void lose_guardian(int status);
   void hold_back_or_go_on();

@@ -14,6 +14,7 @@
 #include "fabric/config/scalar_internal.h"
 #include "launcher/os/signal_name.h"
 #include "launcher/rendezvous/settings.h"
+#include "launcher/run/hosts/host_flags.h"
 #include "launcher/run/options.h"
 #include "launcher/run/settings.h"
 
@@ -31,6 +32,7 @@ constexpr Spelling kSpellings[] = {
     {"nnodes", "--num-nodes,", nullptr},
     {"master_addr", "--main-address,", nullptr},
     {"master_port", "--main-port,", nullptr},
+    {"hosts", "-H,", "Hosts over ssh"},
     {"max_restarts", "", "Ends and restarts"},
     {"grace", "--shutdown-timeout,", nullptr},
     {"stop_on", "--signals-to-handle,", nullptr},
@@ -38,6 +40,7 @@ constexpr Spelling kSpellings[] = {
     {"redirects", "-r,", nullptr},
     {"tee", "-t,", nullptr},
     {"bind_to", "", "The workers"},
+    {"env", "-x,", nullptr},
     {"module", "-m,", nullptr},
     {"rdzv_backend", "", "Accepted for torchrun's sake"},
 };
@@ -90,13 +93,13 @@ class CommandLine {
       if (field.name == "env") continue;
       for (const auto& variable : variables_of(field.name))
         if (auto value = env.get(variable); value && !value->empty()) {
-          apply(resolver, field, {*value}, variable);
+          apply(resolver, field, {*value}, variable, env);
           break;
         }
     }
     for (const auto& field : detail::schema_of<Settings>().fields) {
       const auto* option = options_.at(field.name);
-      if (option->count() > 0) apply(resolver, field, option->results(), "--" + dashed(field.name));
+      if (option->count() > 0) apply(resolver, field, option->results(), "--" + dashed(field.name), env);
     }
   }
 
@@ -142,7 +145,7 @@ class CommandLine {
   }
 
   static void apply(detail::Resolver& resolver, const Schema::Field& field, const std::vector<std::string>& texts,
-                    const std::string& origin) {
+                    const std::string& origin, const EnvReader& env) {
     Tree value = texts.back();
     if (field.schema().kind == Schema::Kind::boolean) {
       bool on = true;
@@ -153,9 +156,11 @@ class CommandLine {
       // A file's variables stay, those of the command line come on top.
       value = resolver.values().at(field.name);
       for (const auto& variable : texts) {
-        auto equal = variable.find('=');
-        if (equal == 0 || equal == std::string::npos) throw ConfigError("--env " + variable + ": write NAME=VALUE");
-        value[variable.substr(0, equal)] = variable.substr(equal + 1);
+        auto equal = variable.find('='), size = std::min(equal, variable.size());
+        if (size == 0) throw ConfigError("--env " + variable + ": write NAME=VALUE, or NAME for the value it has here");
+        auto here = equal == std::string::npos ? env.get(variable) : variable.substr(equal + 1);
+        if (!here) throw ConfigError("--env " + variable + ": it is not set here; write " + variable + "=VALUE");
+        value[variable.substr(0, size)] = *here;
       }
     }
     resolver.apply_layer(Tree::Map{{field.name, std::move(value)}}, origin);
@@ -396,15 +401,17 @@ Parsed parse_options(const std::vector<std::string>& words, const EnvReader& env
   if (line.asks_for_settings()) return {{}, Information{resolver.print()}};
   if (rest.empty()) throw ConfigError("no program was given: fabric run [flags] PROGRAM [its arguments]");
   auto given = from_tree<Settings>(resolver.values());
-  auto was_given = [&](const char* field) { return resolver.origins().contains(field); };
+  auto was_given = [&](const std::string& field) { return resolver.origins().contains(field); };
   auto options = plain_options(given);
   choose_nodes(given, options);
+  options.nproc_given = was_given("nproc_per_node") || !options.devices.empty();
   options.nodes_given = given.standalone || was_given("nnodes");
   options.node_rank_given = was_given("node_rank") && !given.standalone;
   choose_workers(given, was_given("nproc_per_node"), options);
   choose_ending(given, env, options);
   check_output(options);
   check_torchrun(given);
+  choose_hosts(given, resolver.values(), was_given, options);
   options.command = rest;
   return {options, std::nullopt};
 }

@@ -50,6 +50,7 @@ rendezvous::NodeSetup plan_rendezvous(const Options& options, const Job& job, co
   settings.timing = rendezvous::parse_timing(options.rdzv_conf);
   settings.run_id = job.id;
   settings.expected = options.expected_nodes;
+  settings.started_together = options.started_together;
   setup.endpoint_hosts = options.endpoint_hosts;
   setup.ports = options.endpoint_ports;
   if (setup.endpoint_hosts.empty() && !options.master_addr.empty()) {

@@ -8,11 +8,14 @@
 #include <fabric/base/env_reader.h>
 #include <fabric/base/error.h>
 
+#include "launcher/run/hosts/host_list.h"
+
 namespace fabric::run {
 
 /// What `fabric run` was told, by flags and by PET_* variables; checked, but nothing looked up on the machine yet.
 struct Options {
   std::string nproc = "1";  // a number, auto, cpu or gpu
+  bool nproc_given = false;
   int min_nodes = 1, max_nodes = 1;
   bool nodes_given = false;
   int node_rank = 0;
@@ -26,6 +29,12 @@ struct Options {
   std::optional<bool> hosts_rendezvous;  // nothing: as the flags and the endpoint say
   std::string rdzv_backend, rdzv_conf;
   std::string iface, local_addr;
+  /// On each a launcher is started over ssh, and this one runs no workers itself; empty: it does.
+  std::vector<Host> hosts;
+  std::vector<std::string> ssh_args;
+  bool copies_program = false;
+  bool started_together = false;            // on the hosts of one list, of which this machine is one
+  std::vector<std::string> host_words;      // the flags that go to each of them
   std::vector<std::string> expected_nodes;  // by node rank, where a scheduler told
   std::string master_addr;
   int master_port = 0;  // 0: a free one

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "launcher/run/hosts/lifeline.h"
 #include "launcher/run/machine.h"
 
 namespace fabric::run {
@@ -42,8 +43,10 @@ int free_number() {
 
 }  // namespace
 
-Runner::Runner(const Options& options, const Job& job, const EnvReader& env, std::vector<int> ignored)
+Runner::Runner(const Options& options, const Job& job, const EnvReader& env, std::vector<int> ignored,
+               Lifeline* lifeline)
     : options_(options),
+      lifeline_(lifeline),
       ignored_(std::move(ignored)),
       program_(find_program(options, env.get_or("PATH", "/usr/local/bin:/usr/bin:/bin"))),
       job_(job),
@@ -78,7 +81,7 @@ AttemptContext Runner::context(rendezvous::Node* node) {
                            .forward = options_.forward,
                            .temporary_folder = folders_.is_temporary() ? folders_.root() : ""};
   return {options_,         job_,           program_,        variables_,        folders_, console_, guardian,
-          prefix_template_, signals_.get(), children_.get(), heartbeat_number_, node};
+          prefix_template_, signals_.get(), children_.get(), heartbeat_number_, node,     lifeline_};
 }
 
 void Runner::take_signals() {
@@ -147,11 +150,12 @@ int Runner::finish(int code, bool in_haste) {
 
 // The signals are blocked, so that nothing else would end the wait.
 bool Runner::is_told_to_end() {
+  if (lifeline_) lifeline_->advance();
   signalfd_siginfo info;
   while (read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info))
     was_told_to_end_ |= std::find(options_.stop_on.begin(), options_.stop_on.end(), static_cast<int>(info.ssi_signo)) !=
                         options_.stop_on.end();
-  return was_told_to_end_;
+  return was_told_to_end_ || (lifeline_ && lifeline_->is_gone());
 }
 
 }  // namespace fabric::run

@@ -15,7 +15,8 @@ class Runner {
  public:
   /// Finds the program and makes the folders. Throws ProgramError, ConfigError, LaunchError.
   /// `ignored`: signals that were ignored when the launcher was started, and stay so for the workers.
-  Runner(const Options& options, const Job& job, const EnvReader& env, std::vector<int> ignored);
+  Runner(const Options& options, const Job& job, const EnvReader& env, std::vector<int> ignored,
+         Lifeline* lifeline = nullptr);
 
   /// Runs all workers of this node once. With `node`, stops them when the other nodes are to stop.
   const AttemptResult& run(const Job& job, int number, rendezvous::Node* node = nullptr);
@@ -24,6 +25,8 @@ class Runner {
   /// Delivers the signals of --stop-on and --forward.
   int signals() const { return signals_.get(); }
   const Options& options() const { return options_; }
+  /// Of a job that was started from elsewhere; else null.
+  Lifeline* lifeline() const { return lifeline_; }
 
   /// Says why the last attempt failed; the job goes on.
   void say_failure();
@@ -41,6 +44,7 @@ class Runner {
   AttemptContext context(rendezvous::Node* node);
 
   Options options_;
+  Lifeline* lifeline_;
   std::vector<int> ignored_;
   Program program_;
   Job job_;

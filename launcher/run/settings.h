@@ -27,6 +27,9 @@ struct Settings {
   bool standalone = false;
   Word role = "default";
   bool mpi = false;
+  // --- hosts that are reached over ssh
+  Word hosts, hostfile, ssh_args;
+  bool copy = false;
   // --- ends and restarts
   Word max_restarts = "0", grace, stop_on, forward, require_all = "0";
   bool pid_namespace = false;
@@ -43,11 +46,11 @@ struct Settings {
   bool run_path = false;
 
   FABRIC_FIELDS(Settings, nproc_per_node, nnodes, node_rank, rdzv_endpoint, master_addr, master_port, rdzv_id,
-                rdzv_conf, local_addr, iface, standalone, role, mpi, max_restarts, grace, stop_on, forward, require_all,
-                pid_namespace, heartbeat_timeout, heartbeat_warmup, progress_timeout, log_dir, redirects, tee,
-                local_ranks_filter, log_line_prefix_template, report, bind_to, env, workdir, accelerator, strategy,
-                devices, precision, module, no_python, virtual_local_rank, rdzv_backend, monitor_interval, start_method,
-                event_log_handler, numa_binding, run_path)
+                rdzv_conf, local_addr, iface, standalone, role, mpi, hosts, hostfile, ssh_args, copy, max_restarts,
+                grace, stop_on, forward, require_all, pid_namespace, heartbeat_timeout, heartbeat_warmup,
+                progress_timeout, log_dir, redirects, tee, local_ranks_filter, log_line_prefix_template, report,
+                bind_to, env, workdir, accelerator, strategy, devices, precision, module, no_python, virtual_local_rank,
+                rdzv_backend, monitor_interval, start_method, event_log_handler, numa_binding, run_path)
   FABRIC_HELP(Settings, (nproc_per_node, "workers on this node: a number, auto, cpu or gpu"),
               (nnodes, "nodes of the job, or MIN:MAX of them"),
               (node_rank, "index of this node (default: the rendezvous gives one)"),
@@ -60,6 +63,10 @@ struct Settings {
               (iface, "network interface of this node for the others"),
               (standalone, "one node and a free port, whatever else is given"),
               (role, "a word for the workers, handed out as ROLE_NAME"), (mpi, "let mpirun start the workers"),
+              (hosts, "start a launcher on each over ssh: HOST[:RANKS],… or n[1-3,7]:4"),
+              (hostfile, "the same from a file: lines of HOST slots=4"),
+              (ssh_args, "more arguments for ssh, as \"-p 2222 -i key\""),
+              (copy, "bring this program along to hosts that lack it"),
               (max_restarts, "how often all workers are started again after a failure"),
               (grace, "seconds between asking workers to stop and killing them (default 30)"),
               (stop_on, "signals that stop the job (default TERM,INT,HUP,QUIT)"),
@@ -76,8 +83,9 @@ struct Settings {
               (log_line_prefix_template, "prefix of lines; knows ${role_name} ${local_rank} ${rank} ${hostname}"),
               (report, "file for a report of how the job ended, as JSON"),
               (bind_to, "processors of each worker: core, socket, numa or none"),
-              (env, "NAME=VALUE for the workers; may come several times"), (workdir, "folder in which they start"),
-              (accelerator, "as FABRIC_ACCELERATOR, which Fabric reads"), (strategy, "as FABRIC_STRATEGY"),
+              (env, "NAME=VALUE, or NAME as it is here, for the workers; may come several times"),
+              (workdir, "folder in which they start"), (accelerator, "as FABRIC_ACCELERATOR, which Fabric reads"),
+              (strategy, "as FABRIC_STRATEGY"),
               (devices, "as FABRIC_DEVICES; also the number of workers unless that is given"),
               (precision, "as FABRIC_PRECISION"), (module, "the program is a Python module"),
               (no_python, "the program is no Python script, even if it is named .py"),

@@ -1,17 +1,20 @@
 #include "launcher/run/several_nodes.h"
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 
 #include "launcher/os/signal_name.h"
+#include "launcher/run/hosts/lifeline.h"
 
 namespace fabric::run {
 namespace {
 
 constexpr std::chrono::seconds kLinger{3}, kShortLinger{1};
+constexpr std::chrono::milliseconds kSignalSpread{500};
 constexpr std::size_t kLongestReport = 16 * 1024;
 
 class SeveralNodes {
@@ -28,6 +31,7 @@ class SeveralNodes {
       take_place(*start);
       const auto& attempt = runner_.run(job_, start->roster.round, &node_);
       if (attempt.signal) {
+        if (runner_.lifeline() && runner_.lifeline()->has_brought(attempt.signal)) let_others_hear();
         node_.leave(attempt.signal);
         node_.linger(kShortLinger);
         return runner_.fail(attempt.code);
@@ -44,9 +48,13 @@ class SeveralNodes {
       node_.advance();
       if (auto start = node_.take_start()) return start;
       if (node_.finish()) return std::nullopt;
-      pollfd entries[] = {{node_.fd(), POLLIN, 0}, {runner_.signals(), POLLIN, 0}};
+      if (is_cut_off()) return std::nullopt;
+      auto* lifeline = runner_.lifeline();
+      // poll passes over a descriptor of -1.
+      pollfd entries[] = {
+          {node_.fd(), POLLIN, 0}, {runner_.signals(), POLLIN, 0}, {lifeline ? lifeline->fd() : -1, POLLIN, 0}};
       runner_.console().write_some();
-      poll(entries, 2, 1000);
+      poll(entries, 3, 1000);
       signalfd_siginfo info;
       while (read(runner_.signals(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
         const auto& stop_on = runner_.options().stop_on;
@@ -56,6 +64,24 @@ class SeveralNodes {
         return std::nullopt;
       }
     }
+  }
+
+  /// The same signal is on its way to every host, and comes to some of them later.
+  void let_others_hear() {
+    auto end = std::chrono::steady_clock::now() + kSignalSpread;
+    for (node_.advance(); std::chrono::steady_clock::now() < end && !node_.finish(); node_.advance()) {
+      pollfd entry{node_.fd(), POLLIN, 0};
+      poll(&entry, 1, static_cast<int>(kSignalSpread.count()) / 10);
+    }
+  }
+
+  /// From the launcher elsewhere that started this one.
+  bool is_cut_off() {
+    auto* lifeline = runner_.lifeline();
+    if (!lifeline) return false;
+    lifeline->advance();
+    if (lifeline->is_gone()) signal_ = SIGTERM;
+    return lifeline->is_gone();
   }
 
   int leave_while_waiting() {
@@ -98,6 +124,8 @@ class SeveralNodes {
     if (end.code == 0 && failed_here_) return runner_.fail(runner_.attempts().back().code);
     if (end.code == 0) return runner_.finish(0);
     if (end.reporter_id == node_.own().id && failed_here_) return runner_.fail(end.code, end.reason);
+    // Launchers of a list of hosts write to one terminal.
+    if (runner_.lifeline() && !end.reporter_id.empty()) return runner_.finish(end.code);
     // One node besides that of the failure tells all; the first is where people look.
     if (job_.node == 0 && !end.report.empty())
       runner_.console().say_lines(end.report);

@@ -24,6 +24,8 @@ class Network {
   /// To be run in a child: it is on that machine then, whose name is `host`. `hosts` is the machine's /etc/hosts.
   std::function<void()> enter(int node, const std::string& host = "", const std::string& hosts = "") const;
   std::string address(int node) const;
+  /// The process that keeps the machine's network, and does nothing else.
+  pid_t holder(int node) const { return holders_[static_cast<std::size_t>(node) + 1]; }
   /// Pulls and plugs the cable. Nobody is told: packets are lost.
   void cut(int node);
   void heal(int node);

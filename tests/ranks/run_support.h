@@ -43,6 +43,8 @@ class Job {
   pid_t pid() const { return pid_; }
   /// Waits until stdout or stderr holds the text so many times. False after 15 s.
   bool wait_for(const std::string& text, int times = 1);
+  /// What it wrote, as far as that was read by `wait_for`.
+  const std::string& error_so_far() const { return result_.error; }
   void signal(int number) const;
   /// The guardian's pid: the child of the launcher that leads the workers.
   pid_t guardian() const;
