@@ -247,10 +247,14 @@ class FABRIC_API Fabric {
   /// CheckpointKeyError when `strict` and keys are missing, unexpected or of another shape, CheckpointCorrupt for a
   /// damaged file.
   Value load(const std::filesystem::path& path, State& state, bool strict = true) const;
+  /// The same with options: other names for the tensors of the file, and which of them are restored:
+  /// fabric.load(path, state, {.rename = {{"^model\\.encoder\\.", "model.backbone."}}}).
+  Value load(const std::filesystem::path& path, State& state, const LoadOptions& options) const;
   /// The whole checkpoint.
   Value load(const std::filesystem::path& path) const;
   /// A file that holds nothing but one module's or optimizer's state. Before launch each rank reads for itself.
   void load_raw(const std::filesystem::path& path, StateEntry object, bool strict = true) const;
+  void load_raw(const std::filesystem::path& path, StateEntry object, const LoadOptions& options) const;
 
   // --- for the launcher: nothing happens where none listens (fabric/launcher/heartbeat.h)
   /// This rank lives.

@@ -13,6 +13,7 @@
 #include <fabric/base/log.h>
 #include <fabric/plugins/collectives/run_together.h>
 
+#include "strategies/load_names.h"
 #include "strategies/whole_state.h"
 
 namespace fabric {
@@ -260,12 +261,15 @@ std::shared_ptr<SaveInProgress> save_state(const CheckpointContext& context, con
   return save;
 }
 
-Value load_state(const CheckpointContext& context, const Path& path, State* state, bool strict) {
+Value load_state(const CheckpointContext& context, const Path& path, State* state, const LoadOptions& options) {
   const bool whole = !state || state->empty();
+  NamedLoad names(options);
   Value checkpoint;
-  together(context, "load", [&] { checkpoint = whole ? in_memory(context.io->load(path)) : context.io->open(path); });
+  together(context, "load", [&] {
+    checkpoint = names.rename(whole ? in_memory(context.io->load(path)) : context.io->open(path), path);
+  });
   if (whole) return checkpoint;
-  return restore_state(*state, std::move(checkpoint), context.access, strict,
+  return restore_state(*state, std::move(checkpoint), names.access(context.access, state), options.strict,
                        [&](const std::function<void()>& step) { together(context, "load", step); });
 }
 
@@ -275,20 +279,23 @@ Value open_state(const CheckpointContext& context, const Path& path) {
   return checkpoint;
 }
 
-void load_raw_state(const CheckpointContext& context, const Path& path, const StateEntry& object, bool strict) {
+void load_raw_state(const CheckpointContext& context, const Path& path, const StateEntry& object,
+                    const LoadOptions& options) {
   auto* module = object.module();
   auto* optimizer = object.optimizer();
-  const auto& access = context.access;
+  NamedLoad names(options);
+  StateAccess access;
   Value state;
   together(context, "load_raw", [&] {
     if (!module && !optimizer) throw MisuseError("load_raw restores a module or an optimizer");
-    state = context.io->open(path);
-    if (module && strict && access.check_module) access.check_module(*module, state);
+    state = names.rename(context.io->open(path), path);
+    access = names.access(context.access, nullptr);
+    if (module && options.strict && access.check_module) access.check_module(*module, state);
     if (optimizer && access.check_optimizer) access.check_optimizer(*optimizer, state);
   });
   together(context, "load_raw", [&] {
     if (module)
-      access.set_module(*module, state, strict);
+      access.set_module(*module, state, options.strict);
     else
       access.set_optimizer(*optimizer, state);
   });

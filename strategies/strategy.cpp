@@ -196,7 +196,11 @@ std::shared_ptr<SaveInProgress> Strategy::save_checkpoint(const std::filesystem:
 }
 
 Value Strategy::load_checkpoint(const std::filesystem::path& path, State* state, bool strict) {
-  return load_state(checkpoint_context(*this), path, state, strict);
+  return load_state(checkpoint_context(*this), path, state, {.strict = strict});
+}
+
+Value Strategy::load_checkpoint(const std::filesystem::path& path, State* state, const LoadOptions& options) {
+  return load_state(checkpoint_context(*this), path, state, options);
 }
 
 Value Strategy::open_checkpoint(const std::filesystem::path& path) {
@@ -204,7 +208,11 @@ Value Strategy::open_checkpoint(const std::filesystem::path& path) {
 }
 
 void Strategy::load_raw(const std::filesystem::path& path, const StateEntry& object, bool strict) {
-  load_raw_state(checkpoint_context(*this), path, object, strict);
+  load_raw_state(checkpoint_context(*this), path, object, {.strict = strict});
+}
+
+void Strategy::load_raw(const std::filesystem::path& path, const StateEntry& object, const LoadOptions& options) {
+  load_raw_state(checkpoint_context(*this), path, object, options);
 }
 
 void Strategy::teardown() {

@@ -317,6 +317,12 @@ Value Fabric::load(const std::filesystem::path& path, State& state, bool strict)
   return core_->strategy->load_checkpoint(path, &state, strict);
 }
 
+Value Fabric::load(const std::filesystem::path& path, State& state, const LoadOptions& options) const {
+  require_launched("load");
+  collectives::Task task("load");
+  return core_->strategy->load_checkpoint(path, &state, options);
+}
+
 Value Fabric::load(const std::filesystem::path& path) const {
   require_launched("load");
   collectives::Task task("load");
@@ -325,6 +331,10 @@ Value Fabric::load(const std::filesystem::path& path) const {
 
 void Fabric::load_raw(const std::filesystem::path& path, StateEntry object, bool strict) const {
   core_->strategy->load_raw(path, object, strict);
+}
+
+void Fabric::load_raw(const std::filesystem::path& path, StateEntry object, const LoadOptions& options) const {
+  core_->strategy->load_raw(path, object, options);
 }
 
 // --- logs and callbacks

@@ -6,6 +6,7 @@
 
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 #include <fabric/plugins/collectives/process_group.h>
+#include <fabric/state/rename.h>
 #include <fabric/state/state.h>
 
 namespace fabric {
@@ -24,6 +25,18 @@ struct SaveOptions {
   /// What belongs to the save once the checkpoint is durable, on the rank that made it so (rank 0); with `async`,
   /// perhaps in the thread that wrote it. When it throws, the save has failed.
   std::function<void()> then = {};
+};
+
+/// What a load insists on, by which names, and what it leaves alone.
+struct LoadOptions {
+  /// What is missing, unexpected or of another shape is an error, in which all of it is named.
+  bool strict = true;
+  /// Applied to the dotted path of every tensor of the checkpoint ("model.encoder.weight"), before anything is looked
+  /// for: all rules in turn (fabric/state/rename.h).
+  RenameRules rename = {};
+  /// Which tensors of modules are restored, by dotted path after renaming: others keep what they have, and are neither
+  /// missing nor unexpected. Empty: all.
+  std::function<bool(const std::string& name)> filter = {};
 };
 
 /// A save that may still be going on. Destroyed, it waits for what this rank writes, never for another rank; a
@@ -56,11 +69,19 @@ FABRIC_API std::shared_ptr<SaveInProgress> save_state(const CheckpointContext& c
 /// Reads, agrees, restores: nothing is changed anywhere when a rank cannot read, or when the state does not fit on one.
 /// Returns what `state` did not ask for; without a state the whole checkpoint.
 FABRIC_API Value load_state(const CheckpointContext& context, const std::filesystem::path& path, State* state,
-                            bool strict = true);
+                            const LoadOptions& options = {});
+inline Value load_state(const CheckpointContext& context, const std::filesystem::path& path, State* state,
+                        bool strict) {
+  return load_state(context, path, state, LoadOptions{.strict = strict});
+}
 /// The whole checkpoint for taking parts of it: its tensors may still be in the file.
 FABRIC_API Value open_state(const CheckpointContext& context, const std::filesystem::path& path);
 /// A file that holds nothing but one module's or optimizer's state.
 FABRIC_API void load_raw_state(const CheckpointContext& context, const std::filesystem::path& path,
-                               const StateEntry& object, bool strict = true);
+                               const StateEntry& object, const LoadOptions& options = {});
+inline void load_raw_state(const CheckpointContext& context, const std::filesystem::path& path,
+                           const StateEntry& object, bool strict) {
+  load_raw_state(context, path, object, LoadOptions{.strict = strict});
+}
 
 }  // namespace fabric

@@ -155,15 +155,18 @@ class FABRIC_API Strategy {
     fabric::run_together(process_group(), operation, work, foreign);
   }
 
-  // --- checkpoints; every rank calls the first four, and a failure on any rank is an error on all
+  // --- checkpoints; every rank calls all that take a path, and a failure on any rank is an error on all
   virtual std::shared_ptr<SaveInProgress> save_checkpoint(const std::filesystem::path& path, const State& state,
                                                           const SaveOptions& options = {});
   /// Restores `state` in place and returns what it did not ask for; an empty state returns the whole checkpoint.
   virtual Value load_checkpoint(const std::filesystem::path& path, State* state, bool strict = true);
+  /// The same with options.
+  virtual Value load_checkpoint(const std::filesystem::path& path, State* state, const LoadOptions& options);
   /// The whole checkpoint for taking parts of it: its tensors may still be in the file (fabric/state/sharding.h).
   virtual Value open_checkpoint(const std::filesystem::path& path);
   /// A file that holds nothing but one module's or optimizer's state.
   virtual void load_raw(const std::filesystem::path& path, const StateEntry& object, bool strict = true);
+  virtual void load_raw(const std::filesystem::path& path, const StateEntry& object, const LoadOptions& options);
   /// This rank's part; nothing is communicated.
   StatePart module_state(torch::nn::Module& module) const;
   virtual StatePart optimizer_state(torch::optim::Optimizer& optimizer) const;
