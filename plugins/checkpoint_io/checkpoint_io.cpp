@@ -1,6 +1,7 @@
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 
 #include <new>
+#include <optional>
 
 #include <c10/util/Exception.h>
 
@@ -10,8 +11,10 @@
 
 #include "fabric/base/registry/registry_internal.h"
 #include "fabric/torch/messages_internal.h"
+#include "plugins/checkpoint_io/dcp/dcp_reader.h"
 #include "plugins/checkpoint_io/mapped_file.h"
 #include "plugins/checkpoint_io/safetensors/safetensors.h"
+#include "plugins/checkpoint_io/safetensors/weight_map.h"
 #include "plugins/checkpoint_io/sharded/sharded_io.h"
 #include "plugins/checkpoint_io/torch/torch_reader.h"
 #include "plugins/checkpoint_io/torch/torch_writer.h"
@@ -19,6 +22,7 @@
 namespace fabric {
 namespace {
 
+using checkpoint::DcpUse;
 using checkpoint::MappedFile;
 
 // Every format is recognised by its bytes, so that a file can be loaded whatever it is called and whoever wrote it.
@@ -55,13 +59,13 @@ CheckpointPart read_any_part(const std::shared_ptr<MappedFile>& file, const std:
   return is_torch(*file) ? checkpoint::read_torch_part(file, key) : part_of(checkpoint::read_safetensors(file), key);
 }
 
+// Errors say which checkpoint they are about.
 template <class Read>
-auto load_file(const std::filesystem::path& path, Read read) {
-  auto file = MappedFile::open(path);
+auto naming(const std::filesystem::path& path, Read&& read) {
   const std::string where = "cannot load the checkpoint '" + path.string() + "': ";
   const std::string no_memory = where + "there is not enough memory";
   try {
-    return read(file);
+    return read();
   } catch (const CheckpointCorrupt& error) {
     throw CheckpointCorrupt(where + error.what());
   } catch (const CheckpointKeyError& error) {
@@ -76,14 +80,46 @@ auto load_file(const std::filesystem::path& path, Read read) {
   }
 }
 
+template <class Read>
+auto load_file(const std::filesystem::path& path, Read read) {
+  auto file = MappedFile::open(path);
+  return naming(path, [&] { return read(file); });
+}
+
+// Checkpoints of several files, with their tensors still in these; nothing where `path` is one file.
+std::optional<CheckpointPart> open_several(const std::filesystem::path& path, DcpUse use) {
+  if (checkpoint::looks_sharded(path)) return CheckpointPart{checkpoint::open_sharded(path), {}, {}};
+  if (checkpoint::looks_like_dcp(path)) return naming(path, [&] { return checkpoint::open_dcp(path, use); });
+  const auto index = checkpoint::find_weight_map(path);
+  if (!index) return std::nullopt;
+  return naming(path, [&] {
+    auto read = [&](const std::filesystem::path& of) {
+      auto file = MappedFile::open(of);
+      if (use != DcpUse::whole) file->peek();
+      return read_any(file);
+    };
+    return CheckpointPart{checkpoint::read_weight_map(*index, read), {}, {}};
+  });
+}
+
+CheckpointPart part_of_several(const CheckpointPart& whole, const std::string& key) {
+  CheckpointPart out = part_of(whole.value, key);
+  for (const auto& item : whole.left_out)
+    (key.empty() || item.starts_with(key + ".") || item.starts_with(key + ":") ? out.left_out : out.passed_over)
+        .push_back(item);
+  return out;
+}
+
 Value load_any(const std::filesystem::path& path) {
-  return checkpoint::looks_sharded(path) ? in_memory(checkpoint::open_sharded(path)) : load_file(path, read_any);
+  if (auto several = open_several(path, DcpUse::whole))
+    return naming(path, [&] { return in_memory(std::move(several->value)); });
+  return load_file(path, read_any);
 }
 
 // Whoever opens a file asks for some of it: what only Python can rebuild is passed over, with a word.
 Value open_any(const std::filesystem::path& path) {
-  if (checkpoint::looks_sharded(path)) return checkpoint::open_sharded(path);
-  CheckpointPart part = load_checkpoint_part(path);
+  auto several = open_several(path, DcpUse::parts);
+  CheckpointPart part = several ? std::move(*several) : load_checkpoint_part(path);
   std::string list;
   for (const auto& item : part.left_out) list += (list.empty() ? "" : ", ") + item;
   if (!list.empty())
@@ -136,16 +172,17 @@ void CheckpointIO::remove(const std::filesystem::path& path) {
 }
 
 CheckpointPart load_checkpoint_part(const std::filesystem::path& path, const std::string& key) {
-  if (checkpoint::looks_sharded(path)) {
-    auto part = part_of(checkpoint::open_sharded(path), key);
-    part.value = in_memory(std::move(part.value));
-    return part;
-  }
+  if (auto several = open_several(path, DcpUse::peek))
+    return naming(path, [&] {
+      auto part = part_of_several(*several, key);
+      part.value = in_memory(std::move(part.value));
+      return part;
+    });
   return load_file(path, [&](const auto& file) { return read_any_part(file, key); });
 }
 
 Value peek_checkpoint(const std::filesystem::path& path) {
-  if (checkpoint::looks_sharded(path)) return checkpoint::open_sharded(path);
+  if (auto several = open_several(path, DcpUse::peek)) return std::move(several->value);
   return load_file(path, [](const auto& file) {
     file->peek();
     return read_any(file);

@@ -1,5 +1,6 @@
-// fabric-convert: checkpoints between safetensors and PyTorch's torch.save.
+// fabric-convert: checkpoints between safetensors and PyTorch's torch.save, under other names if wanted.
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -14,6 +15,8 @@
 #include <fabric/base/nearest_name.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_part.h>
+#include <fabric/plugins/checkpoint_io/weight_shards.h>
+#include <fabric/state/rename.h>
 
 namespace {
 
@@ -21,13 +24,21 @@ using fabric::Value;
 
 constexpr std::string_view kHelp = R"(fabric-convert: checkpoints between safetensors and PyTorch's torch.save
 
-usage: fabric-convert IN OUT [--from FORMAT] [--to FORMAT] [--key KEY]
+usage: fabric-convert IN OUT [--from FORMAT] [--to FORMAT] [--key KEY] [--rename 'PATTERN=REPLACEMENT']...
+                             [--max-shard-size SIZE]
 
-  IN             a file of either format; what it is, is seen from its content
+  IN             a file of either format; a sharded checkpoint; a folder that Python's torch.distributed.checkpoint
+                 wrote; an index of weights in several files (model.safetensors.index.json), or its folder. What it is,
+                 is seen from its content
   OUT            written as a whole or not at all; an existing file is replaced
-  --from FORMAT  fail unless IN is of this format
+  --from FORMAT  fail unless IN is of this format; also: sharded, dcp, huggingface
   --to FORMAT    needed where OUT does not end in .safetensors, .pt, .pth, .ckpt or .bin
   --key KEY      only this part of the checkpoint, for instance: --key model
+  --rename RULE  other names for tensors: PATTERN=REPLACEMENT, divided by the last '='. A name is the dotted path to a
+                 tensor, below KEY. What the regular expression finds in it is replaced, $1 by the first brackets.
+                 Repeated: all in turn, each on the name that those before it made
+  --max-shard-size SIZE  OUT is a new folder of safetensors files with at most so many bytes of tensors each (5GB,
+                 500MiB) and an index, as Hugging Face's libraries read them
   --help         this text
 
 FORMAT is safetensors or torch. A torch file may hold tensors, numbers, strings, lists and dicts; no code in it is ever
@@ -38,6 +49,8 @@ with torch.load(..., weights_only=True).
 struct Arguments {
   std::string in, out, key;
   std::optional<std::string> from, to;
+  fabric::RenameRules rename;
+  std::optional<std::uint64_t> most_bytes;  // of a file, where OUT is a folder of several
   bool help = false;
 };
 
@@ -48,14 +61,33 @@ struct UsageError : std::runtime_error {
 
 std::string checked_format(const std::string& flag, const std::string& name) {
   std::vector<std::string> formats{"safetensors", "torch"};
-  if (flag == "--from") formats.push_back("sharded");
+  if (flag == "--from") formats.insert(formats.end(), {"sharded", "dcp", "huggingface"});
   for (const auto& format : formats)
     if (name == format) return name;
   throw UsageError(flag + " does not know '" + name + "'" + fabric::did_you_mean(name, formats));
 }
 
+fabric::RenameRule rename_rule(const std::string& text) {
+  // Patterns may hold a '=' of their own: (?=...).
+  const auto divide = text.rfind('=');
+  if (divide == text.npos || divide == 0) throw UsageError("--rename needs PATTERN=REPLACEMENT, given '" + text + "'");
+  return {text.substr(0, divide), text.substr(divide + 1)};
+}
+
+std::uint64_t size_of(const std::string& text) {
+  const std::pair<const char*, std::uint64_t> units[] = {
+      {"", 1},           {"B", 1},          {"KB", 1000},     {"MB", 1000'000}, {"GB", 1000'000'000},
+      {"KiB", 1u << 10}, {"MiB", 1u << 20}, {"GiB", 1u << 30}};
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  for (const auto& [unit, bytes] : units)
+    if (error == std::errc() && number > 0 && number <= UINT64_MAX / bytes && std::string_view(end) == unit)
+      return number * bytes;
+  throw UsageError("--max-shard-size needs a number of bytes such as 5GB or 500MiB, given '" + text + "'");
+}
+
 Arguments parse(const std::vector<std::string>& words) {
-  const std::vector<std::string> flags{"--from", "--to", "--key", "--help"};
+  const std::vector<std::string> flags{"--from", "--to", "--key", "--rename", "--max-shard-size", "--help"};
   Arguments out;
   std::vector<std::string> files;
   for (std::size_t i = 0; i < words.size(); ++i) {
@@ -82,6 +114,10 @@ Arguments parse(const std::vector<std::string>& words) {
       out.from = checked_format(flag, *value);
     else if (flag == "--to")
       out.to = checked_format(flag, *value);
+    else if (flag == "--rename")
+      out.rename.push_back(rename_rule(*value));
+    else if (flag == "--max-shard-size")
+      out.most_bytes = size_of(*value);
     else
       out.key = *value;
   }
@@ -89,6 +125,8 @@ Arguments parse(const std::vector<std::string>& words) {
     throw UsageError("two files are needed, IN and OUT; " + std::to_string(files.size()) + " given");
   out.in = files[0];
   out.out = files[1];
+  if (out.most_bytes && out.to && *out.to != "safetensors")
+    throw UsageError("--max-shard-size writes safetensors files, not " + *out.to);
   return out;
 }
 
@@ -101,7 +139,11 @@ std::string format_by_name(const std::string& path) {
 }
 
 std::string format_by_content(const std::string& path) {
-  if (std::filesystem::is_directory(path)) return "sharded";
+  const std::filesystem::path folder = path;
+  if (std::filesystem::exists(folder / ".metadata")) return "dcp";
+  if (path.ends_with(".index.json")) return "huggingface";
+  if (std::filesystem::is_directory(folder))
+    return std::filesystem::exists(folder / "index.json") ? "sharded" : "huggingface";
   char start[9] = {};
   std::ifstream(path, std::ios::binary).read(start, sizeof start);
   return start[8] == '{' ? "safetensors" : "torch";  // after the length of the header, which opens with it
@@ -117,8 +159,28 @@ void require_whole(const fabric::CheckpointPart& part, const Arguments& argument
       ". Give the part that holds none of them by --key");
 }
 
+void rename(Value& value, const Arguments& arguments) {
+  if (arguments.rename.empty()) return;
+  fabric::Renamer rename(arguments.rename);
+  value = fabric::rename_tensors(std::move(value), rename).value;
+  for (const auto& pattern : rename.unused())
+    std::cerr << "fabric-convert: no tensor's name fits the pattern '" << pattern << "'\n";
+}
+
+/// Says what was written.
+std::string write(const Value& value, const std::string& to, const Arguments& arguments) {
+  if (!arguments.most_bytes) {
+    fabric::make_checkpoint_io(to)->save(value, arguments.out);
+    return to;
+  }
+  const auto files = fabric::save_weight_shards(value, arguments.out, *arguments.most_bytes);
+  return to + ", " + std::to_string(files) + (files == 1 ? " file" : " files");
+}
+
 void convert(const Arguments& arguments) {
-  const std::string to = arguments.to ? *arguments.to : format_by_name(arguments.out);
+  const std::string to = arguments.to           ? *arguments.to
+                         : arguments.most_bytes ? "safetensors"
+                                                : format_by_name(arguments.out);
   fabric::CheckpointPart part = fabric::load_checkpoint_part(arguments.in, arguments.key);
   require_whole(part, arguments);
   for (const auto& object : part.passed_over)
@@ -127,13 +189,14 @@ void convert(const Arguments& arguments) {
   const std::string from = format_by_content(arguments.in);
   if (arguments.from && *arguments.from != from)
     throw fabric::CheckpointError("'" + arguments.in + "' is a " + from + " file, not " + *arguments.from);
-  fabric::make_checkpoint_io(to)->save(value, arguments.out);
+  rename(value, arguments);
+  const std::string written = write(value, to, arguments);
   std::int64_t tensors = 0, bytes = 0;
   fabric::for_each_leaf_tensor(value, [&](at::Tensor& tensor, const std::string&) {
     ++tensors;
     if (tensor.defined() && tensor.layout() == c10::kStrided) bytes += static_cast<std::int64_t>(tensor.nbytes());
   });
-  std::cout << arguments.in << " (" << from << ") -> " << arguments.out << " (" << to << "): " << tensors
+  std::cout << arguments.in << " (" << from << ") -> " << arguments.out << " (" << written << "): " << tensors
             << " tensors, " << bytes << " bytes\n";
 }
 

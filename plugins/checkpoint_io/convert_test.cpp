@@ -92,3 +92,50 @@ TEST_CASE("fabric-convert says what is wrong", "[convert]") {
   fails(good + " " + out + " --help=model", 2, "--help takes no value");
   CHECK(folder.names().empty());
 }
+
+TEST_CASE("fabric-convert renames tensors by rules", "[convert]") {
+  Folder folder;
+  auto io = make_checkpoint_io();
+  const Value original = io->load(fixture("training.pt"));
+  const std::string in = quoted(fixture("training.pt")), out = quoted(folder / "m.safetensors");
+  auto result = convert(in + " " + out + " --key model --rename '^0[.](?=w)=first.' --rename='^first=head'");
+  INFO(result.output);
+  CHECK(result.code == 0);
+  const Value renamed = io->load(folder / "m.safetensors");
+  CHECK(same(renamed.at("head.weight"), original.at("model").at("0.weight")));
+  CHECK(renamed.find("0.bias"));
+  CHECK_THAT(convert(in + " " + out + " --rename '^none$=x'").output, Contains("'^none$'"));
+
+  auto fails = [&](const std::string& rule, int code, const std::string& text) {
+    auto failed = convert(in + " " + quoted(folder / "no.safetensors") + " --key model --rename '" + rule + "'");
+    CHECK(failed.code == code);
+    CHECK_THAT(failed.output, Contains(text));
+  };
+  fails("(=x", 1, "'('");
+  fails("x", 2, "PATTERN=REPLACEMENT");
+  fails("weight|bias=x", 1, "'0.bias'");
+  CHECK_FALSE(std::filesystem::exists(folder / "no.safetensors"));
+}
+
+TEST_CASE("fabric-convert writes weights in several files, and reads folders of others", "[convert]") {
+  Folder folder;
+  const std::string in = quoted(fixture("training.pt")), out = quoted(folder / "hub");
+  auto result = convert(in + " " + out + " --key model --max-shard-size 50B");
+  INFO(result.output);
+  CHECK(result.code == 0);
+  CHECK_THAT(result.output, Contains("files)"));
+  auto back = convert(out + " " + quoted(folder / "m.pt") + " --from huggingface");
+  INFO(back.output);
+  CHECK(back.code == 0);
+  CHECK(same(make_checkpoint_io()->load(folder / "m.pt"),
+             make_checkpoint_io()->load(fixture("training.pt")).at("model")));
+  CHECK(convert(in + " " + quoted(folder / "x") + " --key model --max-shard-size 5XB").code == 2);
+  CHECK(convert(in + " " + quoted(folder / "x") + " --key model --max-shard-size 1GB --to torch").code == 2);
+  CHECK_THAT(convert(in + " " + quoted(folder / "x") + " --max-shard-size 1GB").output, Contains("--key"));
+
+  const std::string dcp = quoted(std::filesystem::path(FABRIC_DCP_FIXTURES) / "two_ranks");
+  auto python = convert(dcp + " " + quoted(folder / "p.safetensors") + " --from dcp");
+  INFO(python.output);
+  CHECK(python.code == 0);
+  CHECK(make_checkpoint_io()->load(folder / "p.safetensors").at("rows").as<at::Tensor>().size(0) == 5);
+}

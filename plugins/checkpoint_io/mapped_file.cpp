@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 
 #include <fabric/base/atomic_file_internal.h>
@@ -48,15 +49,24 @@ std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) 
   return std::shared_ptr<MappedFile>(new MappedFile(path, data, size));
 }
 
+std::shared_ptr<MappedFile> MappedFile::part(std::shared_ptr<MappedFile> whole, std::size_t offset, std::size_t size) {
+  std::shared_ptr<MappedFile> out(new MappedFile(whole->path_, whole->data_ + offset, size));
+  out->whole_ = std::move(whole);
+  return out;
+}
+
 MappedFile::~MappedFile() {
-  if (data_) munmap(data_, size_);
+  if (data_ && !whole_) munmap(data_, size_);
 }
 
 bool MappedFile::populate() const {
   if (peeks_) return false;
-  if (!data_) return true;
+  if (size_ == 0) return true;
+  // A part begins in the middle of a page.
+  const std::size_t before = reinterpret_cast<std::uintptr_t>(data_) % static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   // MAP_POPULATE would copy every page, as the mapping is private and writable.
-  if (madvise(data_, size_, MADV_POPULATE_READ) != 0 && errno != EINVAL && errno != EINTR && errno != EAGAIN)
+  if (madvise(data_ - before, size_ + before, MADV_POPULATE_READ) != 0 && errno != EINVAL && errno != EINTR &&
+      errno != EAGAIN)
     fail(path_, std::string("its pages cannot be read: ") + std::strerror(errno));
   return true;
 }

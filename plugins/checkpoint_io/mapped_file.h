@@ -13,6 +13,8 @@ class MappedFile {
  public:
   /// Throws CheckpointError naming path and reason.
   static std::shared_ptr<MappedFile> open(const std::filesystem::path& path);
+  /// A stretch of `whole` as a file of its own, of the same pages; it must lie inside.
+  static std::shared_ptr<MappedFile> part(std::shared_ptr<MappedFile> whole, std::size_t offset, std::size_t size);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -36,6 +38,7 @@ class MappedFile {
   std::byte* data_;
   std::size_t size_;
   bool peeks_ = false;
+  std::shared_ptr<MappedFile> whole_;  // whose pages these are; null: its own
 };
 
 }  // namespace fabric::checkpoint

@@ -59,10 +59,12 @@ void write_safetensors(const Value& checkpoint, const std::filesystem::path& pat
   write_safetensors_file(std::move(structure.tensors), std::move(structure.tree), path);
 }
 
-void write_safetensors_file(std::vector<NamedTensor> tensors, Tree tree, const std::filesystem::path& path) {
+void write_safetensors_file(std::vector<NamedTensor> tensors, std::optional<Tree> tree,
+                            const std::filesystem::path& path) {
   sort_for_alignment(tensors);
-  Tree described = Tree::Map{{"version", kFormat}, {"tree", std::move(tree)}};
-  std::string header = make_header(tensors, write_json_for_file(described));
+  std::optional<std::string> structure;
+  if (tree) structure = write_json_for_file(Tree::Map{{"version", kFormat}, {"tree", std::move(*tree)}});
+  std::string header = make_header(tensors, structure);
   AtomicFile file(path, as_error<CheckpointError>);
   file.write(header);
   for (const auto& entry : tensors)

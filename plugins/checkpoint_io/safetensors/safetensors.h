@@ -16,8 +16,10 @@ namespace fabric::checkpoint {
 /// What is not a tensor lives in the header's `__metadata__`, key "fabric".
 void write_safetensors(const Value& checkpoint, const std::filesystem::path& path);
 
-/// The same file out of its parts: tensors by name, and the tree that belongs into the metadata.
-void write_safetensors_file(std::vector<NamedTensor> tensors, Tree tree, const std::filesystem::path& path);
+/// The same file out of its parts: tensors by name, and the tree that belongs into the metadata; without one, a file as
+/// other programs write it.
+void write_safetensors_file(std::vector<NamedTensor> tensors, std::optional<Tree> tree,
+                            const std::filesystem::path& path);
 
 /// What such a file holds, its tensors still in the mapping.
 struct SafetensorsContent {

@@ -146,9 +146,11 @@ SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size) {
   return header;
 }
 
-std::string make_header(const std::vector<NamedTensor>& tensors, const std::string& structure) {
+std::string make_header(const std::vector<NamedTensor>& tensors, const std::optional<std::string>& structure) {
   Tree::Map root;
-  root.append("__metadata__", Tree::Map{{"format", "pt"}, {"fabric", structure}});
+  Tree::Map metadata{{"format", "pt"}};
+  if (structure) metadata.append("fabric", *structure);
+  root.append("__metadata__", std::move(metadata));
   std::uint64_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
     Tree::List shape(tensor.sizes().begin(), tensor.sizes().end());

@@ -43,6 +43,6 @@ SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size);
 
 /// Length and header for these tensors, which must be written in this order; padded so that the data begins at a
 /// multiple of 64 bytes.
-std::string make_header(const std::vector<NamedTensor>& tensors, const std::string& structure);
+std::string make_header(const std::vector<NamedTensor>& tensors, const std::optional<std::string>& structure);
 
 }  // namespace fabric::checkpoint

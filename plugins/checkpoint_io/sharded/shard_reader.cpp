@@ -1,16 +1,14 @@
 // Reading a sharded checkpoint: the index first, then of each shard its header; the tensors' bytes stay in the mapped
 // files until somebody asks for a box of them.
-#include <algorithm>
 #include <new>
 #include <unordered_map>
-
-#include <ATen/core/grad_mode.h>
 
 #include <c10/util/Exception.h>
 
 #include <fabric/base/error.h>
 
 #include "fabric/torch/messages_internal.h"
+#include "plugins/checkpoint_io/boxes.h"
 #include "plugins/checkpoint_io/mapped_file.h"
 #include "plugins/checkpoint_io/safetensors/safetensors.h"
 #include "plugins/checkpoint_io/sharded/sharded_index.h"
@@ -32,24 +30,10 @@ class ShardedTensor : public StoredTensor {
   explicit ShardedTensor(std::vector<Piece> pieces) : pieces_(std::move(pieces)) {}
 
   void read(at::IntArrayRef offsets, at::Tensor& into) const override {
-    at::NoGradGuard no_grad;
-    for (const auto& piece : pieces_) copy_common(piece, offsets, into);
+    for (const auto& piece : pieces_) copy_common(piece.content, piece.offsets, into, offsets);
   }
 
  private:
-  // What the piece and the wanted box have in common, if anything.
-  static void copy_common(const Piece& piece, at::IntArrayRef offsets, at::Tensor& into) {
-    at::Tensor from = piece.content, to = into;
-    for (std::int64_t d = 0; d < into.dim(); ++d) {
-      auto begin = std::max(piece.offsets[static_cast<std::size_t>(d)], offsets[static_cast<std::size_t>(d)]);
-      auto end = std::min(piece.offsets[static_cast<std::size_t>(d)] + piece.content.size(d),
-                          offsets[static_cast<std::size_t>(d)] + into.size(d));
-      if (begin >= end) return;
-      from = from.narrow(d, begin - piece.offsets[static_cast<std::size_t>(d)], end - begin);
-      to = to.narrow(d, begin - offsets[static_cast<std::size_t>(d)], end - begin);
-    }
-    to.copy_(from);
-  }
   std::vector<Piece> pieces_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <fabric/base/error.h>
 
+#include "plugins/checkpoint_io/names.h"
 #include "plugins/checkpoint_io/safetensors/safetensors_header.h"
 #include "plugins/checkpoint_io/tensor_bytes.h"
 
@@ -58,11 +59,6 @@ bool chunks_overlap(const StoredChunk& a, const StoredChunk& b) {
   for (std::size_t d = 0; d < a.shape.size(); ++d)
     if (a.offsets[d] >= b.offsets[d] + b.shape[d] || b.offsets[d] >= a.offsets[d] + a.shape[d]) return false;
   return true;
-}
-
-// Names of files are names in the folder, not paths out of it.
-bool is_plain_name(const std::string& name) {
-  return !name.empty() && name != "." && name != ".." && name.find('/') == name.npos && name.find('\0') == name.npos;
 }
 
 StoredEntry parse_stored(const Tree& tree, std::size_t files) {

@@ -315,11 +315,16 @@ class PickleReader::Machine {
       wrong("calls a class with arguments by name");
     return call();
   }
-  // Attributes set on an ordered dict (`_metadata` of a module's state) or on a tensor carry nothing that is kept.
+  // Attributes are what a record is made of. Set on an ordered dict (`_metadata` of a module's state) or on a tensor
+  // they carry nothing that is kept.
   bool build() {
-    pop();
-    if (stack_.size() <= floor()) wrong("takes from an empty stack");
-    Kind kind = reader_[stack_.back()].kind;
+    Id attributes = pop();
+    Kind kind = top().kind;
+    if (kind == Kind::record) {
+      reader_.spend(1);
+      top().items.assign(1, attributes);
+      return true;
+    }
     if (kind != Kind::dict && kind != Kind::object && kind != Kind::foreign)
       wrong("sets attributes of something that has none");
     return true;

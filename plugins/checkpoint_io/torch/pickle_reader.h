@@ -37,7 +37,8 @@ class PickleHost {
 class PickleReader {
  public:
   using Id = PickleHost::Id;
-  /// global: a class that the host allows; object: what the host made; foreign: what only Python could make.
+  /// global: a class that the host allows; object: what the host made; record: an object of a class that the host takes
+  /// as plain data; foreign: what only Python could make.
   enum class Kind : std::uint8_t {
     none,
     boolean,
@@ -50,14 +51,15 @@ class PickleReader {
     dict,
     global,
     object,
+    record,
     foreign
   };
   struct Node {
     Kind kind = Kind::none;
     std::int64_t integer = 0;  // booleans too; for objects the host's own number
     double real = 0;
-    std::string_view text;  // for globals and foreign ones "module.name"
-    std::vector<Id> items;  // dicts: keys and values in turn
+    std::string_view text;  // for globals, records and foreign ones "module.name"
+    std::vector<Id> items;  // dicts: keys and values in turn; records: their attributes as one node, if they have any
   };
 
   PickleReader(std::string_view bytes, PickleHost& host);

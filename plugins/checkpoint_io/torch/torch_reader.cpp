@@ -46,7 +46,8 @@ std::string find_prefix(const ZipReader& archive) {
 
 bool looks_like_zip(const MappedFile& file) { return file.size() > 4 && file.text(0, 4) == "PK\3\4"; }
 
-CheckpointPart read_archive(const std::shared_ptr<MappedFile>& file, const std::string& key, bool whole) {
+template <class Use>
+CheckpointPart read_archive(const std::shared_ptr<MappedFile>& file, bool whole, Use&& use) {
   ZipReader archive(file);
   const std::string prefix = find_prefix(archive);
   if (const auto* order = archive.find(prefix + "byteorder"); order && archive.bytes(*order) != "little")
@@ -60,11 +61,14 @@ CheckpointPart read_archive(const std::shared_ptr<MappedFile>& file, const std::
   TorchHost host(file, storages, !whole);
   PickleReader pickle(bytes, host);
   PickleReader::Id root = pickle.read();
-  return values_of(pickle, host, root, key, whole);
+  return use(pickle, host, root);
 }
 
 CheckpointPart read_either(const std::shared_ptr<MappedFile>& file, const std::string& key, bool whole) {
-  return looks_like_zip(*file) ? read_archive(file, key, whole) : read_legacy_torch(file, key, whole);
+  if (!looks_like_zip(*file)) return read_legacy_torch(file, key, whole);
+  return read_archive(file, whole, [&](const PickleReader& pickle, const TorchHost& host, PickleReader::Id root) {
+    return values_of(pickle, host, root, key, whole);
+  });
 }
 
 }  // namespace
@@ -75,6 +79,15 @@ Value read_torch(const std::shared_ptr<MappedFile>& file) { return read_either(f
 
 CheckpointPart read_torch_part(const std::shared_ptr<MappedFile>& file, const std::string& key) {
   return read_either(file, key, false);
+}
+
+CheckpointPart read_torch_entry(const std::shared_ptr<MappedFile>& archive) {
+  if (!looks_like_zip(*archive)) throw CheckpointCorrupt("it is no archive that PyTorch's torch.save wrote");
+  return read_archive(archive, false, [](const PickleReader& pickle, const TorchHost& host, PickleReader::Id root) {
+    if (pickle[root].kind == PickleReader::Kind::foreign)
+      return CheckpointPart{{}, {}, {std::string(pickle[root].text.substr(0, 200))}};
+    return values_of(pickle, host, root, "", false);
+  });
 }
 
 }  // namespace fabric::checkpoint

@@ -18,5 +18,8 @@ bool looks_like_torch(const MappedFile& file);
 Value read_torch(const std::shared_ptr<MappedFile>& file);
 /// Of the entry `key` alone ("" for all). Objects of other classes are passed over and listed.
 CheckpointPart read_torch_part(const std::shared_ptr<MappedFile>& file, const std::string& key);
+/// Of an archive that is a part of something larger. All of it may be an object of another class: then that is listed,
+/// and the value is null.
+CheckpointPart read_torch_entry(const std::shared_ptr<MappedFile>& archive);
 
 }  // namespace fabric::checkpoint

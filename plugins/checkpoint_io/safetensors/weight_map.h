@@ -1,0 +1,23 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <optional>
+
+#include <fabric/base/value.h>
+
+namespace fabric::checkpoint {
+
+/// The index of weights that lie in several files, as Hugging Face's libraries write it
+/// (`model.safetensors.index.json`): `path` itself, or the one in the folder `path`. A folder with nothing but
+/// `model.safetensors` gives that file. Nothing where there is none; throws CheckpointError where there are several.
+std::optional<std::filesystem::path> find_weight_map(const std::filesystem::path& path);
+
+/// Reads one of the files.
+using ReadWeights = std::function<Value(const std::filesystem::path&)>;
+/// A flat map of the tensors that the index lists, in its order. Throws CheckpointCorrupt where files or tensors are
+/// missing, naming them, and where one tensor lies in two files. Tensors that the index does not list are passed over,
+/// with a warning.
+Value read_weight_map(const std::filesystem::path& index, const ReadWeights& read);
+
+}  // namespace fabric::checkpoint
