@@ -119,3 +119,32 @@ TEST_CASE("a filter leaves tensors alone, and a strict load does not miss them",
   auto text = failure_of<fabric::CheckpointKeyError>([&] { fabric.load_raw(path, net, options); });
   CHECK_THAT(text, Contains("missing 'head.bias'") && !Contains("head.weight"));
 }
+
+TEST_CASE("a tensor that is spread over ranks is renamed and left alone as a whole one is", "[load_names]") {
+  Folder folder;
+  const auto path = folder / "whole.safetensors";
+  const auto whole = torch::arange(14, torch::kFloat).reshape({7, 2});
+  fabric::make_checkpoint_io()->save(Value::Map{{"old", Value::Map{{"w", whole}}}}, path);
+  struct Part : torch::nn::Module {
+    torch::Tensor weight = register_parameter("weight", torch::zeros({3, 2}));
+  } part;
+  const fabric::ShardOf shard_of = [](const at::Tensor&) { return std::optional(fabric::Shard{{7, 2}, {4, 0}}); };
+  auto access = fabric::StateAccess::plain();
+  access.get_module = [&](torch::nn::Module& module) {
+    return fabric::StatePart{fabric::module_state_dict(module), fabric::module_shards(module, shard_of)};
+  };
+  access.set_module = [&](torch::nn::Module& module, const Value& state, bool strict) {
+    fabric::load_module_state_dict(module, state, strict, shard_of);
+  };
+  access.check_module = [&](torch::nn::Module& module, const Value& state) {
+    fabric::check_module_state_dict(module, state, shard_of);
+  };
+  const fabric::CheckpointContext context{fabric::ProcessGroup::single(), fabric::make_checkpoint_io(), access};
+  State state{{"model", part}};
+  LoadOptions options{.rename = {{"^old\\.w$", "model.weight"}}, .filter = [](const std::string&) { return false; }};
+  fabric::load_state(context, path, &state, options);
+  CHECK(part.weight.abs().sum().item<float>() == 0);
+  options.filter = {};
+  fabric::load_state(context, path, &state, options);
+  CHECK(part.weight.equal(whole.slice(0, 4, 7)));
+}

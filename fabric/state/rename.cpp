@@ -10,7 +10,7 @@
 #include <fabric/state/rename.h>
 
 #include <map>
-#include <unordered_set>
+#include <regex>
 
 #include <fabric/base/error.h>
 
@@ -130,6 +130,14 @@ class Mover {
 };
 
 }  // namespace
+
+struct Renamer::Rule {
+  RenameRule text;
+  std::regex pattern;
+  bool used = false;
+};
+
+Renamer::~Renamer() = default;
 
 Renamer::Renamer(const RenameRules& rules) {
   for (const auto& rule : rules) {

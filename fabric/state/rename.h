@@ -1,6 +1,5 @@
 #pragma once
 
-#include <regex>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -27,6 +26,9 @@ class FABRIC_API Renamer {
 
   /// Throws ConfigError with the pattern where one is no regular expression.
   explicit Renamer(const RenameRules& rules);
+  ~Renamer();
+  Renamer(const Renamer&) = delete;
+  Renamer& operator=(const Renamer&) = delete;
   /// Throws CheckpointKeyError for a name that is too long or that nothing is left of, ConfigError where a pattern
   /// asks for more than can be searched.
   std::string operator()(const std::string& name);
@@ -34,11 +36,7 @@ class FABRIC_API Renamer {
   std::vector<std::string> unused() const;
 
  private:
-  struct Rule {
-    RenameRule text;
-    std::regex pattern;
-    bool used = false;
-  };
+  struct Rule;
   std::vector<Rule> rules_;
 };
 

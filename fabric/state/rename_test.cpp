@@ -43,9 +43,9 @@ TEST_CASE("rules rename one after another, each what those before it made", "[re
 }
 
 TEST_CASE("a pattern or a name that cannot be searched is an error that shows it", "[rename]") {
-  CHECK_THROWS_WITH(Renamer({{"^(encoder", "x"}}), Contains("'^(encoder'"));
-  CHECK_THROWS_AS(Renamer({{"[", ""}}), ConfigError);
-  Renamer all({{".*", ""}}), doubles(RenameRules(12, {"(.+)", "$1$1"}));
+  CHECK_THROWS_WITH(Renamer(RenameRules{{"^(encoder", "x"}}), Contains("'^(encoder'"));
+  CHECK_THROWS_AS(Renamer(RenameRules{{"[", ""}}), ConfigError);
+  Renamer all(RenameRules{{".*", ""}}), doubles(RenameRules(12, {"(.+)", "$1$1"}));
   CHECK_THROWS_AS(all("weight"), CheckpointKeyError);
   CHECK_THROWS_WITH(doubles("weight"), Contains("too long"));
   CHECK_THROWS_WITH(all(std::string(2000, 'a')), Contains("too long") && Contains("2000"));

@@ -42,8 +42,8 @@ usage: fabric-convert IN OUT [--from FORMAT] [--to FORMAT] [--key KEY] [--rename
   --help         this text
 
 FORMAT is safetensors or torch. A torch file may hold tensors, numbers, strings, lists and dicts; no code in it is ever
-run. One that holds other Python objects is refused, unless they lie outside of KEY: then they are listed. Python reads the results with safetensors.torch.load_file and
-with torch.load(..., weights_only=True).
+run. One that holds other Python objects is refused, unless they lie outside of KEY: then they are listed. Python reads
+the results with safetensors.torch.load_file and with torch.load(..., weights_only=True).
 )";
 
 struct Arguments {
