@@ -47,7 +47,7 @@ run_tests() {
   local folder=$1 status=0
   shift
   step "testing"
-  ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "${DEV_TEST_JOBS:-2}" --timeout 900 "$@" ||
+  ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "${DEV_TEST_JOBS:-3}" --timeout 900 "$@" ||
     status=$?
   awk '/^All tests passed \(/ {gsub(/[(]/, ""); assertions += $4; cases += $7}
        /^test cases: / {cases += $3} /^assertions: / {assertions += $2}

@@ -62,6 +62,10 @@ function(fabric_add_tests name)
   endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT})
+  # Those that may take long begin first.
+  if(arg_TIMEOUT GREATER 300)
+    set_tests_properties(${name} PROPERTIES COST 200)
+  endif()
 endfunction()
 
 # fabric_add_test_program(<name> SOURCES ...): a helper program that tests start; not a test itself.

@@ -129,12 +129,30 @@ const std::vector<std::string>& model_names() {
   return names;
 }
 
+std::shared_ptr<torch::nn::Module> Model::clone(const std::optional<torch::Device>& device) const {
+  torch::NoGradGuard no_grad;
+  auto copy = make_model(made_as);
+  copy->train(is_training());
+  auto mine = parameters(), theirs = copy->parameters();
+  for (std::size_t i = 0; i < mine.size(); ++i) {
+    theirs[i].set_data(mine[i].detach().clone());
+    theirs[i].requires_grad_(mine[i].requires_grad());
+  }
+  auto from = buffers(), to = copy->buffers();
+  for (std::size_t i = 0; i < from.size(); ++i) to[i].set_data(from[i].detach().clone());
+  if (device) copy->to(*device);
+  return copy;
+}
+
 std::shared_ptr<Model> make_model(const std::string& name) {
   torch::manual_seed(7);
-  if (name == "digits") return std::make_shared<DigitsImpl>();
-  if (name == "transformer") return std::make_shared<CharactersImpl>();
-  if (name == "encoder") return std::make_shared<EncoderImpl>();
-  throw std::runtime_error("there is no model '" + name + "'");
+  std::shared_ptr<Model> made;
+  if (name == "digits") made = std::make_shared<DigitsImpl>();
+  if (name == "transformer") made = std::make_shared<CharactersImpl>();
+  if (name == "encoder") made = std::make_shared<EncoderImpl>();
+  if (!made) throw std::runtime_error("there is no model '" + name + "'");
+  made->made_as = name;
+  return made;
 }
 
 }  // namespace numerics

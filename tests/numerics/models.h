@@ -5,6 +5,7 @@
 #include <torch/torch.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,9 @@ struct Model : torch::nn::Module {
   virtual torch::Tensor forward(const std::vector<torch::Tensor>& inputs) = 0;
   virtual Batch rows(const std::vector<std::int64_t>& indices) const = 0;
   virtual std::int64_t size() const = 0;
+  /// For dp, which copies a module to each of its devices.
+  std::shared_ptr<torch::nn::Module> clone(const std::optional<torch::Device>& device) const override;
+  std::string made_as;     // its name for make_model
   std::int64_t batch = 0;  // samples in a step, over all ranks
   double rate = 0;
   double max_norm = 0;  // of clipping; 0: none
