@@ -14,7 +14,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <sstream>
 #include <stdexcept>
 
@@ -61,7 +60,10 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  return std::string((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::ostringstream text;
+  // Reading about a process that ends meanwhile fails; here that is no exception.
+  text << file.rdbuf();
+  return text.str();
 }
 
 void write_script(const std::string& path, const std::string& text) {
