@@ -189,7 +189,7 @@ TEST_CASE("a .metadata that does not add up is refused with the name", "[checkpo
   refused("state_dict_metadata", "state_dict_metadatA", "state_dict_metadata");
   refused("bfloat16", "qfloat16", "'columns'");
   refused("\x8c\x05sizes", "\x8c\x05size_", "'sizes'");
-  refused("\x8c\x0dstorage_data", "\x8c\x0dstorage_datA", "storage_data");
+  refused("\x8c\x0cstorage_data", "\x8c\x0cstorage_datA", "storage_data");
 }
 
 TEST_CASE("no damage to .metadata makes loading crash", "[checkpoint_io][dcp][corrupt][fuzz]") {
