@@ -119,13 +119,15 @@ void SharedMemoryBarrier::require_nobody_gave_up(const char* operation) const {
 }
 
 void SharedMemoryBarrier::require_all_alive(const char* operation) const {
-  for (int rank : missing()) {
-    if (!others_.is_gone(rank)) continue;
-    // It may have come here as the last thing that it did.
-    if (lines_[rank].arrived.load(std::memory_order_acquire) >= count_) continue;
-    throw CollectiveError("rank " + std::to_string(rank_) + ": " + operation + " cannot end, since rank " +
-                          std::to_string(rank) + " is gone: its process ended, or it left the group");
-  }
+  std::vector<int> gone;
+  for (int rank : missing())
+    // One that is gone may have come here as the last thing that it did.
+    if (others_.is_gone(rank) && lines_[rank].arrived.load(std::memory_order_acquire) < count_) gone.push_back(rank);
+  if (gone.empty()) return;
+  throw CollectiveError("rank " + std::to_string(rank_) + ": " + operation + " cannot end, since " +
+                        list_of_ranks(gone) +
+                        (gone.size() == 1 ? " is gone: its process ended, or it left the group"
+                                          : " are gone: their processes ended, or they left the group"));
 }
 
 std::vector<int> SharedMemoryBarrier::missing() const {
