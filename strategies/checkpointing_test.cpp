@@ -17,6 +17,7 @@
 #include <fabric/base/error.h>
 #include <fabric/fabric.h>
 
+#include "tests/support/failure_of.h"
 #include "tests/support/group_of_ranks.h"
 
 using fabric::CheckpointContext;
@@ -31,16 +32,6 @@ using fabric::Value;
 namespace {
 
 namespace fs = std::filesystem;
-
-template <class Error, class Action>
-std::string failure_of(Action&& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 

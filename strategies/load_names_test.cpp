@@ -8,6 +8,7 @@
 
 #include "plugins/checkpoint_io/test_files.h"
 #include "tests/support/catch.h"
+#include "tests/support/failure_of.h"
 
 using Catch::Matchers::Contains;
 using checkpoint_test::Folder;
@@ -37,16 +38,6 @@ Value::Map python_state() {
 double mean_of(const at::Tensor& tensor) { return tensor.mean().item<double>(); }
 
 const fabric::RenameRules kRules{{"^encoder\\.(.*)", "backbone.$1"}};
-
-template <class Error, class Action>
-std::string failure_of(Action&& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 }  // namespace
 

@@ -11,6 +11,7 @@
 #include "plugins/checkpoint_io/dcp/dcp_metadata.h"
 #include "plugins/checkpoint_io/test_files.h"
 #include "tests/support/catch.h"
+#include "tests/support/failure_of.h"
 
 using namespace fabric;
 using Catch::Matchers::Contains;
@@ -50,16 +51,6 @@ void change_metadata(const fs::path& folder, const std::string& from, const std:
   REQUIRE(bytes.find(from) != bytes.npos);
   for (std::size_t at = 0; (at = bytes.find(from, at)) != bytes.npos;) bytes.replace(at, from.size(), to);
   write_file(folder / ".metadata", bytes);
-}
-
-template <class Error>
-std::string failure_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 }  // namespace

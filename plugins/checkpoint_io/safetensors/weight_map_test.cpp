@@ -11,6 +11,7 @@
 
 #include "plugins/checkpoint_io/test_files.h"
 #include "tests/support/catch.h"
+#include "tests/support/failure_of.h"
 
 using namespace fabric;
 using Catch::Matchers::Contains;
@@ -46,15 +47,6 @@ void two_files(const Folder& folder) {
                     "b": "model-00002-of-00002.safetensors"})");
 }
 
-template <class Error>
-std::string failure_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 std::string damage_of(const Folder& folder) {
   return failure_of<CheckpointCorrupt>([&] { make_checkpoint_io()->load(folder.path()); });
 }

@@ -12,6 +12,7 @@
 #include <fabric/fabric.h>
 #include <fabric/plugins/collectives/process_group.h>
 
+#include "tests/support/failure_of.h"
 #include "tests/support/group_of_ranks.h"
 
 using at::Tensor;
@@ -27,16 +28,6 @@ ProcessGroup shm_group(double timeout_seconds = 60, bool check = true) {
 
 double seconds_since(steady_clock::time_point begin) {
   return std::chrono::duration<double>(steady_clock::now() - begin).count();
-}
-
-template <class Action>
-std::string failure_of(Action&& action) {
-  try {
-    action();
-  } catch (const fabric::CollectiveError& error) {
-    return error.what();
-  }
-  return "";
 }
 
 bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
@@ -130,7 +121,7 @@ RANKS_BODY("killed in shared memory") {
     kill(getpid(), SIGKILL);
   }
   auto begin = steady_clock::now();
-  auto text = failure_of([&] {
+  auto text = failure_of<fabric::CollectiveError>([&] {
     auto one = torch::ones({1});
     if (rank == 0)
       group.all_reduce(one, ReduceOp::sum);
