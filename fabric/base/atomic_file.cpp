@@ -236,6 +236,17 @@ void AtomicFile::write_through(const char* data, std::size_t size) {
   }
 }
 
+void AtomicFile::rewrite(std::uint64_t offset, std::string_view text) {
+  flush();
+  while (!text.empty()) {
+    ssize_t done = ::pwrite(fd_, text.data(), std::min(text.size(), kLargest), static_cast<off_t>(offset));
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0) fail("the disk does not take '" + temporary_.string() + "'", errno);
+    offset += static_cast<std::uint64_t>(done);
+    text.remove_prefix(static_cast<std::size_t>(done));
+  }
+}
+
 void AtomicFile::commit() {
   flush();
   if (in_place_) {

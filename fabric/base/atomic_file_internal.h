@@ -38,6 +38,10 @@ class AtomicFile {
 
   void write(const void* data, std::size_t size);
   void write(std::string_view text) { write(text.data(), text.size()); }
+  /// What `rewrite` needs: pipes and terminals keep nothing.
+  bool can_rewrite() const { return !in_place_; }
+  /// Replaces bytes that were written before.
+  void rewrite(std::uint64_t offset, std::string_view text);
   /// Bytes written so far.
   std::uint64_t position() const { return position_; }
   /// Once it returns, the new file outlives a power failure. It also throws, and says so, when the new file is in place

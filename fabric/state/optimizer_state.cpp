@@ -11,6 +11,7 @@
 #include <fabric/base/log.h>
 #include <fabric/state/state.h>
 
+#include "fabric/state/checked_tensor_internal.h"
 #include "fabric/state/optimizer_archive_internal.h"
 #include "fabric/state/optimizer_fields_internal.h"
 
@@ -230,6 +231,7 @@ struct StateReader {
 // parameter's shape a rank takes the box that its part of the parameter is.
 struct Own {
   const Slot& slot;
+  bool only_checks;  // whether the bytes in the file are those that were written
   void operator()(const char*, std::int64_t&, Kind) {}
   void operator()(const char*, double&, Kind) {}
   void operator()(const char*, at::Tensor& tensor, Kind kind) { copy(tensor, kind); }
@@ -242,9 +244,12 @@ struct Own {
   }
   void copy(at::Tensor& tensor, Kind kind) const {
     if (!tensor.defined()) return;
+    const bool whole = !slot.shard || kind == Kind::plain;
+    if (only_checks)
+      return whole ? check_whole(tensor) : check_box(tensor, slot.shard->offsets, slot.parameter.sizes());
     bool follows = tensor.is_floating_point() && slot.parameter.is_floating_point();
     auto type = follows ? slot.parameter.scalar_type() : tensor.scalar_type();
-    if (!slot.shard || kind == Kind::plain) {
+    if (whole) {
       tensor = in_memory(tensor).detach().to(slot.parameter.device(), type, /*non_blocking=*/false, /*copy=*/true);
       return;
     }
@@ -309,12 +314,12 @@ void check_switches(const Value::Map& group) {
 struct NewState {
   Slot slot;
   std::unique_ptr<OptimizerParamState> state;
-  void (*own)(OptimizerParamState& state, const Slot& slot);
+  void (*own)(OptimizerParamState& state, const Slot& slot, bool only_checks);
 };
 
 template <class F>
-void own_state(OptimizerParamState& state, const Slot& slot) {
-  visit_state<F>(static_cast<typename F::State&>(state), Own{slot});
+void own_state(OptimizerParamState& state, const Slot& slot, bool only_checks) {
+  visit_state<F>(static_cast<typename F::State&>(state), Own{slot, only_checks});
 }
 
 template <class F>
@@ -365,7 +370,7 @@ std::vector<NewState> plan_known(Optimizer& optimizer, const Value& state, const
 void load_known(Optimizer& optimizer, const Value& state, const ShardOf& shard_of) {
   auto states = plan_known(optimizer, state, shard_of);
   // Reading can fail, so it comes before the first change.
-  for (auto& [slot, fresh, own] : states) own(*fresh, slot);
+  for (auto& [slot, fresh, own] : states) own(*fresh, slot, false);
   const auto& groups = state.find("param_groups")->as_list();
   for (std::size_t g = 0; g < groups.size(); ++g) {
     auto& options = optimizer.param_groups()[g].options();  // in place: the user may hold a reference
@@ -431,11 +436,12 @@ std::map<std::string, Shard> optimizer_shards(const Optimizer& optimizer, const 
 }
 
 void check_optimizer_state_dict(Optimizer& optimizer, const Value& state, const ShardOf& shard_of) {
-  if (dynamic_cast<const Stateful*>(&optimizer)) return;
-  if (is_known(optimizer))
-    plan_known(optimizer, state, shard_of);
-  else
-    check_unknown(optimizer, state);
+  if (dynamic_cast<const Stateful*>(&optimizer)) return check_whole(state);
+  if (is_known(optimizer)) {
+    for (auto& [slot, fresh, own] : plan_known(optimizer, state, shard_of)) own(*fresh, slot, true);
+  } else {
+    check_whole(check_unknown(optimizer, state));
+  }
 }
 
 void load_optimizer_state_dict(Optimizer& optimizer, const Value& state, const ShardOf& shard_of) {

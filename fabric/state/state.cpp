@@ -5,6 +5,8 @@
 #include <fabric/base/error.h>
 #include <fabric/base/log.h>
 
+#include "fabric/state/checked_tensor_internal.h"
+
 namespace fabric {
 namespace {
 
@@ -50,6 +52,7 @@ void check(const StateEntry& entry, const Value& saved, const StateAccess& acces
   if (auto* module = entry.module(); module && strict && access.check_module) access.check_module(*module, saved);
   if (auto* optimizer = entry.optimizer(); optimizer && access.check_optimizer)
     access.check_optimizer(*optimizer, saved);
+  if (!entry.module() && !entry.optimizer()) check_whole(saved);
 }
 
 void restore(StateEntry& entry, Value saved, const StateAccess& access, bool strict) {
@@ -149,13 +152,18 @@ Value restore_state(State& target, Value checkpoint, const StateAccess& access, 
         kept.push_back(key);
     }
   };
-  step([&] { require_keys(target, checkpoint, strict); });
+  step([&] {
+    require_keys(target, checkpoint, strict);
+    for_each_saved(goes_first, [&](StateEntry&, const Value& own) { check_whole(own); });
+  });
   step([&] {
     for_each_saved(goes_first, [&](StateEntry& entry, const Value& own) { restore(entry, own, access, strict); });
   });
   step([&] {
     for_each_saved([](const StateEntry&) { return true; },
                    [&](StateEntry& entry, const Value& own) { check(entry, own, access, strict); });
+    for (const auto& [key, value] : checkpoint.as_map())
+      if (!target.contains(key)) check_whole(value);
   });
   kept.clear();
   Value::Map rest;

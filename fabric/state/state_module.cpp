@@ -9,6 +9,8 @@
 #include <fabric/base/log.h>
 #include <fabric/state/state.h>
 
+#include "fabric/state/checked_tensor_internal.h"
+
 namespace fabric {
 namespace {
 
@@ -102,6 +104,10 @@ void require_fit(const LoadPlan& plan) {
   throw CheckpointKeyError(text);
 }
 
+void require_undamaged(const LoadPlan& plan) {
+  for (const auto& [target, source, offsets] : plan.copies) check_box(source, offsets, target.sizes());
+}
+
 }  // namespace
 
 Value module_state_dict(const torch::nn::Module& module) {
@@ -112,7 +118,9 @@ Value module_state_dict(const torch::nn::Module& module) {
 }
 
 void check_module_state_dict(torch::nn::Module& module, const Value& state, const ShardOf& shard_of) {
-  require_fit(plan_load(module, state, shard_of));
+  LoadPlan plan = plan_load(module, state, shard_of);
+  require_fit(plan);
+  require_undamaged(plan);
 }
 
 void load_module_state_dict(torch::nn::Module& module, const Value& state, bool strict, const ShardOf& shard_of) {
@@ -122,6 +130,7 @@ void load_module_state_dict(torch::nn::Module& module, const Value& state, bool 
   if (plan.misfits > 0)
     log::rank_zero_warn("a partial load left " + std::to_string(plan.misfits) +
                         " tensor(s) as they are: " + plan.complaints.front() + (plan.misfits > 1 ? ", …" : ""));
+  require_undamaged(plan);
   at::NoGradGuard no_grad;
   for (auto& [target, source, offsets] : plan.copies) read_box(source, offsets, target);
 }

@@ -15,6 +15,7 @@
 #include <fabric/base/nearest_name.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_part.h>
+#include <fabric/plugins/checkpoint_io/read_options.h>
 #include <fabric/plugins/checkpoint_io/weight_shards.h>
 #include <fabric/state/rename.h>
 
@@ -25,7 +26,7 @@ using fabric::Value;
 constexpr std::string_view kHelp = R"(fabric-convert: checkpoints between safetensors and PyTorch's torch.save
 
 usage: fabric-convert IN OUT [--from FORMAT] [--to FORMAT] [--key KEY] [--rename 'PATTERN=REPLACEMENT']...
-                             [--max-shard-size SIZE]
+                             [--max-shard-size SIZE] [--no-verify]
 
   IN             a file of either format; a sharded checkpoint; a folder that Python's torch.distributed.checkpoint
                  wrote; an index of weights in several files (model.safetensors.index.json), or its folder. What it is,
@@ -39,6 +40,7 @@ usage: fabric-convert IN OUT [--from FORMAT] [--to FORMAT] [--key KEY] [--rename
                  Repeated: all in turn, each on the name that those before it made
   --max-shard-size SIZE  OUT is a new folder of safetensors files with at most so many bytes of tensors each (5GB,
                  500MiB) and an index, as Hugging Face's libraries read them
+  --no-verify    do not compare IN with its checksums: for what can be had of a damaged one
   --help         this text
 
 FORMAT is safetensors or torch. A torch file may hold tensors, numbers, strings, lists and dicts; no code in it is ever
@@ -51,7 +53,7 @@ struct Arguments {
   std::optional<std::string> from, to;
   fabric::RenameRules rename;
   std::optional<std::uint64_t> most_bytes;  // of a file, where OUT is a folder of several
-  bool help = false;
+  bool verify = true, help = false;
 };
 
 /// The command line cannot be understood.
@@ -87,7 +89,8 @@ std::uint64_t size_of(const std::string& text) {
 }
 
 Arguments parse(const std::vector<std::string>& words) {
-  const std::vector<std::string> flags{"--from", "--to", "--key", "--rename", "--max-shard-size", "--help"};
+  const std::vector<std::string> flags{"--from",           "--to",        "--key", "--rename",
+                                       "--max-shard-size", "--no-verify", "--help"};
   Arguments out;
   std::vector<std::string> files;
   for (std::size_t i = 0; i < words.size(); ++i) {
@@ -95,6 +98,10 @@ Arguments parse(const std::vector<std::string>& words) {
     if (flag == "--help" || flag == "-h") {
       out.help = true;
       return out;
+    }
+    if (flag == "--no-verify") {
+      out.verify = false;
+      continue;
     }
     if (!flag.starts_with("--")) {
       files.push_back(flag);
@@ -107,7 +114,7 @@ Arguments parse(const std::vector<std::string>& words) {
     }
     if (std::find(flags.begin(), flags.end(), flag) == flags.end())
       throw UsageError("unknown flag '" + flag + "'" + fabric::did_you_mean(flag, flags));
-    if (flag == "--help") throw UsageError("--help takes no value");
+    if (flag == "--help" || flag == "--no-verify") throw UsageError(flag + " takes no value");
     if (!value && i + 1 < words.size()) value = words[++i];
     if (!value) throw UsageError(flag + " needs a value");
     if (flag == "--from")
@@ -181,7 +188,7 @@ void convert(const Arguments& arguments) {
   const std::string to = arguments.to           ? *arguments.to
                          : arguments.most_bytes ? "safetensors"
                                                 : format_by_name(arguments.out);
-  fabric::CheckpointPart part = fabric::load_checkpoint_part(arguments.in, arguments.key);
+  fabric::CheckpointPart part = fabric::load_checkpoint_part(arguments.in, arguments.key, {.verify = arguments.verify});
   require_whole(part, arguments);
   for (const auto& object : part.passed_over)
     std::cerr << "fabric-convert: passed over the Python object " << object << "\n";

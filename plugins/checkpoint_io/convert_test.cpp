@@ -70,6 +70,19 @@ TEST_CASE("fabric-convert takes the weights out of a file that holds Python obje
   CHECK(legacy.code == 0);
 }
 
+TEST_CASE("fabric-convert takes what there is of a damaged file when it is told to", "[convert]") {
+  Folder folder;
+  const std::string in = quoted(folder / "a.safetensors"), out = quoted(folder / "b.pt");
+  REQUIRE(convert(quoted(fixture("training.pt")) + " " + in).code == 0);
+  auto bytes = checkpoint_test::read_file(folder / "a.safetensors");
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  checkpoint_test::write_file(folder / "a.safetensors", bytes);
+  auto refused = convert(in + " " + out);
+  CHECK(refused.code == 1);
+  CHECK_THAT(refused.output, Contains("is damaged"));
+  CHECK(convert(in + " " + out + " --no-verify").code == 0);
+}
+
 TEST_CASE("fabric-convert says what is wrong", "[convert]") {
   Folder folder;
   const std::string good = quoted(fixture("training.pt")), out = quoted(folder / "o.pt");

@@ -59,6 +59,11 @@ MappedFile::~MappedFile() {
   if (data_ && !whole_) munmap(data_, size_);
 }
 
+void MappedFile::release() const {
+  if (whole_) return whole_->release();
+  if (data_) madvise(data_, size_, MADV_DONTNEED);
+}
+
 bool MappedFile::populate() const {
   if (peeks_) return false;
   if (size_ == 0) return true;

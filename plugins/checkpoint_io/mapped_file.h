@@ -30,6 +30,8 @@ class MappedFile {
   bool populate() const;
   /// From now on only what is asked for is read.
   void peek() { peeks_ = true; }
+  /// Gives the pages back to the system, which brings them again when they are used. Only where nobody wrote to them.
+  void release() const;
 
  private:
   MappedFile(std::filesystem::path path, std::byte* data, std::size_t size)

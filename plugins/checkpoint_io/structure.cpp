@@ -7,9 +7,8 @@
 #include <ATen/ops/view_as_real.h>
 
 #include <fabric/base/error.h>
-#include <fabric/state/sharding.h>
-
 #include "fabric/config/scalar_internal.h"
+#include "fabric/state/checked_tensor_internal.h"
 
 namespace fabric::checkpoint {
 namespace {
@@ -43,6 +42,45 @@ std::string from_hex(const std::string& text) {
   return out;
 }
 
+// A complex tensor that is in a file as pairs of reals, and the other way round. Boxes hold whole pairs.
+struct ComplexOfPairs : CheckedTensor {
+  explicit ComplexOfPairs(at::Tensor stored) : pairs(std::move(stored)) {}
+  void read(at::IntArrayRef offsets, at::Tensor& into) const override {
+    at::Tensor box = at::empty(into.sizes(), at::TensorOptions(c10::toComplexType(pairs.scalar_type())));
+    at::Tensor reals = at::view_as_real(box);
+    read_box(pairs, with_last(offsets, 0), reals);
+    into.copy_(box);
+  }
+  void check(at::IntArrayRef offsets, at::IntArrayRef sizes) const override {
+    check_box(pairs, with_last(offsets, 0), with_last(sizes, 2));
+  }
+  static std::vector<std::int64_t> with_last(at::IntArrayRef list, std::int64_t last) {
+    auto out = list.vec();
+    out.push_back(last);
+    return out;
+  }
+  at::Tensor pairs;
+};
+
+struct PairsOfComplex : StoredTensor {
+  explicit PairsOfComplex(at::Tensor stored) : complex(std::move(stored)) {}
+  void read(at::IntArrayRef offsets, at::Tensor& into) const override {
+    const auto last = into.sizes().size() - 1;
+    at::Tensor box = at::empty(into.sizes().slice(0, last), complex.options().device(c10::kCPU));
+    read_box(complex, offsets.slice(0, last), box);
+    into.copy_(at::view_as_real(box));
+  }
+  at::Tensor complex;
+};
+
+at::Tensor reals_of(const at::Tensor& complex) {
+  if (!stored_in(complex)) return at::view_as_real(complex);
+  auto sizes = complex.sizes().vec();
+  sizes.push_back(2);
+  return make_stored_tensor(sizes, c10::toRealValueType(complex.scalar_type()),
+                            std::make_shared<PairsOfComplex>(complex));
+}
+
 class Flattener {
  public:
   Tree take(const Value& value, const std::string& path, int depth) {
@@ -69,7 +107,7 @@ class Flattener {
     if (!tensor.defined()) return tagged("$tensor", {});
     at::Tensor plain = storable(tensor, path);
     const bool complex = plain.is_complex();
-    if (complex) plain = at::view_as_real(plain);
+    if (complex) plain = reals_of(plain);
     if (!safetensors_name(plain.scalar_type()))
       throw CheckpointError("the tensor '" + path + "' cannot be saved: its type " +
                             c10::toString(plain.scalar_type()) + " has no place in the format; convert it first");
@@ -175,26 +213,9 @@ class Unflattener {
     if (pairs.dim() == 0 || pairs.size(-1) != 2 ||
         (type != c10::ScalarType::Double && type != c10::ScalarType::Float && type != c10::ScalarType::Half))
       throw CheckpointCorrupt("the tensor '" + name + "' should hold complex numbers as pairs of reals, but does not");
-    if (stored_in(pairs)) return stored_complex(pairs);
-    return at::view_as_complex(pairs);
-  }
-
-  // Still in a file, as pairs of reals.
-  static at::Tensor stored_complex(const at::Tensor& pairs) {
-    struct Pairs : StoredTensor {
-      explicit Pairs(at::Tensor stored) : stored(std::move(stored)) {}
-      void read(at::IntArrayRef offsets, at::Tensor& into) const override {
-        at::Tensor box = at::empty(into.sizes(), at::TensorOptions(c10::toComplexType(stored.scalar_type())));
-        at::Tensor reals = at::view_as_real(box);
-        auto places = offsets.vec();
-        places.push_back(0);
-        read_box(stored, places, reals);
-        into.copy_(box);
-      }
-      at::Tensor stored;
-    };
+    if (!stored_in(pairs)) return at::view_as_complex(pairs);
     return make_stored_tensor(pairs.sizes().slice(0, static_cast<std::size_t>(pairs.dim()) - 1),
-                              c10::toComplexType(pairs.scalar_type()), std::make_shared<Pairs>(pairs));
+                              c10::toComplexType(pairs.scalar_type()), std::make_shared<ComplexOfPairs>(pairs));
   }
 
   Value pairs(const Tree::List& list) {

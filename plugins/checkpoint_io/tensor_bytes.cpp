@@ -1,9 +1,12 @@
 #include "plugins/checkpoint_io/tensor_bytes.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
+#include <new>
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
@@ -11,6 +14,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <fabric/base/error.h>
+#include <fabric/state/sharding.h>
 
 namespace fabric::checkpoint {
 namespace {
@@ -44,6 +48,44 @@ constexpr std::array kTypes{
 };
 constexpr std::int64_t kPieceBytes = std::int64_t{64} << 20;
 
+// Pages of its own, which go back to the system: on the heap small blocks would settle where the last piece was, and
+// every piece would take memory anew.
+at::Tensor piece_memory(std::size_t bytes) {
+  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) throw std::bad_alloc();
+  return at::from_blob(
+      pages, {static_cast<std::int64_t>(bytes)}, [bytes](void* start) { munmap(start, bytes); },
+      at::TensorOptions(at::kByte));
+}
+
+// Boxes of whole rows of the outermost dimension whose rows fit a piece, one after another. What lies in dimensions
+// before it is one index each. Pairs of reals stay together, as two of them fit.
+void for_each_stored_piece(const at::Tensor& tensor, const std::function<void(const void*, std::size_t)>& use) {
+  const auto sizes = tensor.sizes();
+  const auto dims = sizes.size();
+  auto row = static_cast<std::int64_t>(tensor.nbytes());
+  std::size_t split = 0;
+  for (; split < dims; ++split)
+    if ((row /= sizes[split]) <= kPieceBytes) break;
+  std::vector<std::int64_t> at(dims, 0), box(sizes.begin(), sizes.end());
+  for (std::size_t d = 0; d < split; ++d) box[d] = 1;
+  const std::int64_t step = dims == 0 ? 1 : std::max<std::int64_t>(1, kPieceBytes / row);
+  const at::Tensor memory =
+      piece_memory(dims == 0 ? tensor.nbytes() : static_cast<std::size_t>(std::min(step, sizes[split]) * row));
+  while (true) {
+    if (dims > 0) box[split] = std::min(step, sizes[split] - at[split]);
+    at::Tensor piece = at::from_blob(memory.mutable_data_ptr(), box, at::TensorOptions(tensor.scalar_type()));
+    read_box(tensor, at, piece);
+    use(piece.const_data_ptr(), piece.nbytes());
+    if (dims == 0) return;
+    at[split] += box[split];
+    for (std::size_t d = split; at[d] >= sizes[d]; ++at[d]) {
+      if (d == 0) return;
+      at[d--] = 0;
+    }
+  }
+}
+
 }  // namespace
 
 std::optional<std::string_view> safetensors_name(c10::ScalarType type) {
@@ -71,6 +113,7 @@ at::Tensor storable(const at::Tensor& tensor, const std::string& path) {
   auto refuse = [&](const std::string& why) {
     throw CheckpointError("the tensor '" + path + "' cannot be saved: " + why);
   };
+  if (stored_in(tensor)) return tensor;
   if (tensor.is_meta()) refuse("it is on the meta device and has no data; materialise it first");
   if (tensor.layout() != c10::kStrided) refuse("it is not dense; save its to_dense() instead");
   if (tensor.is_quantized()) refuse("it is quantized; save its int_repr(), scale and zero point instead");
@@ -96,6 +139,7 @@ std::optional<std::uint64_t> checked_bytes(const std::vector<std::int64_t>& shap
 
 void for_each_piece(const at::Tensor& tensor, const std::function<void(const void*, std::size_t)>& use) {
   if (tensor.numel() == 0) return;
+  if (stored_in(tensor)) return for_each_stored_piece(tensor, use);
   if (tensor.is_cpu()) {
     at::Tensor flat = tensor.contiguous();
     use(flat.const_data_ptr(), flat.nbytes());

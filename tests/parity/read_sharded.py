@@ -2,7 +2,7 @@
 """read_sharded.py FOLDER: a second reader of sharded checkpoints (fabric/docs/formats.md), without the library.
 
 Prints one line per tensor: name, type, shape and the sum of its elements' bytes. As a module, `read` returns the tree with
-each tensor as (dtype, shape, bytes).
+each tensor as (dtype, shape, bytes). Every checksum that is there is compared.
 """
 import itertools
 import json
@@ -11,27 +11,51 @@ import os
 import struct
 import sys
 
+TABLE = list(range(256))
+for _ in range(8):
+    TABLE = [n >> 1 ^ (n & 1) * 0x82F63B78 for n in TABLE]
+SUMS = '"torchfabric.crc32c":"'
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+
+def check(data, digits, what):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ TABLE[crc & 255 ^ byte]
+    assert f"{crc ^ 0xFFFFFFFF:08x}" == digits, f"{what} is damaged"
+
+
+def check_sealed(text, mark, what):
+    """A text that holds its own checksum, whose digits count as zeros."""
+    at = text.index(mark.encode()) + len(mark)
+    check(text[:at] + b"0" * 8 + text[at + 8:], text[at:at + 8].decode(), what)
 
 
 def open_shard(path):
     with open(path, "rb") as file:
         data = file.read()
     (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8:8 + length])
-    structure = json.loads(header.pop("__metadata__")["fabric"])["tree"]
-    return header, data[8 + length:], structure
+    text, data = data[8:8 + length], data[8 + length:]
+    header = json.loads(text)
+    metadata = header.pop("__metadata__")
+    if sums := metadata.get("torchfabric.crc32c"):
+        check_sealed(text, SUMS, path)
+        for i, name in enumerate(sorted(header, key=lambda name: header[name]["data_offsets"]), 1):
+            check(data[slice(*header[name]["data_offsets"])], sums[8 * i:8 * i + 8], name)
+    return header, data, json.loads(metadata["fabric"])["tree"]
 
 
 def assemble(entry, shards):
     """The whole tensor's bytes out of its boxes, row by row."""
     size, shape = SIZES.get(entry["dtype"], 1), entry["shape"]
     whole = bytearray(size * math.prod(shape))
-    for number, offsets, box in entry["chunks"]:
+    for number, offsets, box, *digits in entry["chunks"]:
         header, data, _ = shards[number]
         stored = header[entry["name"]]
         assert stored["dtype"] == entry["dtype"] and stored["shape"] == box, entry["name"]
         source = data[slice(*stored["data_offsets"])]
+        if digits:
+            check(source, digits[0], entry["name"])
         row = size * (box[-1] if box else 1)
         for i, place in enumerate(itertools.product(*(range(n) for n in box[:-1]))):
             at = 0
@@ -60,9 +84,12 @@ def fill(tree, tensors):
 
 
 def read(folder):
-    with open(os.path.join(folder, "index.json"), encoding="utf-8") as file:
-        index = json.load(file)
-    assert index["format"] == "torchfabric-sharded" and index["version"] == 1
+    with open(os.path.join(folder, "index.json"), "rb") as file:
+        text = file.read()
+    index = json.loads(text)
+    assert index["format"] == "torchfabric-sharded" and index["version"] in (1, 2)
+    if index["version"] == 2:
+        check_sealed(text, '"crc32c":"', "index.json")
     shards = [open_shard(os.path.join(folder, file["name"])) for file in index["files"]]
     assert all(structure["id"] == index["id"] for _, _, structure in shards)
     tree = fill(index["tree"], {entry["name"]: assemble(entry, shards) for entry in index["tensors"]})

@@ -36,7 +36,8 @@ class DcpTensor : public StoredTensor {
     std::vector<std::int64_t> offsets, shape;
     Archive archive;
   };
-  DcpTensor(std::string name, c10::ScalarType type) : name_(std::move(name)), type_(type) {}
+  DcpTensor(std::string name, c10::ScalarType type, bool verify)
+      : name_(std::move(name)), type_(type), verify_(verify) {}
   void add(Piece piece) { pieces_.push_back(std::move(piece)); }
 
   void read(at::IntArrayRef offsets, at::Tensor& into) const override {
@@ -59,7 +60,7 @@ class DcpTensor : public StoredTensor {
   }
   at::Tensor content(const Piece& piece) const {
     return within(entry_text(name_), [&] {
-      Value value = read_torch(piece.archive);
+      Value value = read_torch(piece.archive, verify_);
       const auto* tensor = value.is<at::Tensor>() ? &value.as<at::Tensor>() : nullptr;
       if (!tensor || !tensor->defined() || tensor->layout() != c10::kStrided || tensor->scalar_type() != type_ ||
           tensor->sizes() != at::IntArrayRef(piece.shape))
@@ -69,14 +70,15 @@ class DcpTensor : public StoredTensor {
   }
   std::string name_;
   c10::ScalarType type_;
+  bool verify_;
   std::vector<Piece> pieces_;
 };
 
 class DcpFolder {
  public:
-  DcpFolder(fs::path folder, DcpUse use) : folder_(std::move(folder)), use_(use) {}
+  DcpFolder(fs::path folder, DcpUse use, bool verify) : folder_(std::move(folder)), use_(use), verify_(verify) {}
 
-  CheckpointPart read() {
+  CheckpointPart read(std::vector<Archive>* files) {
     const auto metadata = MappedFile::open(folder_ / kMetadata);
     const auto entries = parse_dcp_metadata(metadata->text(0, metadata->size()));
     open_files(entries);
@@ -85,6 +87,8 @@ class DcpFolder {
       if (auto value = value_of(entry)) tree.add(entry, std::move(*value));
     part_.value = tree.take();
     add_rest();
+    if (files)
+      for (const auto& [name, file] : files_) files->push_back(file);
     return std::move(part_);
   }
 
@@ -118,8 +122,8 @@ class DcpFolder {
     if (entry.type) return tensor(entry);
     const Archive stored = archive(entry, entry.chunks[0].place);
     return within(entry_text(entry.name), [&]() -> std::optional<Value> {
-      if (use_ == DcpUse::whole) return read_torch(stored);
-      CheckpointPart part = read_torch_entry(stored);
+      if (use_ == DcpUse::whole) return read_torch(stored, verify_);
+      CheckpointPart part = read_torch_entry(stored, verify_);
       for (const auto& item : part.left_out)
         part_.left_out.push_back(entry.name + (item.find(": ") == item.npos ? ": " : ".") + item);
       if (part.value.is_null() && !part.left_out.empty()) return std::nullopt;
@@ -128,9 +132,13 @@ class DcpFolder {
   }
 
   Value tensor(const DcpEntry& entry) const {
-    auto stored = std::make_shared<DcpTensor>(entry.name, *entry.type);
-    for (const auto& chunk : entry.chunks) stored->add({chunk.offsets, chunk.shape, archive(entry, chunk.place)});
-    if (use_ == DcpUse::parts) stored->check();
+    auto stored = std::make_shared<DcpTensor>(entry.name, *entry.type, verify_);
+    for (const auto& chunk : entry.chunks) {
+      auto box = archive(entry, chunk.place);
+      if (use_ == DcpUse::pieces) box->peek();
+      stored->add({chunk.offsets, chunk.shape, std::move(box)});
+    }
+    if (use_ == DcpUse::parts || use_ == DcpUse::pieces) stored->check();
     return make_stored_tensor(entry.shape, *entry.type, std::move(stored));
   }
 
@@ -138,7 +146,8 @@ class DcpFolder {
     std::error_code error;
     if (!fs::is_regular_file(folder_ / kLightningRest, error) || !part_.value.is_map()) return;
     const auto file = MappedFile::open(folder_ / kLightningRest);
-    auto rest = use_ == DcpUse::whole ? CheckpointPart{read_torch(file), {}, {}} : read_torch_part(file, "");
+    auto rest =
+        use_ == DcpUse::whole ? CheckpointPart{read_torch(file, verify_), {}, {}} : read_torch_part(file, "", verify_);
     if (!rest.value.is_map()) throw CheckpointCorrupt("its file 'meta.pt' holds no dict");
     for (auto& [key, item] : rest.value.as_map())
       if (!part_.value.find(key)) part_.value.as_map().append(key, std::move(item));
@@ -147,6 +156,7 @@ class DcpFolder {
 
   fs::path folder_;
   DcpUse use_;
+  bool verify_;
   std::unordered_map<std::string, Archive> files_;
   CheckpointPart part_;
 };
@@ -158,6 +168,8 @@ bool looks_like_dcp(const fs::path& path) {
   return fs::is_regular_file(path / kMetadata, error);
 }
 
-CheckpointPart open_dcp(const fs::path& folder, DcpUse use) { return DcpFolder(folder, use).read(); }
+CheckpointPart open_dcp(const fs::path& folder, DcpUse use, bool verify, std::vector<Archive>* files) {
+  return DcpFolder(folder, use, verify).read(files);
+}
 
 }  // namespace fabric::checkpoint

@@ -1,8 +1,12 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
+#include <vector>
 
 #include <fabric/plugins/checkpoint_io/checkpoint_part.h>
+
+#include "plugins/checkpoint_io/mapped_file.h"
 
 namespace fabric::checkpoint {
 
@@ -10,11 +14,14 @@ namespace fabric::checkpoint {
 bool looks_like_dcp(const std::filesystem::path& path);
 
 enum class DcpUse {
-  whole,  // everything will be read; a Python object is an error
-  parts,  // some will: all is checked now, so that reading does not fail half way; objects are listed
-  peek,   // no more than asked for; objects are listed
+  whole,   // everything will be read; a Python object is an error
+  parts,   // some will: all is checked now, so that reading does not fail half way; objects are listed
+  peek,    // no more than asked for; objects are listed
+  pieces,  // everything, piece by piece, without comparing sums of tensors; objects are listed
 };
-/// Its tree; tensors are still in the files. Throws CheckpointError or CheckpointCorrupt.
-CheckpointPart open_dcp(const std::filesystem::path& folder, DcpUse use);
+/// Its tree; tensors are still in the files, which are added to `files`. Throws CheckpointError or CheckpointCorrupt.
+/// `verify`: the checksums in the archives of torch.save are compared.
+CheckpointPart open_dcp(const std::filesystem::path& folder, DcpUse use, bool verify,
+                        std::vector<std::shared_ptr<MappedFile>>* files = nullptr);
 
 }  // namespace fabric::checkpoint

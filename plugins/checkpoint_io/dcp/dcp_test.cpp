@@ -6,6 +6,7 @@
 #include <fabric/base/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_part.h>
+#include <fabric/plugins/checkpoint_io/read_options.h>
 #include <fabric/state/state.h>
 
 #include "plugins/checkpoint_io/dcp/dcp_metadata.h"
@@ -165,6 +166,11 @@ TEST_CASE("changed bytes of a tensor are noticed before anything is restored", "
   CHECK_THAT(failure_of<CheckpointCorrupt>([&] { load_checkpoint_part(copy, "everywhere"); }),
              Contains("its entry 'everywhere'") && Contains("checksum"));
   CHECK(load_checkpoint_part(copy, "epoch").value.as_int() == 3);
+  // Whoever asks for it gets what there is.
+  const auto unchecked = make_checkpoint_io("safetensors", {.verify = false});
+  CHECK_FALSE(tensor(unchecked->load(copy), "everywhere").equal(expected));
+  CHECK_FALSE(in_memory(tensor(unchecked->open(copy), "everywhere")).equal(expected));
+  CHECK(load_checkpoint_part(copy, "everywhere", {.verify = false}).value.as<at::Tensor>().numel() == 4);
 }
 
 TEST_CASE("a .metadata that does not add up is refused with the name", "[checkpoint_io][dcp][corrupt]") {

@@ -6,11 +6,16 @@
 #include <fabric/base/error.h>
 #include <fabric/base/tree_io.h>
 
+#include "plugins/checkpoint_io/integrity/sealed_text.h"
+
 namespace fabric::checkpoint {
 namespace {
 
 constexpr std::size_t kMostDimensions = 64;  // LibTorch's own limit
 constexpr std::uint64_t kDataAlignment = 64;
+// The metadata with the checksums: the header's own, then that of each tensor by its position in the file.
+constexpr const char* kSumsKey = "torchfabric.crc32c";
+constexpr std::string_view kSumsMark = "\"torchfabric.crc32c\":\"";
 
 [[noreturn]] void wrong_entry(const std::string& name, const std::string& why) {
   throw CheckpointCorrupt("the entry '" + name.substr(0, 200) + "' of the header " + why);
@@ -76,16 +81,30 @@ TensorEntry parse_entry(const std::string& name, const Tree& tree, std::uint64_t
   return entry;
 }
 
-std::optional<std::string> parse_metadata(const Tree& metadata) {
-  if (metadata.is_null()) return std::nullopt;
+void require_metadata(const Tree& metadata) {
   if (!metadata.is_map()) wrong_entry("__metadata__", std::string("is ") + metadata.kind() + " instead of a map");
   for (const auto& [key, value] : metadata.as_map())
     if (!value.is_string())
       wrong_entry("__metadata__",
                   "has " + std::string(value.kind()) + " under '" + key + "'; only strings may be there");
-  const Tree* structure = metadata.find("fabric");
-  if (!structure) return std::nullopt;
-  return structure->as_string();
+}
+
+void take_sums(const std::string& text, std::vector<TensorEntry>& entries) {
+  if (text.size() != kSumDigits * (1 + entries.size()))
+    wrong_entry("__metadata__", "has " + std::to_string(text.size() / kSumDigits) + " checksums for " +
+                                    std::to_string(entries.size()) + " tensors and the header");
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    entries[i].crc32c = sum_number(std::string_view(text).substr(kSumDigits * (1 + i), kSumDigits));
+    if (!entries[i].crc32c) wrong_entry("__metadata__", "has something other than hexadecimal digits in its checksums");
+  }
+}
+
+void require_sealed(std::string_view text) {
+  if (text.find(kSumsMark) == text.npos) return;
+  if (auto why = why_unsealed(text, kSumsMark); !why.empty())
+    throw CheckpointCorrupt("the header is damaged: " + why +
+                            ". (Or another program changed it and kept the metadata '" + kSumsKey +
+                            "', which it must not)");
 }
 
 void require_cover(const std::vector<TensorEntry>& entries, std::uint64_t data_size) {
@@ -130,25 +149,33 @@ Tree read_json_of_file(std::string_view text, const std::string& what) {
   }
 }
 
-SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size) {
+SafetensorsHeader parse_header(std::string_view text, std::uint64_t data_size, bool verify) {
+  if (verify) require_sealed(text);
   Tree root = read_json_of_file(text, "the header");
   if (!root.is_map()) throw CheckpointCorrupt(std::string("the header is ") + root.kind() + " instead of a map");
   SafetensorsHeader header;
+  const Tree* sums = nullptr;
   for (const auto& [name, entry] : root.as_map()) {
-    if (name == "__metadata__")
-      header.structure = parse_metadata(entry);
-    else
+    if (name != "__metadata__") {
       header.entries.push_back(parse_entry(name, entry, data_size));
+    } else if (!entry.is_null()) {
+      require_metadata(entry);
+      if (const Tree* structure = entry.find("fabric")) header.structure = structure->as_string();
+      sums = entry.find(kSumsKey);
+    }
   }
   std::stable_sort(header.entries.begin(), header.entries.end(),
                    [](const auto& a, const auto& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   require_cover(header.entries, data_size);
+  header.has_sums = sums != nullptr;
+  if (sums && verify) take_sums(sums->as_string(), header.entries);
   return header;
 }
 
 std::string make_header(const std::vector<NamedTensor>& tensors, const std::optional<std::string>& structure) {
-  Tree::Map root;
-  Tree::Map metadata{{"format", "pt"}};
+  Tree::Map root, metadata;
+  if (structure) metadata.append(kSumsKey, std::string(kSumDigits * (1 + tensors.size()), '0'));
+  metadata.append("format", "pt");
   if (structure) metadata.append("fabric", *structure);
   root.append("__metadata__", std::move(metadata));
   std::uint64_t offset = 0;
@@ -169,6 +196,12 @@ std::string make_header(const std::vector<NamedTensor>& tensors, const std::opti
   std::string out(sizeof length, '\0');
   std::memcpy(out.data(), &length, sizeof length);
   return out + text;
+}
+
+void put_sums(std::string& header, const std::vector<std::uint32_t>& sums) {
+  auto at = header.find(kSumsMark, kLengthBytes) + kSumsMark.size();
+  for (auto sum : sums) header.replace(at += kSumDigits, kSumDigits, sum_text(sum));
+  seal(header, kLengthBytes, kSumsMark);
 }
 
 }  // namespace fabric::checkpoint

@@ -7,6 +7,7 @@
 #include <fabric/base/tree_io.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_part.h>
+#include <fabric/plugins/checkpoint_io/read_options.h>
 #include <fabric/plugins/checkpoint_io/weight_shards.h>
 
 #include "plugins/checkpoint_io/test_files.h"
@@ -107,6 +108,17 @@ TEST_CASE("an index of another program is read in its order", "[checkpoint_io][w
   Folder single;
   make_checkpoint_io()->save(Value::Map{{"w", torch::ones({2})}}, single / "model.safetensors");
   CHECK(make_checkpoint_io()->load(single.path()).find("w"));
+}
+
+TEST_CASE("checksums of the files are compared where they have some", "[checkpoint_io][weight_map][corrupt]") {
+  Folder folder;
+  two_files(folder);
+  const auto second = folder / "model-00002-of-00002.safetensors";
+  auto bytes = read_file(second);
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  write_file(second, bytes);
+  CHECK_THAT(damage_of(folder), Contains("its file 'model-00002-of-00002.safetensors': the tensor '"));
+  CHECK(make_checkpoint_io("safetensors", {.verify = false})->load(folder.path()).as_map().size() == 3);
 }
 
 TEST_CASE("an index that does not fit its files is refused with the names", "[checkpoint_io][weight_map][corrupt]") {

@@ -1,15 +1,20 @@
 // Reading a sharded checkpoint: the index first, then of each shard its header; the tensors' bytes stay in the mapped
-// files until somebody asks for a box of them.
+// files until somebody asks for a box of them. A chunk that lies in such a box as a whole is compared with its checksum
+// first, once; of one that is read in part nothing can be told without reading all of it.
 #include <new>
 #include <unordered_map>
 
 #include <c10/util/Exception.h>
 
 #include <fabric/base/error.h>
+#include <fabric/plugins/checkpoint_io/read_options.h>
 
+#include "fabric/state/checked_tensor_internal.h"
 #include "fabric/torch/messages_internal.h"
 #include "plugins/checkpoint_io/boxes.h"
-#include "plugins/checkpoint_io/mapped_file.h"
+#include "plugins/checkpoint_io/integrity/crc32c.h"
+#include "plugins/checkpoint_io/integrity/sealed_text.h"
+#include "plugins/checkpoint_io/open_checkpoint.h"
 #include "plugins/checkpoint_io/safetensors/safetensors.h"
 #include "plugins/checkpoint_io/sharded/sharded_index.h"
 #include "plugins/checkpoint_io/sharded/sharded_io.h"
@@ -21,29 +26,58 @@ namespace {
 namespace fs = std::filesystem;
 
 /// One tensor, of which the shards hold boxes.
-class ShardedTensor : public StoredTensor {
+class ShardedTensor : public CheckedTensor {
  public:
   struct Piece {
     std::vector<std::int64_t> offsets;
-    at::Tensor content;  // in the mapped file
+    at::Tensor content;                   // in the mapped file
+    std::uint64_t begin;                  // there
+    std::optional<std::uint32_t> crc32c;  // none: it is not compared, or has been
   };
-  explicit ShardedTensor(std::vector<Piece> pieces) : pieces_(std::move(pieces)) {}
+  ShardedTensor(std::string name, std::vector<Piece> pieces, std::vector<std::shared_ptr<MappedFile>> files)
+      : name_(std::move(name)), pieces_(std::move(pieces)), files_(std::move(files)) {}
 
   void read(at::IntArrayRef offsets, at::Tensor& into) const override {
+    check(offsets, into.sizes());
     for (const auto& piece : pieces_) copy_common(piece.content, piece.offsets, into, offsets);
   }
 
+  void check(at::IntArrayRef offsets, at::IntArrayRef sizes) const override {
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      auto& piece = pieces_[i];
+      if (!piece.crc32c || !lies_in(piece, offsets, sizes)) continue;
+      const auto bytes = piece.content.nbytes();
+      const auto sum = crc32c(0, piece.content.const_data_ptr(), bytes);
+      if (sum != *piece.crc32c)
+        throw CheckpointCorrupt(
+            "cannot load the checkpoint '" + files_[i]->path().parent_path().string() + "': " +
+            damage_text(name_, files_[i]->path().filename(), piece.begin, piece.begin + bytes, sum, *piece.crc32c));
+      piece.crc32c.reset();
+    }
+  }
+
  private:
-  std::vector<Piece> pieces_;
+  static bool lies_in(const Piece& piece, at::IntArrayRef offsets, at::IntArrayRef sizes) {
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+      const auto begin = piece.offsets[d], end = begin + piece.content.size(static_cast<std::int64_t>(d));
+      if (begin < offsets[d] || end > offsets[d] + sizes[d]) return false;
+    }
+    return true;
+  }
+
+  std::string name_;
+  mutable std::vector<Piece> pieces_;
+  std::vector<std::shared_ptr<MappedFile>> files_;  // of each piece
 };
 
 struct OpenShard {
-  std::unordered_map<std::string, at::Tensor> tensors;
+  std::shared_ptr<MappedFile> file;
+  std::unordered_map<std::string, SafetensorsContent::Item> tensors;
   Value per_rank;
 };
 
 // The file is the one that the index was written with.
-OpenShard open_shard(const fs::path& folder, const ShardedIndex& index, std::size_t number) {
+OpenShard open_shard(const fs::path& folder, const ShardedIndex& index, std::size_t number, bool verify) {
   const auto& listed = index.files[number];
   auto file = MappedFile::open(folder / listed.name);
   const std::string what = "its shard '" + listed.name + "' ";
@@ -52,7 +86,7 @@ OpenShard open_shard(const fs::path& folder, const ShardedIndex& index, std::siz
                             std::to_string(listed.bytes));
   SafetensorsContent content = [&] {
     try {
-      return read_safetensors_content(file);
+      return read_safetensors_content(file, verify);
     } catch (const CheckpointCorrupt& error) {
       throw CheckpointCorrupt(what + "is damaged: " + error.what());
     }
@@ -64,37 +98,56 @@ OpenShard open_shard(const fs::path& folder, const ShardedIndex& index, std::siz
   if (!id || !rank || !own || !id->is_string() || id->as_string() != index.id || !rank->is_int() ||
       rank->as_int() != static_cast<std::int64_t>(number))
     throw CheckpointCorrupt(what + "belongs to another save or another rank");
-  OpenShard shard;
+  if (verify && index.has_sums && !content.has_sums)
+    throw CheckpointCorrupt(what + "is damaged: its header has no checksums");
+  OpenShard shard{file, {}, {}};
   // Only what the index does not know is this rank's own.
   std::unordered_map<std::string, at::Tensor> mine;
   std::unordered_map<std::string, bool> listed_names;
   for (const auto& entry : index.tensors) listed_names.emplace(entry.name, true);
-  for (auto& [name, tensor] : content.tensors)
-    (listed_names.contains(name) ? shard.tensors : mine).emplace(name, std::move(tensor));
+  for (auto& item : content.tensors) {
+    if (listed_names.contains(item.name)) {
+      shard.tensors.emplace(item.name, std::move(item));
+      continue;
+    }
+    std::vector<std::int64_t> begin(item.tensor.sizes().size(), 0);
+    std::vector<ShardedTensor::Piece> all{{std::move(begin), item.tensor, item.begin, item.crc32c}};
+    mine.emplace(item.name,
+                 make_stored_tensor(item.tensor.sizes(), item.tensor.scalar_type(),
+                                    std::make_shared<ShardedTensor>(item.name, std::move(all), std::vector{file})));
+  }
   shard.per_rank = put_together(*own, mine);
   return shard;
 }
 
-at::Tensor stored_entry(const StoredEntry& entry, std::vector<OpenShard>& shards, const ShardedIndex& index) {
+at::Tensor stored_entry(const StoredEntry& entry, std::vector<OpenShard>& shards, const ShardedIndex& index,
+                        bool verify) {
   std::vector<ShardedTensor::Piece> pieces;
+  std::vector<std::shared_ptr<MappedFile>> files;
   for (const auto& chunk : entry.chunks) {
     auto found = shards[chunk.file].tensors.find(entry.name);
-    if (found == shards[chunk.file].tensors.end() || found->second.scalar_type() != entry.type ||
-        found->second.sizes() != at::IntArrayRef(chunk.shape))
+    if (found == shards[chunk.file].tensors.end() || found->second.tensor.scalar_type() != entry.type ||
+        found->second.tensor.sizes() != at::IntArrayRef(chunk.shape))
       throw CheckpointCorrupt("its shard '" + index.files[chunk.file].name + "' does not hold the part of '" +
                               entry.name + "' that the index promises");
-    pieces.push_back({chunk.offsets, found->second});
+    const auto& item = found->second;
+    pieces.push_back({chunk.offsets, item.tensor, item.begin, verify ? chunk.crc32c : std::nullopt});
+    files.push_back(shards[chunk.file].file);
   }
-  return make_stored_tensor(entry.shape, entry.type, std::make_shared<ShardedTensor>(std::move(pieces)));
+  return make_stored_tensor(entry.shape, entry.type,
+                            std::make_shared<ShardedTensor>(entry.name, std::move(pieces), std::move(files)));
 }
 
-Value read_folder(const fs::path& folder) {
+Value read_folder(const fs::path& folder, bool verify, std::vector<std::shared_ptr<MappedFile>>* files) {
   auto text = MappedFile::open(folder / kIndexName);
-  ShardedIndex index = ShardedIndex::parse(text->text(0, text->size()));
+  ShardedIndex index = ShardedIndex::parse(text->text(0, text->size()), verify);
   std::vector<OpenShard> shards;
-  for (std::size_t i = 0; i < index.files.size(); ++i) shards.push_back(open_shard(folder, index, i));
+  for (std::size_t i = 0; i < index.files.size(); ++i) {
+    shards.push_back(open_shard(folder, index, i, verify));
+    if (files) files->push_back(shards.back().file);
+  }
   std::unordered_map<std::string, at::Tensor> tensors;
-  for (const auto& entry : index.tensors) tensors.emplace(entry.name, stored_entry(entry, shards, index));
+  for (const auto& entry : index.tensors) tensors.emplace(entry.name, stored_entry(entry, shards, index, verify));
   Value out = put_together(index.tree, tensors);
   if (!index.per_rank.empty() && !out.is_map()) throw CheckpointCorrupt("its index has entries per rank but is no map");
   for (const auto& key : index.per_rank) {
@@ -110,7 +163,7 @@ Value read_folder(const fs::path& folder) {
   return out;
 }
 
-class ShardedIO : public CheckpointIO {
+class ShardedIO : public CheckpointIO, public ReadsFiles {
  public:
   std::string name() const override { return "sharded"; }
   void save(const Value& checkpoint, const fs::path& path) override {
@@ -125,7 +178,8 @@ class ShardedIO : public CheckpointIO {
   }
   Value load(const fs::path& path) override { return in_memory(open(path)); }
   Value open(const fs::path& path) override {
-    return looks_sharded(path) ? open_sharded(path) : make_checkpoint_io()->load(path);
+    return looks_sharded(path) ? open_sharded(path, verify)
+                               : make_checkpoint_io("safetensors", {.verify = verify})->load(path);
   }
   PartWriter* part_writer() override { return writer_.get(); }
 
@@ -145,11 +199,15 @@ bool looks_sharded(const fs::path& path) {
   return !fs::exists(fs::symlink_status(path, error)) && fs::exists(replaced_sharded(path) / kIndexName, error);
 }
 
-Value open_sharded(const fs::path& path) {
-  const std::string where = "cannot load the checkpoint '" + path.string() + "': ";
+fs::path sharded_folder(const fs::path& path) {
   std::error_code error;
+  return fs::exists(path, error) ? path : replaced_sharded(path);
+}
+
+Value open_sharded(const fs::path& path, bool verify, std::vector<std::shared_ptr<MappedFile>>* files) {
+  const std::string where = "cannot load the checkpoint '" + path.string() + "': ";
   try {
-    return read_folder(fs::exists(path, error) ? path : replaced_sharded(path));
+    return read_folder(sharded_folder(path), verify, files);
   } catch (const CheckpointCorrupt& corrupt) {
     throw CheckpointCorrupt(where + corrupt.what());
   } catch (const CheckpointError& failure) {

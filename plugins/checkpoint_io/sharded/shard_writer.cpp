@@ -143,17 +143,25 @@ class ShardWriter : public PartWriter {
     SplitPart all = split(part);
     auto writer = share_out(all.common.tensors, part.shards, world_size);
     std::vector<NamedTensor> mine;
-    Value::List chunks;
+    std::vector<Value::List> described;
     for (auto& [name, tensor] : all.common.tensors) {
       auto shard = part.shards.find(name);
       bool here =
           shard == part.shards.end() ? writer.at(name) == rank : tensor.numel() > 0 || is_empty(shard->second, rank);
       if (!here) continue;
-      chunks.push_back(describe(name, tensor, shard == part.shards.end() ? nullptr : &shard->second));
+      described.push_back(describe(name, tensor, shard == part.shards.end() ? nullptr : &shard->second));
       mine.push_back({name, tensor});
     }
     const fs::path file = fs::path(place) / shard_name(rank, world_size);
-    auto bytes = write_shard(file, id, rank, std::move(mine), std::move(all.own));
+    auto sums = write_shard(file, id, rank, std::move(mine), std::move(all.own));
+    std::error_code error;
+    const auto bytes = fs::file_size(file, error);
+    if (error) shard_failure(file, error.message());
+    Value::List chunks;
+    for (auto& item : described) {
+      item.push_back(static_cast<std::int64_t>(sums.at(item[0].as_string())));
+      chunks.push_back(std::move(item));
+    }
     Value out = Value::Map{{"file", file.filename().string()}, {"bytes", bytes}, {"chunks", std::move(chunks)}};
     out["per_rank"] = Value::List(part.per_rank.begin(), part.per_rank.end());
     if (rank == 0) out["tree"] = write_json_for_file(all.common.tree);
@@ -233,7 +241,7 @@ class ShardWriter : public PartWriter {
   }
 
   // A complex tensor is stored as pairs of reals, so that its last dimension is one more.
-  static Value describe(const std::string& name, const at::Tensor& tensor, const Shard* shard) {
+  static Value::List describe(const std::string& name, const at::Tensor& tensor, const Shard* shard) {
     std::vector<std::int64_t> global = tensor.sizes().vec(), offsets(global.size(), 0);
     if (shard) {
       std::copy(shard->global_shape.begin(), shard->global_shape.end(), global.begin());
@@ -243,8 +251,9 @@ class ShardWriter : public PartWriter {
                        int_list(tensor.sizes())};
   }
 
-  static std::uint64_t write_shard(const fs::path& file, const std::string& id, int rank, std::vector<NamedTensor> mine,
-                                   Structure own) {
+  static std::unordered_map<std::string, std::uint32_t> write_shard(const fs::path& file, const std::string& id,
+                                                                    int rank, std::vector<NamedTensor> mine,
+                                                                    Structure own) {
     Tree::List names;
     for (const auto& entry : mine) names.push_back(Tree::Map{{"$tensor", entry.name}});
     Tree tree = Tree::Map{{"id", id}, {"rank", rank}, {"tensors", std::move(names)}, {"per_rank", std::move(own.tree)}};
@@ -253,11 +262,7 @@ class ShardWriter : public PartWriter {
         if (other.name == entry.name) throw CheckpointError("two entries of the state are called '" + entry.name + "'");
       mine.push_back(std::move(entry));
     }
-    write_safetensors_file(std::move(mine), std::move(tree), file);
-    std::error_code error;
-    auto bytes = fs::file_size(file, error);
-    if (error) shard_failure(file, error.message());
-    return bytes;
+    return write_safetensors_file(std::move(mine), std::move(tree), file);
   }
 
   static ShardedIndex make_index(const std::string& id, const std::vector<Value>& parts) {
@@ -326,7 +331,7 @@ class ShardWriter : public PartWriter {
     auto& entry = index.tensors[at->second];
     if (entry.shape != shape || entry.type != type)
       throw CheckpointError("the ranks know '" + name + "' with different shapes or types");
-    StoredChunk chunk{rank, int_vector(item[3]), int_vector(item[4])};
+    StoredChunk chunk{rank, int_vector(item[3]), int_vector(item[4]), static_cast<std::uint32_t>(item[5].as_int())};
     for (const auto& other : entry.chunks)
       if (other.offsets == chunk.offsets && other.shape == chunk.shape) return;  // a replica
     entry.chunks.push_back(std::move(chunk));

@@ -4,6 +4,7 @@
 
 #include <fabric/base/error.h>
 
+#include "plugins/checkpoint_io/integrity/sealed_text.h"
 #include "plugins/checkpoint_io/names.h"
 #include "plugins/checkpoint_io/safetensors/safetensors_header.h"
 #include "plugins/checkpoint_io/tensor_bytes.h"
@@ -12,7 +13,8 @@ namespace fabric::checkpoint {
 namespace {
 
 constexpr const char* kFormatName = "torchfabric-sharded";
-constexpr std::int64_t kShardedVersion = 1;
+constexpr std::int64_t kShardedVersion = 2, kVersionWithoutSums = 1;
+constexpr std::string_view kIndexSumMark = "\"crc32c\":\"";
 constexpr std::size_t kMostChunks = 4096;  // of one tensor: each is compared with each
 constexpr std::size_t kMostSizes = 64;
 
@@ -61,7 +63,23 @@ bool chunks_overlap(const StoredChunk& a, const StoredChunk& b) {
   return true;
 }
 
-StoredEntry parse_stored(const Tree& tree, std::size_t files) {
+// A list: the file, offsets, shape and, from version 2 on, the checksum.
+StoredChunk parse_chunk(const Tree& item, const std::string& where, const ShardedIndex& index) {
+  const auto& parts = index_list(item, where);
+  if (parts.size() != (index.has_sums ? 4u : 3u))
+    wrong_index("has a chunk of '" + where + "' that is not a file, offsets, a shape" +
+                (index.has_sums ? " and a checksum" : ""));
+  StoredChunk chunk{static_cast<std::size_t>(index_number(parts[0], where)), index_sizes(parts[1], where),
+                    index_sizes(parts[2], where)};
+  if (chunk.file >= index.files.size())
+    wrong_index("puts a chunk of '" + where + "' into a file that it does not list");
+  if (!index.has_sums) return chunk;
+  chunk.crc32c = sum_number(index_text(parts[3], "checksum"));
+  if (!chunk.crc32c) wrong_index("has a checksum of '" + where + "' that is not eight hexadecimal digits");
+  return chunk;
+}
+
+StoredEntry parse_stored(const Tree& tree, const ShardedIndex& index) {
   StoredEntry entry;
   entry.name = index_text(index_field(tree, "name"), "name");
   const std::string where = entry.name.substr(0, 200);
@@ -71,14 +89,8 @@ StoredEntry parse_stored(const Tree& tree, std::size_t files) {
   entry.shape = index_sizes(index_field(tree, "shape"), where);
   if (!checked_bytes(entry.shape, c10::elementSize(entry.type)))
     wrong_index("gives '" + where + "' an impossible shape");
-  for (const auto& item : index_list(index_field(tree, "chunks"), where)) {
-    const auto& parts = index_list(item, where);
-    if (parts.size() != 3) wrong_index("has a chunk of '" + where + "' that is not a file, offsets and a shape");
-    StoredChunk chunk{static_cast<std::size_t>(index_number(parts[0], where)), index_sizes(parts[1], where),
-                      index_sizes(parts[2], where)};
-    if (chunk.file >= files) wrong_index("puts a chunk of '" + where + "' into a file that it does not list");
-    entry.chunks.push_back(std::move(chunk));
-  }
+  for (const auto& item : index_list(index_field(tree, "chunks"), where))
+    entry.chunks.push_back(parse_chunk(item, where, index));
   if (auto why = why_not_whole(entry.shape, entry.chunks); !why.empty())
     wrong_index("does not describe '" + where + "' as a whole: " + why);
   return entry;
@@ -108,31 +120,41 @@ std::string ShardedIndex::to_json() const {
   for (const auto& entry : tensors) {
     Tree::List chunks;
     for (const auto& chunk : entry.chunks)
-      chunks.push_back(Tree::List{chunk.file, sizes_tree(chunk.offsets), sizes_tree(chunk.shape)});
+      chunks.push_back(Tree::List{chunk.file, sizes_tree(chunk.offsets), sizes_tree(chunk.shape),
+                                  sum_text(chunk.crc32c.value_or(0))});
     tensors_tree.push_back(Tree::Map{{"name", entry.name},
                                      {"dtype", std::string(*safetensors_name(entry.type))},
                                      {"shape", sizes_tree(entry.shape)},
                                      {"chunks", std::move(chunks)}});
   }
+  // What stands before the index's own sum has no such mark in it.
   Tree::Map root{{"format", kFormatName},
                  {"version", kShardedVersion},
+                 {"crc32c", std::string(kSumDigits, '0')},
                  {"id", id},
                  {"files", std::move(files_tree)},
                  {"per_rank", Tree::List(per_rank.begin(), per_rank.end())},
                  {"tensors", std::move(tensors_tree)},
                  {"tree", tree}};
-  return write_json_for_file(root);
+  std::string text = write_json_for_file(root);
+  seal(text, 0, kIndexSumMark);
+  return text;
 }
 
-ShardedIndex ShardedIndex::parse(std::string_view text) {
+ShardedIndex ShardedIndex::parse(std::string_view text, bool verify) {
   Tree root = read_json_of_file(text, "the index");
   const Tree* format = root.find("format");
   if (!format || !format->is_string() || format->as_string() != kFormatName)
     wrong_index(std::string("is none of a sharded checkpoint: it does not say \"format\": \"") + kFormatName + "\"");
-  if (auto version = index_number(index_field(root, "version"), "version"); version != kShardedVersion)
+  const auto version = index_number(index_field(root, "version"), "version");
+  if (version != kShardedVersion && version != kVersionWithoutSums)
     throw CheckpointError("it has version " + std::to_string(version) +
-                          " of the sharded format; this library reads version " + std::to_string(kShardedVersion));
+                          " of the sharded format; this library reads versions " + std::to_string(kVersionWithoutSums) +
+                          " and " + std::to_string(kShardedVersion));
   ShardedIndex index;
+  index.has_sums = version != kVersionWithoutSums;
+  if (index.has_sums && verify)
+    if (auto why = why_unsealed(text, kIndexSumMark); !why.empty()) wrong_index("is damaged: " + why);
   index.id = index_text(index_field(root, "id"), "id");
   for (const auto& item : index_list(index_field(root, "files"), "files")) {
     index.files.push_back({index_text(index_field(item, "name"), "name"),
@@ -143,7 +165,7 @@ ShardedIndex ShardedIndex::parse(std::string_view text) {
     index.per_rank.push_back(index_text(item, "per_rank"));
   std::unordered_set<std::string> names;
   for (const auto& item : index_list(index_field(root, "tensors"), "tensors")) {
-    index.tensors.push_back(parse_stored(item, index.files.size()));
+    index.tensors.push_back(parse_stored(item, index));
     if (!names.insert(index.tensors.back().name).second)
       wrong_index("has the tensor '" + index.tensors.back().name.substr(0, 200) + "' twice");
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,7 @@ struct StoredChunk {
   std::size_t file;
   std::vector<std::int64_t> offsets;
   std::vector<std::int64_t> shape;
+  std::optional<std::uint32_t> crc32c = {};  // of its bytes; version 1 had none
 };
 
 struct StoredEntry {
@@ -39,10 +41,12 @@ struct FABRIC_API ShardedIndex {
   std::vector<StoredEntry> tensors;
   std::vector<std::string> per_rank;  // entries of which each shard holds its own
   Tree tree;                          // all else, as in a checkpoint of one file
+  bool has_sums = true;               // false: of version 1
 
   std::string to_json() const;
-  /// Throws CheckpointCorrupt for text that is no index, or one whose chunks do not make up its tensors.
-  static ShardedIndex parse(std::string_view text);
+  /// Throws CheckpointCorrupt for text that is no index, or one whose chunks do not make up its tensors. `verify`: the
+  /// checksum of the text itself is compared.
+  static ShardedIndex parse(std::string_view text, bool verify = true);
 };
 
 /// Empty when the chunks lie inside of `shape`, do not overlap and fill it; else what is wrong.

@@ -47,7 +47,7 @@ std::string find_prefix(const ZipReader& archive) {
 bool looks_like_zip(const MappedFile& file) { return file.size() > 4 && file.text(0, 4) == "PK\3\4"; }
 
 template <class Use>
-CheckpointPart read_archive(const std::shared_ptr<MappedFile>& file, bool whole, Use&& use) {
+CheckpointPart read_archive(const std::shared_ptr<MappedFile>& file, bool whole, bool verify, Use&& use) {
   ZipReader archive(file);
   const std::string prefix = find_prefix(archive);
   if (const auto* order = archive.find(prefix + "byteorder"); order && archive.bytes(*order) != "little")
@@ -56,7 +56,7 @@ CheckpointPart read_archive(const std::shared_ptr<MappedFile>& file, bool whole,
   std::string_view bytes = archive.bytes(*archive.find(prefix + "data.pkl"));
   if (bytes.size() > kMostPickleBytes)
     throw CheckpointError("its data.pkl has more than 64 MiB; keep large data in tensors");
-  if (file->populate()) archive.verify();
+  if (file->populate() && verify) archive.verify();
   ArchiveStorages storages(archive, prefix);
   TorchHost host(file, storages, !whole);
   PickleReader pickle(bytes, host);
@@ -64,30 +64,36 @@ CheckpointPart read_archive(const std::shared_ptr<MappedFile>& file, bool whole,
   return use(pickle, host, root);
 }
 
-CheckpointPart read_either(const std::shared_ptr<MappedFile>& file, const std::string& key, bool whole) {
+CheckpointPart read_either(const std::shared_ptr<MappedFile>& file, const std::string& key, bool whole, bool verify) {
   if (!looks_like_zip(*file)) return read_legacy_torch(file, key, whole);
-  return read_archive(file, whole, [&](const PickleReader& pickle, const TorchHost& host, PickleReader::Id root) {
+  auto use = [&](const PickleReader& pickle, const TorchHost& host, PickleReader::Id root) {
     return values_of(pickle, host, root, key, whole);
-  });
+  };
+  return read_archive(file, whole, verify, use);
 }
 
 }  // namespace
 
+bool is_torch_archive(const MappedFile& file) { return looks_like_zip(file); }
+
 bool looks_like_torch(const MappedFile& file) { return looks_like_zip(file) || looks_like_legacy_torch(file); }
 
-Value read_torch(const std::shared_ptr<MappedFile>& file) { return read_either(file, "", true).value; }
-
-CheckpointPart read_torch_part(const std::shared_ptr<MappedFile>& file, const std::string& key) {
-  return read_either(file, key, false);
+Value read_torch(const std::shared_ptr<MappedFile>& file, bool verify) {
+  return read_either(file, "", true, verify).value;
 }
 
-CheckpointPart read_torch_entry(const std::shared_ptr<MappedFile>& archive) {
+CheckpointPart read_torch_part(const std::shared_ptr<MappedFile>& file, const std::string& key, bool verify) {
+  return read_either(file, key, false, verify);
+}
+
+CheckpointPart read_torch_entry(const std::shared_ptr<MappedFile>& archive, bool verify) {
   if (!looks_like_zip(*archive)) throw CheckpointCorrupt("it is no archive that PyTorch's torch.save wrote");
-  return read_archive(archive, false, [](const PickleReader& pickle, const TorchHost& host, PickleReader::Id root) {
+  auto use = [](const PickleReader& pickle, const TorchHost& host, PickleReader::Id root) {
     if (pickle[root].kind == PickleReader::Kind::foreign)
       return CheckpointPart{{}, {}, {std::string(pickle[root].text.substr(0, 200))}};
     return values_of(pickle, host, root, "", false);
-  });
+  };
+  return read_archive(archive, false, verify, use);
 }
 
 }  // namespace fabric::checkpoint
