@@ -9,7 +9,7 @@
 namespace fabric {
 namespace {
 
-constexpr const char* kCommands = "run doctor consolidate convert completion help";
+constexpr const char* kCommands = "run doctor convert verify inspect consolidate shard completion help";
 
 // Behind the program's name, the words are its own: files are offered.
 std::string for_bash(const std::string& flags) {

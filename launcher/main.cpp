@@ -32,8 +32,11 @@ constexpr const char* kUsageText =
 
   run          start a program as several ranks (the same as fabricrun)
   doctor       what is on this machine, and what a run would choose
-  consolidate  make one file out of a sharded checkpoint
   convert      translate a checkpoint between safetensors and PyTorch's torch.save
+  verify       compare a checkpoint with the checksums in it
+  inspect      what a checkpoint holds, and where
+  consolidate  make one file out of a sharded checkpoint
+  shard        make a sharded checkpoint out of a file
   completion   a script for bash, zsh or fish: fabric completion bash
   help         this text; fabric run --help explains the flags of run
 )";
@@ -52,19 +55,17 @@ int run(const Words& words) {
   return fabric::run::run_job(options, *env);
 }
 
-// What needs LibTorch is a program of its own, beside this one.
+// What needs LibTorch is a program of its own, beside this one: fabric-convert, and fabric-checkpoint for the others,
+// which is told the command.
 int start_program(const std::string& name, const Words& words) {
-  auto file = "fabric-" + name, folder = fabric::own_folder();
+  const bool convert = name == "convert";
+  const std::string file = convert ? "fabric-convert" : "fabric-checkpoint", folder = fabric::own_folder();
   Words line{folder + "/" + file};
+  if (!convert) line.push_back(name);
   line.insert(line.end(), words.begin(), words.end());
   execv(line[0].c_str(), fabric::exec_pointers(line).data());
   if (errno != ENOENT)
     return complain("cannot run " + line[0] + ": " + std::strerror(errno), fabric::run::kCannotExecute);
-  if (name == "consolidate")
-    return complain(
-        "this version cannot consolidate yet. A checkpoint that is a folder of parts can be loaded by any number of "
-        "processes as it is, and saved again as one file with checkpoint_io = \"safetensors\"",
-        fabric::run::kLauncherFailed);
   return complain("`fabric " + name + "` is the program " + file + ", which is not in " + folder +
                       "; it is built and installed with TorchFabric's library",
                   fabric::run::kNotFound);
@@ -78,7 +79,8 @@ int dispatch(const std::string& called, Words words) {
   if (command == "doctor") return fabric::doctor(words);
   if (command == "ssh-host") return fabric::run::serve_host(words);
   if (command == "completion") return fabric::print_completion(words);
-  if (command == "consolidate" || command == "convert") return start_program(command, words);
+  for (const char* name : {"convert", "verify", "inspect", "consolidate", "shard"})
+    if (command == name) return start_program(command, words);
   if (command == "--version") return std::printf("fabric %s\n", FABRIC_VERSION) < 0;
   bool asked = command == "help" || command == "--help" || command == "-h";
   if (asked || command.empty()) {
@@ -86,7 +88,8 @@ int dispatch(const std::string& called, Words words) {
     return asked ? 0 : fabric::run::kUsage;
   }
   return complain("there is no command '" + command + "'" +
-                      fabric::did_you_mean(command, {"run", "doctor", "consolidate", "convert", "completion", "help"}) +
+                      fabric::did_you_mean(command, {"run", "doctor", "convert", "verify", "inspect", "consolidate",
+                                                     "shard", "completion", "help"}) +
                       ". To start a program: fabric run -n N PROGRAM",
                   fabric::run::kUsage);
 }

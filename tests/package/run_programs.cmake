@@ -7,4 +7,5 @@ execute_process(COMMAND ${BIN_DIR}/fabricrun -n 2 true COMMAND_ERROR_IS_FATAL AN
 execute_process(COMMAND ${BIN_DIR}/fabric convert ${CHECKPOINT} ${WORK_DIR}/model.pt COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ${BIN_DIR}/fabric convert ${WORK_DIR}/model.pt ${WORK_DIR}/model.safetensors
   COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND ${BIN_DIR}/fabric verify ${WORK_DIR}/model.safetensors COMMAND_ERROR_IS_FATAL ANY)
 file(REMOVE_RECURSE ${WORK_DIR})

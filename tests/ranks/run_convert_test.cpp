@@ -1,4 +1,5 @@
-// `fabric convert` is a program of its own: found beside `fabric`, given the arguments, and its end is the command's.
+// `fabric convert`, `verify`, `inspect`, `consolidate` and `shard` are programs of their own: found beside `fabric`,
+// given the arguments, and their end is the command's.
 #include <cstdint>
 #include <cstring>
 #include <fstream>
@@ -53,6 +54,23 @@ TEST_CASE("fabric convert translates a checkpoint there and back", "[run]") {
   INFO(back.out << back.error);
   CHECK(back.code == 0);
   check_weights(folder / "c.safetensors");
+}
+
+TEST_CASE("fabric shard, consolidate, verify and inspect work on a checkpoint", "[run]") {
+  Folder folder;
+  write_weights(folder / "a.safetensors");
+  CHECK(run({"shard", folder / "a.safetensors", folder / "c", "-n", "2"}).code == 0);
+  auto shown = run({"inspect", folder / "c"});
+  CHECK(shown.out.find("[2, 3]") != std::string::npos);
+  CHECK(shown.code == 0);
+  CHECK(run({"consolidate", folder / "c", folder / "b.safetensors"}).code == 0);
+  check_weights(folder / "b.safetensors");
+  auto verified = run({"verify", folder / "b.safetensors"});
+  CHECK(verified.code == 0);
+  CHECK(verified.out.find("as they were written") != std::string::npos);
+  CHECK(run({"verify", folder / "a.safetensors"}).code == 3);
+  CHECK(run({"verify"}).code == 2);
+  CHECK(run({"verify", folder / "none"}).code == 1);
 }
 
 TEST_CASE("what fabric convert refuses, the command refuses with the same code", "[run]") {

@@ -150,7 +150,7 @@ TEST_CASE("a command whose program is missing says which", "[run]") {
   require_clean(result);
   CHECK(result.code == 127);
   CHECK(result.said("`fabric convert` is the program fabric-convert, which is not in /"));
-  CHECK(run({"run", alone, "consolidate", "a"}).said("cannot consolidate yet"));
+  CHECK(run({"run", alone, "verify", "a"}).said("`fabric verify` is the program fabric-checkpoint, which is not in /"));
 }
 
 TEST_CASE("free ports do not collide; a taken one that was asked for names its owner", "[run]") {

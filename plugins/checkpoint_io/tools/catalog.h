@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <fabric/base/value.h>
+
+namespace fabric::checkpoint {
+
+/// Bytes in a file of the checkpoint.
+struct ByteRange {
+  std::size_t file;  // in Catalog::files
+  std::uint64_t begin, end;
+};
+
+/// A tensor, and the boxes in which it is stored: one, or those of the shards.
+struct CatalogTensor {
+  struct Box {
+    ByteRange bytes;
+    std::vector<std::int64_t> offsets, shape;
+  };
+  std::string name, type;
+  std::vector<std::int64_t> shape;
+  std::uint64_t bytes = 0;
+  std::vector<Box> boxes;  // none where its bytes do not lie in one place (sparse, or turned over while reading)
+};
+
+/// Bytes of which the checkpoint holds a checksum, or should.
+struct CheckedRange {
+  std::string name;  // "the tensor 'w'"
+  ByteRange bytes;
+  std::optional<std::uint32_t> sum;
+};
+
+/// What a checkpoint holds and where, without reading the bytes of tensors.
+struct Catalog {
+  std::string format;  // "safetensors", "torch" or "sharded"
+  std::vector<std::filesystem::path> files;
+  std::vector<CatalogTensor> tensors;
+  std::vector<CheckedRange> ranges;
+  bool zip_sums = false;  // the sums are CRC-32, not CRC-32C
+  Value values;           // null where faults make it unreadable
+  std::vector<std::string> notes;
+  /// What is wrong already.
+  std::vector<std::string> faults;
+};
+
+/// Throws CheckpointError or CheckpointCorrupt where there is nothing to list.
+Catalog read_catalog(const std::filesystem::path& path);
+
+}  // namespace fabric::checkpoint
