@@ -24,9 +24,6 @@ namespace {
 namespace fs = std::filesystem;
 using Archive = std::shared_ptr<MappedFile>;
 
-constexpr const char* kMetadata = ".metadata";
-constexpr const char* kLightningRest = "meta.pt";
-
 std::string entry_text(const std::string& name) { return "its entry '" + name.substr(0, kShownName) + "'"; }
 
 /// One tensor, of which the archives hold boxes.
@@ -79,9 +76,7 @@ class DcpFolder {
   DcpFolder(fs::path folder, DcpUse use, bool verify) : folder_(std::move(folder)), use_(use), verify_(verify) {}
 
   CheckpointPart read(std::vector<Archive>* files) {
-    const auto metadata = MappedFile::open(folder_ / kMetadata);
-    const auto entries = parse_dcp_metadata(metadata->text(0, metadata->size()));
-    open_files(entries);
+    const auto entries = open_entries();
     DcpTree tree;
     for (const auto& entry : entries)
       if (auto value = value_of(entry)) tree.add(entry, std::move(*value));
@@ -92,7 +87,22 @@ class DcpFolder {
     return std::move(part_);
   }
 
+  void visit(const std::function<void(const DcpEntry&, const std::vector<Archive>&)>& visitor) {
+    for (const auto& entry : open_entries()) {
+      std::vector<Archive> archives;
+      for (const auto& chunk : entry.chunks) archives.push_back(archive(entry, chunk.place));
+      visitor(entry, archives);
+    }
+  }
+
  private:
+  std::vector<DcpEntry> open_entries() {
+    const auto metadata = MappedFile::open(folder_ / kDcpMetadata);
+    auto entries = parse_dcp_metadata(metadata->text(0, metadata->size()));
+    open_files(entries);
+    return entries;
+  }
+
   void open_files(const std::vector<DcpEntry>& entries) {
     NameList missing;
     std::error_code error;
@@ -165,11 +175,17 @@ class DcpFolder {
 
 bool looks_like_dcp(const fs::path& path) {
   std::error_code error;
-  return fs::is_regular_file(path / kMetadata, error);
+  return fs::is_regular_file(path / kDcpMetadata, error);
 }
 
 CheckpointPart open_dcp(const fs::path& folder, DcpUse use, bool verify, std::vector<Archive>* files) {
   return DcpFolder(folder, use, verify).read(files);
+}
+
+void for_each_dcp_entry(const fs::path& folder,
+                        const std::function<void(const DcpEntry&, const std::vector<Archive>&)>& visit) {
+  // What is visited is not read, whatever the use.
+  DcpFolder(folder, DcpUse::peek, false).visit(visit);
 }
 
 }  // namespace fabric::checkpoint

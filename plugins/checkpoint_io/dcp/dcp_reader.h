@@ -1,14 +1,20 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include <fabric/plugins/checkpoint_io/checkpoint_part.h>
 
+#include "plugins/checkpoint_io/dcp/dcp_metadata.h"
 #include "plugins/checkpoint_io/mapped_file.h"
 
 namespace fabric::checkpoint {
+
+inline constexpr const char* kDcpMetadata = ".metadata";
+/// Where Lightning keeps the entries that are neither models nor optimizers.
+inline constexpr const char* kLightningRest = "meta.pt";
 
 /// Whether `path` is a folder that Python wrote with torch.distributed.checkpoint.save.
 bool looks_like_dcp(const std::filesystem::path& path);
@@ -23,5 +29,11 @@ enum class DcpUse {
 /// `verify`: the checksums in the archives of torch.save are compared.
 CheckpointPart open_dcp(const std::filesystem::path& folder, DcpUse use, bool verify,
                         std::vector<std::shared_ptr<MappedFile>>* files = nullptr);
+
+/// Of each entry in turn the archives of torch.save that hold it, one for each of its chunks. Throws CheckpointCorrupt
+/// where files are missing or torn.
+void for_each_dcp_entry(
+    const std::filesystem::path& folder,
+    const std::function<void(const DcpEntry&, const std::vector<std::shared_ptr<MappedFile>>& archives)>& visit);
 
 }  // namespace fabric::checkpoint

@@ -117,6 +117,15 @@ class WeightFiles {
   NameList unlisted_;
 };
 
+fs::path folder_of_index(const fs::path& index) {
+  return index.has_parent_path() ? index.parent_path() : fs::path(".");
+}
+
+WeightMap open_weight_map(const fs::path& index) {
+  const auto file = MappedFile::open(index);
+  return parse_weight_map(file->text(0, file->size()));
+}
+
 }  // namespace
 
 std::optional<fs::path> find_weight_map(const fs::path& path) {
@@ -138,11 +147,18 @@ std::optional<fs::path> find_weight_map(const fs::path& path) {
   return fs::is_regular_file(path / kOnlyFile, error) ? std::optional(path / kOnlyFile) : std::nullopt;
 }
 
+std::vector<fs::path> weight_map_files(const fs::path& index) {
+  if (index.filename() == kOnlyFile) return {index};
+  const WeightMap map = open_weight_map(index);
+  std::vector<fs::path> files;
+  for (const auto& [name, names] : map.names_in) files.push_back(folder_of_index(index) / name);
+  return files;
+}
+
 Value read_weight_map(const fs::path& index, const ReadWeights& read) {
   if (index.filename() == kOnlyFile) return read(index);
-  const auto file = MappedFile::open(index);
-  const WeightMap map = parse_weight_map(file->text(0, file->size()));
-  const fs::path folder = index.has_parent_path() ? index.parent_path() : fs::path(".");
+  const WeightMap map = open_weight_map(index);
+  const fs::path folder = folder_of_index(index);
   require_files(map, folder);
   WeightFiles files(map);
   for (const auto& [name, names] : map.names_in)

@@ -11,8 +11,10 @@
 
 #include <fabric/base/error.h>
 
+#include "plugins/checkpoint_io/dcp/dcp_reader.h"
 #include "plugins/checkpoint_io/open_checkpoint.h"
 #include "plugins/checkpoint_io/safetensors/safetensors.h"
+#include "plugins/checkpoint_io/safetensors/weight_map.h"
 #include "plugins/checkpoint_io/sharded/sharded_index.h"
 #include "plugins/checkpoint_io/sharded/sharded_io.h"
 #include "plugins/checkpoint_io/torch/torch_reader.h"
@@ -25,6 +27,22 @@ namespace fs = std::filesystem;
 
 CheckedRange range_of(const std::string& tensor, ByteRange bytes, std::optional<std::uint32_t> sum) {
   return {"the tensor '" + tensor + "'", bytes, sum};
+}
+
+std::string type_text(c10::ScalarType type) {
+  const auto name = safetensors_name(type);
+  return name ? std::string(*name) : c10::toString(type);
+}
+
+/// The next file of the checkpoint.
+std::size_t add_file(const fs::path& path, Catalog& catalog) {
+  catalog.files.push_back(path);
+  return catalog.files.size() - 1;
+}
+
+// A file of which nothing has a checksum.
+void list_unsummed(const std::string& what, const MappedFile& file, std::size_t number, Catalog& catalog) {
+  catalog.ranges.push_back({what, {number, 0, file.size()}, std::nullopt});
 }
 
 CatalogTensor tensor_of(const TensorEntry& entry, std::size_t file, std::uint64_t start) {
@@ -43,23 +61,21 @@ OpenSafetensors open_listed(const MappedFile& file, Catalog& catalog) {
   return open_safetensors(file, false);
 }
 
-void list_safetensors(const MappedFile& file, Catalog& catalog) {
-  catalog.format = "safetensors";
+void list_safetensors(const MappedFile& file, std::size_t number, Catalog& catalog) {
   const auto [header, start] = open_listed(file, catalog);
   for (const auto& entry : header.entries) {
-    catalog.tensors.push_back(tensor_of(entry, 0, start));
+    catalog.tensors.push_back(tensor_of(entry, number, start));
     catalog.ranges.push_back(range_of(entry.name, catalog.tensors.back().boxes[0].bytes, entry.crc32c));
   }
 }
 
 // --- PyTorch's files
 
-void list_torch_tensors(const MappedFile& file, Catalog& catalog) {
-  for_each_leaf_tensor(catalog.values, [&](at::Tensor& tensor, const std::string& path) {
+void list_torch_tensors(Value& values, const MappedFile& file, std::size_t number, Catalog& catalog) {
+  for_each_leaf_tensor(values, [&](at::Tensor& tensor, const std::string& path) {
     if (!tensor.defined()) return;
-    auto name = safetensors_name(tensor.scalar_type());
     CatalogTensor item{path,
-                       name ? std::string(*name) : c10::toString(tensor.scalar_type()),
+                       type_text(tensor.scalar_type()),
                        tensor.sizes().vec(),
                        static_cast<std::uint64_t>(tensor.numel()) * tensor.element_size(),
                        {}};
@@ -67,31 +83,43 @@ void list_torch_tensors(const MappedFile& file, Catalog& catalog) {
     if (std::greater_equal<>()(data, file.data()) && std::less<>()(data, file.data() + file.size())) {
       const auto begin = static_cast<std::uint64_t>(data - file.data());
       std::vector<std::int64_t> offsets(item.shape.size(), 0);
-      item.boxes.push_back({{0, begin, begin + (tensor.is_contiguous() ? item.bytes : 0)}, offsets, item.shape});
+      item.boxes.push_back({{number, begin, begin + (tensor.is_contiguous() ? item.bytes : 0)}, offsets, item.shape});
     }
     catalog.tensors.push_back(std::move(item));
   });
 }
 
-void list_torch(const std::shared_ptr<MappedFile>& file, Catalog& catalog) {
-  catalog.format = "torch";
-  catalog.zip_sums = true;
-  file->peek();
-  CheckpointPart part = read_torch_part(file, "", true);
-  catalog.values = std::move(part.value);
+void list_left_out(const CheckpointPart& part, Catalog& catalog) {
   for (const auto& object : part.left_out) catalog.notes.push_back("passed over the Python object " + object);
-  list_torch_tensors(*file, catalog);
-  if (!is_torch_archive(*file)) {
-    catalog.ranges.push_back({"the file", {0, 0, file->size()}, std::nullopt});
-    return;
-  }
+}
+
+// The entries of an archive that begins at `start` of a file. `of` stands behind their names.
+void list_archive(const std::shared_ptr<MappedFile>& file, std::size_t number, std::uint64_t start,
+                  const std::string& of, Catalog& catalog) {
   const ZipReader archive(file);
   for (const auto& [name, entry] : archive.entries()) {
-    const auto end = entry.offset + entry.size;
+    const auto begin = start + entry.offset;
     // Zero is none.
     const auto sum = entry.checksum != 0 || entry.size == 0 ? std::optional(entry.checksum) : std::nullopt;
-    catalog.ranges.push_back({"the entry '" + name + "'", {0, entry.offset, end}, sum});
+    catalog.ranges.push_back({"the entry '" + name + "'" + of, {number, begin, begin + entry.size}, sum, true});
   }
+}
+
+void list_torch_ranges(const std::shared_ptr<MappedFile>& file, std::size_t number, Catalog& catalog) {
+  if (is_torch_archive(*file))
+    list_archive(file, number, 0, "", catalog);
+  else
+    list_unsummed("the file", *file, number, catalog);
+}
+
+/// Returns what it holds.
+Value list_torch(const std::shared_ptr<MappedFile>& file, std::size_t number, Catalog& catalog) {
+  file->peek();
+  CheckpointPart part = read_torch_part(file, "", true);
+  list_left_out(part, catalog);
+  list_torch_tensors(part.value, *file, number, catalog);
+  list_torch_ranges(file, number, catalog);
+  return std::move(part.value);
 }
 
 // --- shards
@@ -178,6 +206,69 @@ void list_sharded(const fs::path& folder, Catalog& catalog) {
   list_own(index, shards, catalog);
 }
 
+// --- folders of other programs
+
+void list_weights(const fs::path& index, Catalog& catalog) {
+  catalog.format = "huggingface";
+  const auto files = weight_map_files(index);
+  if (files != std::vector{index})
+    list_unsummed("the index", *MappedFile::open(index), add_file(index, catalog), catalog);
+  for (const auto& path : files) {
+    const auto number = add_file(path, catalog);
+    try {
+      const auto file = MappedFile::open(path);
+      if (is_torch_file(*file))
+        list_torch(file, number, catalog);
+      else
+        list_safetensors(*file, number, catalog);
+    } catch (const CheckpointError& error) {
+      catalog.faults.push_back("'" + path.filename().string() + "': " + error.what());
+    }
+  }
+}
+
+void list_dcp_entries(const fs::path& folder, Catalog& catalog) {
+  std::unordered_map<std::string, std::size_t> numbers;
+  for_each_dcp_entry(folder, [&](const DcpEntry& entry, const std::vector<std::shared_ptr<MappedFile>>& archives) {
+    CatalogTensor tensor{entry.name, "", entry.shape, 0, {}};
+    for (std::size_t i = 0; i < archives.size(); ++i) {
+      const auto& [offsets, shape, place] = entry.chunks[i];
+      const auto [known, is_new] = numbers.emplace(place.file, 0);
+      if (is_new) known->second = add_file(folder / place.file, catalog);
+      tensor.boxes.push_back({{known->second, place.offset, place.offset + place.length}, offsets, shape});
+      try {
+        list_archive(archives[i], known->second, place.offset, " of '" + entry.name + "'", catalog);
+      } catch (const CheckpointError& error) {
+        catalog.faults.push_back("the part of '" + entry.name + "' in '" + place.file + "': " + error.what());
+      }
+    }
+    if (!entry.type) return;
+    tensor.type = type_text(*entry.type);
+    tensor.bytes = *checked_bytes(entry.shape, c10::elementSize(*entry.type));
+    catalog.tensors.push_back(std::move(tensor));
+  });
+}
+
+void list_dcp(const fs::path& folder, Catalog& catalog) {
+  catalog.format = "dcp";
+  const auto index = MappedFile::open(folder / kDcpMetadata);
+  list_unsummed("the index", *index, add_file(index->path(), catalog), catalog);
+  list_dcp_entries(folder, catalog);
+  std::error_code error;
+  if (fs::is_regular_file(folder / kLightningRest, error)) {
+    const auto rest = MappedFile::open(folder / kLightningRest);
+    list_torch_ranges(rest, add_file(rest->path(), catalog), catalog);
+  }
+  if (!catalog.faults.empty()) return;
+  try {
+    CheckpointPart part = open_dcp(folder, DcpUse::pieces, false);
+    list_left_out(part, catalog);
+    catalog.values = std::move(part.value);
+  } catch (const CheckpointError& refused) {
+    catalog.faults.push_back(refused.what());
+  }
+}
+
 // What a load would refuse beside the bytes of tensors.
 void read_values(const fs::path& path, Catalog& catalog) {
   try {
@@ -188,11 +279,14 @@ void read_values(const fs::path& path, Catalog& catalog) {
 }
 
 void list_file(const std::shared_ptr<MappedFile>& file, Catalog& catalog) {
-  catalog.files.push_back(file->path());
-  if (is_torch_file(*file))
-    list_torch(file, catalog);
-  else
-    list_safetensors(*file, catalog);
+  const auto number = add_file(file->path(), catalog);
+  if (is_torch_file(*file)) {
+    catalog.format = "torch";
+    catalog.values = list_torch(file, number, catalog);
+  } else {
+    catalog.format = "safetensors";
+    list_safetensors(*file, number, catalog);
+  }
 }
 
 template <class List>
@@ -217,11 +311,17 @@ Catalog read_catalog(const fs::path& path) {
   Catalog catalog;
   if (looks_sharded(path)) {
     with_path(path, [&] { list_sharded(sharded_folder(path), catalog); });
+  } else if (looks_like_dcp(path)) {
+    with_path(path, [&] { list_dcp(path, catalog); });
+  } else if (const auto index = find_weight_map(path)) {
+    with_path(path, [&] { list_weights(*index, catalog); });
   } else {
     auto file = MappedFile::open(path);
     with_path(path, [&] { list_file(file, catalog); });
   }
-  if (catalog.format != "torch" && catalog.faults.empty()) read_values(path, catalog);
+  // Those of Python's have been read; what makes a load of others fail is no damage where it is a Python object.
+  const bool has_values = catalog.format == "torch" || catalog.format == "dcp";
+  if (!has_values && catalog.notes.empty() && catalog.faults.empty()) read_values(path, catalog);
   return catalog;
 }
 

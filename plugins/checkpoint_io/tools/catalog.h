@@ -25,7 +25,9 @@ struct CatalogTensor {
   std::string name, type;
   std::vector<std::int64_t> shape;
   std::uint64_t bytes = 0;
-  std::vector<Box> boxes;  // none where its bytes do not lie in one place (sparse, or turned over while reading)
+  /// None where its bytes do not lie in one place (sparse, or turned over while reading). In a folder of Python's the
+  /// bytes are those of the archive that holds the box.
+  std::vector<Box> boxes;
 };
 
 /// Bytes of which the checkpoint holds a checksum, or should.
@@ -33,16 +35,16 @@ struct CheckedRange {
   std::string name;  // "the tensor 'w'"
   ByteRange bytes;
   std::optional<std::uint32_t> sum;
+  bool zip = false;  // the sum is a CRC-32, not a CRC-32C
 };
 
 /// What a checkpoint holds and where, without reading the bytes of tensors.
 struct Catalog {
-  std::string format;  // "safetensors", "torch" or "sharded"
+  std::string format;  // "safetensors", "torch", "sharded", "dcp" or "huggingface"
   std::vector<std::filesystem::path> files;
   std::vector<CatalogTensor> tensors;
   std::vector<CheckedRange> ranges;
-  bool zip_sums = false;  // the sums are CRC-32, not CRC-32C
-  Value values;           // null where faults make it unreadable
+  Value values;  // null where faults make it unreadable
   std::vector<std::string> notes;
   /// What is wrong already.
   std::vector<std::string> faults;

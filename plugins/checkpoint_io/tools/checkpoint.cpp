@@ -27,7 +27,8 @@ usage: fabric verify PATH            compares every byte with the checksums in t
        fabric shard PATH FOLDER -n N [--no-verify]
                                      a sharded checkpoint of N files, out of any other
 
-  PATH           a safetensors file, one of Python's torch.save, or the folder of a sharded checkpoint
+  PATH           a safetensors file, one of Python's torch.save, the folder of a sharded checkpoint or one that Python's
+                 torch.distributed.checkpoint wrote, an index of weights in several files or its folder
   -n N           from 1 to 4096 files; tensors of 1 MiB and more are split by rows
   --no-verify    do not compare PATH or FOLDER with its checksums first
   --help         this text

@@ -116,7 +116,9 @@ StatePart part_of_rank(const std::shared_ptr<Copying>& copying, const std::vecto
 }  // namespace
 
 CopyReport consolidate_checkpoint(const fs::path& folder, const fs::path& file, const CopyOptions& options) {
-  if (!looks_sharded(folder)) throw CheckpointError("'" + folder.string() + "' is no sharded checkpoint");
+  if (!looks_sharded(folder))
+    throw CheckpointError("'" + folder.string() +
+                          "' is no sharded checkpoint; fabric convert makes one file of others");
   CopyReport report;
   auto copying = open_source(folder, options, report);
   Value whole = copying->source.value;

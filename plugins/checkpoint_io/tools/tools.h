@@ -17,7 +17,7 @@ using ToolProgress = std::function<void(const char* doing, std::uint64_t done, s
 
 struct VerifyReport {
   std::vector<std::string> faults;  // each names what, file and bytes
-  std::string format;
+  std::string format;               // "safetensors", "torch", "sharded", "dcp" or "huggingface"
   std::size_t tensors = 0, files = 0;
   std::uint64_t checked = 0;    // bytes
   std::uint64_t unchecked = 0;  // bytes that the checkpoint has no checksum of

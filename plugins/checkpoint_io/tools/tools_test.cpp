@@ -11,6 +11,7 @@
 
 #include <fabric/base/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+#include <fabric/plugins/checkpoint_io/weight_shards.h>
 
 #include "plugins/checkpoint_io/sharded/sharded_io.h"
 #include "plugins/checkpoint_io/test_files.h"
@@ -163,6 +164,80 @@ TEST_CASE("verify looks at Python's files, too, and says where nothing can be co
   CHECK_THROWS_WITH(verify_checkpoint(folder / "x"), Contains((folder / "x").string()) && Contains("neither"));
 }
 
+TEST_CASE("folders of Python's distributed checkpoints are listed and compared", "[checkpoint][tools][dcp]") {
+  Folder folder;
+  const auto copy = folder / "two_ranks";
+  fs::copy(fs::path(FABRIC_DCP_FIXTURES) / "two_ranks", copy);
+  const auto found = verify_checkpoint(copy);
+  CHECK((found.faults.empty() && found.format == "dcp" && found.files == 3));
+  CHECK(found.checked > 0);
+  CHECK(found.unchecked == fs::file_size(copy / ".metadata"));
+  const auto text = inspect_checkpoint(copy);
+  CHECK_THAT(text, Contains("dcp, 3 files") && Contains("rows") && Contains("BF16") && Contains("[3:5, 0:3]"));
+  CHECK_THAT(text, Contains("epoch  3\n"));
+  CHECK_THAT(inspect_checkpoint(fs::path(FABRIC_DCP_FIXTURES) / "one_rank"),
+             Contains("passed over the Python object where: pathlib.PurePosixPath"));
+  // What Lightning puts beside it.
+  make_checkpoint_io("torch")->save(Value::Map{{"step", 12}}, copy / "meta.pt");
+  CHECK(verify_checkpoint(copy).files == 4);
+  CHECK_THAT(inspect_checkpoint(copy), Contains("step   12\n"));
+  shard_checkpoint(copy, folder / "c", 2);
+  CHECK(same(make_checkpoint_io()->load(folder / "c"), make_checkpoint_io()->load(copy)));
+  CHECK_THROWS_WITH(shard_checkpoint(fs::path(FABRIC_DCP_FIXTURES) / "one_rank", folder / "d", 2),
+                    Contains("pathlib.PurePosixPath"));
+
+  const auto numbers = torch::arange(4, torch::kFloat);  // everywhere, on whichever rank it lies, and others begin so
+  const std::string content(static_cast<const char*>(numbers.const_data_ptr()), numbers.nbytes());
+  for (const char* name : {"__0_0.distcp", "__1_0.distcp"}) {
+    const auto bytes = read_file(copy / name);
+    for (std::size_t at = 0; (at = bytes.find(content, at)) != bytes.npos; ++at) flip_bit(copy / name, at);
+  }
+  const auto damaged = verify_checkpoint(copy);
+  std::string faults;
+  for (const auto& fault : damaged.faults) faults += fault + "\n";
+  CHECK_THAT(faults,
+             Contains("of 'everywhere' is damaged: bytes ") && Contains("_0.distcp': they give the checksum (crc32) "));
+  CHECK_THROWS_AS(shard_checkpoint(copy, folder / "d", 2), CheckpointCorrupt);
+  fs::remove(copy / "__1_0.distcp");
+  CHECK_THROWS_WITH(verify_checkpoint(copy), Contains("missing") && Contains("'__1_0.distcp'"));
+  CHECK(folder.names().size() == 2);
+}
+
+TEST_CASE("weights in several files are listed, and compared where the files have sums", "[checkpoint][tools]") {
+  Folder folder;
+  const Value weights = Value::Map{{"b", torch::zeros({3})}, {"a", torch::ones({2})}};
+  REQUIRE(save_weight_shards(weights, folder / "hub", 12) == 2);
+  for (const auto& path : {folder / "hub", folder / "hub" / "model.safetensors.index.json"}) {
+    const auto found = verify_checkpoint(path);
+    CHECK((found.faults.empty() && found.format == "huggingface" && found.files == 3 && found.tensors == 2));
+    CHECK((found.checked == 0 && found.unchecked > 20));
+  }
+  CHECK_THAT(inspect_checkpoint(folder / "hub"),
+             Contains("huggingface, 3 files, 2 tensors, 20 bytes, without checksums") &&
+                 Contains("model-00002-of-00002.safetensors"));
+  shard_checkpoint(folder / "hub", folder / "c", 2);
+  CHECK(same(make_checkpoint_io()->load(folder / "c"), weights));
+
+  // Files of ours and of PyTorch's behind one index.
+  fs::create_directory(folder / "mixed");
+  const auto ours = folder / "mixed" / "1.safetensors", theirs = folder / "mixed" / "2.bin";
+  make_checkpoint_io()->save(Value::Map{{"a", torch::ones({2})}}, ours);
+  make_checkpoint_io("torch")->save(Value::Map{{"b", torch::zeros({3})}}, theirs);
+  write_file(folder / "mixed" / "model.index.json", R"({"weight_map": {"a": "1.safetensors", "b": "2.bin"}})");
+  const auto good = verify_checkpoint(folder / "mixed");
+  CHECK((good.faults.empty() && good.checked > 20));
+  CHECK(good.unchecked == fs::file_size(folder / "mixed" / "model.index.json"));
+  flip_bit(ours, fs::file_size(ours) - 1);
+  write_file(folder / "mixed" / "3.bin", "what is this");
+  write_file(folder / "mixed" / "model.index.json",
+             R"({"weight_map": {"a": "1.safetensors", "b": "2.bin", "c": "3.bin", "d": "4.bin"}})");
+  const auto faults = verify_checkpoint(folder / "mixed").faults;
+  REQUIRE(faults.size() == 3);
+  CHECK_THAT(faults[0], Contains("'3.bin': it is neither"));
+  CHECK_THAT(faults[1], Contains("'4.bin'") && Contains("No such file"));
+  CHECK_THAT(faults[2], Contains("the tensor 'a' is damaged") && Contains("of '1.safetensors'"));
+}
+
 TEST_CASE("a damaged source is not copied, unless that is asked for; nothing is left behind", "[checkpoint][tools]") {
   Folder folder;
   make_checkpoint_io("sharded")->save(many_kinds(), folder / "c");
@@ -206,6 +281,7 @@ TEST_CASE("the program fabric-checkpoint tells by its code what it found", "[che
   is("consolidate " + sharded + " " + shell_word(folder / "f"), 0, "-> " + (folder / "f").string());
   is("inspect " + shell_word(folder / "f"), 0, "TENSOR");
   is("verify " + shell_word(fixture("legacy.pt")), 3, "have no checksum");
+  is("verify " + shell_word(fs::path(FABRIC_DCP_FIXTURES) / "two_ranks"), 3, "have no checksum");
   flip_bit(folder / "f", fs::file_size(folder / "f") - 1);
   is("verify " + shell_word(folder / "f"), 1, "DAMAGED, 1 fault");
   is("verify " + shell_word(folder / "none"), 1, "No such file");

@@ -32,17 +32,18 @@ class RangeReader {
   }
 
   /// Empty, or why the bytes cannot be had.
-  std::string sum_up(const ByteRange& range, std::uint32_t& sum, const std::function<void(std::uint64_t)>& done) {
-    if (auto why = open_file(range.file); !why.empty()) return why;
+  std::string sum_up(const CheckedRange& range, std::uint32_t& sum, const std::function<void(std::uint64_t)>& done) {
+    const auto& bytes = range.bytes;
+    if (auto why = open_file(bytes.file); !why.empty()) return why;
     sum = 0;
-    for (std::uint64_t at = range.begin; at < range.end;) {
-      const auto wanted = std::min<std::uint64_t>(block_.size(), range.end - at);
+    for (std::uint64_t at = bytes.begin; at < bytes.end;) {
+      const auto wanted = std::min<std::uint64_t>(block_.size(), bytes.end - at);
       const auto got = pread(fd_, block_.data(), wanted, static_cast<off_t>(at));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return "cannot be read at byte " + std::to_string(at) + ": " + std::strerror(errno);
       if (got == 0) return "ends at byte " + std::to_string(at);
       const auto size = static_cast<std::size_t>(got);
-      sum = catalog_.zip_sums ? crc32(sum, block_.data(), size) : crc32c(sum, block_.data(), size);
+      sum = range.zip ? crc32(sum, block_.data(), size) : crc32c(sum, block_.data(), size);
       at += size;
       done(size);
     }
@@ -71,14 +72,15 @@ std::string tensors_within(const Catalog& catalog, const ByteRange& range) {
   std::size_t count = 0;
   for (const auto& tensor : catalog.tensors)
     for (const auto& box : tensor.boxes)
-      if (box.bytes.begin >= range.begin && box.bytes.begin < range.end && ++count <= kShown)
+      if (box.bytes.file == range.file && box.bytes.begin >= range.begin && box.bytes.begin < range.end &&
+          ++count <= kShown)
         text += (text.empty() ? " (the tensor '" : ", '") + tensor.name + "'";
   return text.empty() ? text : text + (count > kShown ? ", …)" : ")");
 }
 
 std::string fault_text(const Catalog& catalog, const CheckedRange& range, const std::string& why) {
   const auto& bytes = range.bytes;
-  return range.name + (catalog.zip_sums ? tensors_within(catalog, bytes) : "") + " is damaged: bytes " +
+  return range.name + (range.zip ? tensors_within(catalog, bytes) : "") + " is damaged: bytes " +
          std::to_string(bytes.begin) + " to " + std::to_string(bytes.end) + " of '" +
          catalog.files[bytes.file].filename().string() + "': " + why;
 }
@@ -105,9 +107,9 @@ VerifyReport verify_checkpoint(const std::filesystem::path& path, const ToolProg
     (range.sum ? report.checked : report.unchecked) += bytes;
     if (!range.sum || bytes == 0) continue;
     std::uint32_t sum = 0;
-    auto why = reader.sum_up(range.bytes, sum, advance);
+    auto why = reader.sum_up(range, sum, advance);
     if (why.empty() && sum != *range.sum)
-      why = std::string("they give the checksum (") + (catalog.zip_sums ? "crc32" : "crc32c") + ") " + sum_text(sum) +
+      why = std::string("they give the checksum (") + (range.zip ? "crc32" : "crc32c") + ") " + sum_text(sum) +
             " instead of " + sum_text(*range.sum);
     if (!why.empty()) report.faults.push_back(fault_text(catalog, range, why));
   }
