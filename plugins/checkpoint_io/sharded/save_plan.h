@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <fabric/base/value.h>
+#include <fabric/state/sharding.h>
+
+#include "plugins/checkpoint_io/sharded/sharded_index.h"
+#include "plugins/checkpoint_io/tensor_bytes.h"
+
+namespace fabric::checkpoint {
+
+/// What one rank writes of the tensors in its part, and what the index has to say of that. It follows from names, types,
+/// shapes and shards alone, and is kept while they stay as they are.
+class PartPlan {
+ public:
+  /// False when the plan that is kept still holds.
+  bool update(const std::vector<NamedTensor>& tensors, const std::map<std::string, Shard>& shards, int rank,
+              int world_size);
+  /// Places in `tensors`, in their order.
+  const std::vector<std::size_t>& mine() const { return mine_; }
+  /// Of each of `mine`: its name, type, the whole tensor's shape, offsets, its own shape.
+  const Value::List& chunks() const { return chunks_; }
+
+ private:
+  struct Known {
+    std::string name;
+    at::ScalarType type;
+    std::vector<std::int64_t> shape;
+  };
+  bool holds(const std::vector<NamedTensor>& tensors, const std::map<std::string, Shard>& shards, int rank,
+             int world_size) const;
+
+  std::vector<Known> tensors_;
+  std::map<std::string, Shard> shards_;
+  int rank_ = -1, world_size_ = 0;
+  std::vector<std::size_t> mine_;
+  Value::List chunks_;
+};
+
+/// What all ranks write, put together on rank 0: the index but for its sums, values and name. Kept, too.
+class IndexPlan {
+ public:
+  /// `parts`: of each rank a map with `file`, `bytes`, `sums` (of its chunks) and, unless nothing has changed there since
+  /// the last call, `chunks`. Throws CheckpointError when they do not make up whole tensors.
+  ShardedIndex index_of(const std::vector<Value>& parts);
+  /// Tensors without memory, of all names and shapes.
+  const std::unordered_map<std::string, at::Tensor>& shapes() const { return shapes_; }
+
+ private:
+  static constexpr std::size_t kReplica = static_cast<std::size_t>(-1);  // another rank's chunk is in the index
+  struct Place {
+    std::size_t tensor, chunk;
+  };
+  void rebuild();
+  void add(std::size_t rank, const Value::List& item, std::unordered_map<std::string, std::size_t>& known);
+
+  std::vector<Value::List> chunks_;           // by rank
+  std::vector<std::vector<Place>> places_;    // of each of these in the index
+  std::vector<StoredEntry> tensors_;
+  std::unordered_map<std::string, at::Tensor> shapes_;
+};
+
+}  // namespace fabric::checkpoint
