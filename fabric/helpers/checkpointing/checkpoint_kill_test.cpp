@@ -1,17 +1,8 @@
 // A training run is killed at random moments, resumed, and must end with the weights of the run that never was.
-// The runs are forked out of a process that has LibTorch loaded and has run nothing yet, since loading it takes longer
-// than a run.
-#include <fcntl.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <chrono>
 #include <fstream>
 #include <iostream>
 #include <random>
-#include <thread>
 
 #include <torch/torch.h>
 
@@ -19,8 +10,8 @@
 #include <fabric/fabric.h>
 #include <fabric/helpers.h>
 
+#include "fabric/helpers/checkpointing/killed_life_test.h"
 #include "plugins/checkpoint_io/test_files.h"
-#include "tests/support/free_port.h"
 #include "tests/support/ranks.h"
 
 namespace {
@@ -126,60 +117,9 @@ void train(const fs::path& folder, bool async, int ranks) {
   checkpoint_test::write_file(folder / "weights", bytes);
 }
 
-/// The processes of one life.
-class Life {
- public:
-  Life(const fs::path& folder, bool async, int ranks) {
-    std::string port = ranks > 1 ? std::to_string(free_port()) : "";
-    for (int rank = 0; rank < ranks; ++rank) {
-      pid_t pid = fork();
-      RANK_CHECK(pid >= 0);
-      if (pid > 0) {
-        pids_.push_back(pid);
-        continue;
-      }
-      prctl(PR_SET_PDEATHSIG, SIGKILL);
-      alarm(60);  // nobody waits forever
-      set_place(rank, ranks, port);
-      try {
-        train(folder, async, ranks);
-      } catch (const std::exception& error) {
-        std::cerr << "rank " << rank << ": " << error.what() << std::endl;
-        _exit(1);
-      }
-      _exit(0);
-    }
-  }
-  /// Kills all at once, as a failing machine does. True when they were still at work.
-  bool kill_after(std::chrono::microseconds time) {
-    std::this_thread::sleep_for(time);
-    for (pid_t pid : pids_) kill(pid, SIGKILL);
-    bool killed = false;
-    for (int status : wait()) killed |= WIFSIGNALED(status);
-    return killed;
-  }
-  void finish() {
-    for (int status : wait()) RANK_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-  }
-
- private:
-  static void set_place(int rank, int ranks, const std::string& port) {
-    for (const char* name : {"RANK", "LOCAL_RANK"}) setenv(name, std::to_string(rank).c_str(), 1);
-    for (const char* name : {"WORLD_SIZE", "LOCAL_WORLD_SIZE"}) setenv(name, std::to_string(ranks).c_str(), 1);
-    if (!port.empty()) setenv("MASTER_PORT", port.c_str(), 1);
-  }
-  std::vector<int> wait() {
-    std::vector<int> statuses;
-    for (pid_t pid : pids_) {
-      int status = 0;
-      RANK_CHECK(waitpid(pid, &status, 0) == pid);
-      statuses.push_back(status);
-    }
-    pids_.clear();
-    return statuses;
-  }
-  std::vector<pid_t> pids_;
-};
+Life life(const fs::path& folder, bool async, int ranks) {
+  return Life(ranks, [&] { train(folder, async, ranks); });
+}
 
 std::int64_t number_in(const fs::path& file) {
   std::int64_t number = 0;
@@ -194,7 +134,7 @@ struct Reference {
     for (int i = 0; i < 3; ++i) {
       Folder folder;
       auto begin = Clock::now();
-      Life(folder.path(), async, ranks).finish();
+      life(folder.path(), async, ranks).finish();
       length = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin);
       auto bytes = read_file(folder / "weights");
       RANK_CHECK(bytes.size() > 1000);
@@ -213,12 +153,12 @@ void kill_runs(int count, bool async, int ranks, unsigned seed) {
   for (int tries = 0; killed < count && tries < 3 * count; ++tries) {
     Folder folder;
     auto time = std::chrono::microseconds(static_cast<std::int64_t>(moment(random) * reference.length.count()));
-    if (!Life(folder.path(), async, ranks).kill_after(time)) continue;  // it had ended already
+    if (!life(folder.path(), async, ranks).kill_after(time)) continue;  // it had ended already
     ++killed;
     for (const auto& entry : fs::recursive_directory_iterator(folder.path()))
       half_written += entry.path().string().find(".partial") != std::string::npos;
     fs::remove(folder / "weights");
-    Life(folder.path(), async, ranks).finish();
+    life(folder.path(), async, ranks).finish();
     resumed += number_in(folder / "resumed") > 0;
     RANK_CHECK(read_file(folder / "weights") == reference.weights);
   }
@@ -251,9 +191,9 @@ RANKS_BODY("killed again and again") {
   int kills = 0;
   while (kills < 60 && !fs::exists(folder / "weights")) {
     auto time = std::chrono::microseconds(static_cast<std::int64_t>(moment(random) * reference.length.count()));
-    kills += Life(folder.path(), true, 1).kill_after(time);
+    kills += life(folder.path(), true, 1).kill_after(time);
   }
-  if (!fs::exists(folder / "weights")) Life(folder.path(), true, 1).finish();
+  if (!fs::exists(folder / "weights")) life(folder.path(), true, 1).finish();
   std::cout << kills << " kills in one run" << std::endl;
   RANK_CHECK(kills >= 1);
   RANK_CHECK(read_file(folder / "weights") == reference.weights);

@@ -51,8 +51,8 @@ struct Layout {
 };
 
 // Of one process; of ddp; of FSDP; of tensor parallelism; of both; of FSDP with replicas.
-constexpr Layout kLayouts[] = {{"one process", 1, 1, 1}, {"replicas", 3, 1, 1}, {"rows of 2", 2, 2, 1},
-                               {"rows of 3", 3, 3, 1},   {"rows of 8", 8, 8, 1}, {"columns of 2", 2, 1, 2},
+constexpr Layout kLayouts[] = {{"one process", 1, 1, 1}, {"replicas", 3, 1, 1},   {"rows of 2", 2, 2, 1},
+                               {"rows of 3", 3, 3, 1},   {"rows of 8", 8, 8, 1},  {"columns of 2", 2, 1, 2},
                                {"a grid", 4, 2, 2},      {"rows, twice", 4, 2, 1}};
 
 /// A rank's box of a tensor; nothing: it has all of it.
@@ -158,12 +158,16 @@ TEST_CASE("ten thousand small tensors go from two ranks to three", "[checkpoint]
   Job(kLayouts[2]).save(folder / "c", many);
   auto model = fabric::make_checkpoint_io("sharded")->open(folder / "c").at("model");
   bool same = model.as_map().size() == many.size();
-  for (int rank = 0; rank < 3; ++rank)
-    for (const auto& [name, tensor] : many) {
+  auto expected = many.begin();
+  for (const auto& [name, stored] : model.as_map()) {
+    for (int rank = 0; rank < 3; ++rank) {
       auto read = torch::zeros({1}, torch::kInt);
-      fabric::read_box(model.at(name).as<at::Tensor>(), {rank}, read);
-      same = same && read.const_data_ptr<int>()[0] == tensor.const_data_ptr<int>()[rank];
+      fabric::read_box(stored.as<at::Tensor>(), {rank}, read);
+      same = same && name == expected->first &&
+             read.const_data_ptr<int>()[0] == expected->second.const_data_ptr<int>()[rank];
     }
+    ++expected;
+  }
   CHECK(same);
 }
 

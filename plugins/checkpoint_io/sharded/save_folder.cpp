@@ -1,5 +1,5 @@
-// The folder that a save works in. The file `lock` in it is locked for as long as the save lasts: a folder whose lock is
-// free was left by a kill and goes.
+// The folder that a save works in. The file `lock` in it is locked for as long as the save lasts: a folder whose lock
+// is free was left by a kill and goes.
 #include "plugins/checkpoint_io/sharded/save_folder.h"
 
 #include <fcntl.h>

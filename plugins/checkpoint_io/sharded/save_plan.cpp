@@ -1,5 +1,5 @@
-// Who writes what. A tensor that is spread over ranks is written by each that holds a part of it. What every rank has is
-// written once: the largest first, each by the rank with the least so far, so that all ranks come to the same answer
+// Who writes what. A tensor that is spread over ranks is written by each that holds a part of it. What every rank has
+// is written once: the largest first, each by the rank with the least so far, so that all ranks come to the same answer
 // without talking.
 #include "plugins/checkpoint_io/sharded/save_plan.h"
 
@@ -60,7 +60,8 @@ Value::List describe_chunk(const NamedTensor& entry, const Shard* shard) {
 
 bool PartPlan::holds(const std::vector<NamedTensor>& tensors, const std::map<std::string, Shard>& shards, int rank,
                      int world_size) const {
-  if (rank != rank_ || world_size != world_size_ || tensors.size() != tensors_.size() || shards != shards_) return false;
+  if (rank != rank_ || world_size != world_size_ || tensors.size() != tensors_.size() || shards != shards_)
+    return false;
   for (std::size_t i = 0; i < tensors.size(); ++i)
     if (tensors[i].tensor.scalar_type() != tensors_[i].type ||
         tensors[i].tensor.sizes() != at::IntArrayRef(tensors_[i].shape) || tensors[i].name != tensors_[i].name)

@@ -16,8 +16,8 @@
 
 namespace fabric::checkpoint {
 
-/// What one rank writes of the tensors in its part, and what the index has to say of that. It follows from names, types,
-/// shapes and shards alone, and is kept while they stay as they are.
+/// What one rank writes of the tensors in its part, and what the index has to say of that. It follows from names,
+/// types, shapes and shards alone, and is kept while they stay as they are.
 class PartPlan {
  public:
   /// False when the plan that is kept still holds.
@@ -47,8 +47,8 @@ class PartPlan {
 /// What all ranks write, put together on rank 0: the index but for its sums, values and name. Kept, too.
 class IndexPlan {
  public:
-  /// `parts`: of each rank a map with `file`, `bytes`, `sums` (of its chunks) and, unless nothing has changed there since
-  /// the last call, `chunks`. Throws CheckpointError when they do not make up whole tensors.
+  /// `parts`: of each rank a map with `file`, `bytes`, `sums` (of its chunks) and, unless nothing has changed there
+  /// since the last call, `chunks`. Throws CheckpointError when they do not make up whole tensors.
   ShardedIndex index_of(const std::vector<Value>& parts);
   /// Tensors without memory, of all names and shapes.
   const std::unordered_map<std::string, at::Tensor>& shapes() const { return shapes_; }
@@ -61,8 +61,8 @@ class IndexPlan {
   void rebuild();
   void add(std::size_t rank, const Value::List& item, std::unordered_map<std::string, std::size_t>& known);
 
-  std::vector<Value::List> chunks_;           // by rank
-  std::vector<std::vector<Place>> places_;    // of each of these in the index
+  std::vector<Value::List> chunks_;         // by rank
+  std::vector<std::vector<Place>> places_;  // of each of these in the index
   std::vector<StoredEntry> tensors_;
   std::unordered_map<std::string, at::Tensor> shapes_;
 };

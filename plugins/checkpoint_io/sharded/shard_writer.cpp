@@ -174,9 +174,9 @@ class ShardWriter : public PartWriter {
 
   std::map<std::string, SaveFolder> folders_;  // on rank 0, by place
   PartPlan plan_;
-  std::string sent_in_;  // the save in which rank 0 was last told, or could know, what `plan_` says
-  IndexPlan index_plan_;     // on rank 0
-  std::string planned_in_;   // the save that it was last whole in
+  std::string sent_in_;     // the save in which rank 0 was last told, or could know, what `plan_` says
+  IndexPlan index_plan_;    // on rank 0
+  std::string planned_in_;  // the save that it was last whole in
 };
 
 }  // namespace
