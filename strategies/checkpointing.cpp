@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include <exception>
+#include <unordered_set>
 #include <utility>
 
 #include <fabric/base/atomic_file_internal.h>
@@ -24,6 +25,28 @@ using Job = std::shared_ptr<AsyncWriter::Job>;
 
 void together(const CheckpointContext& context, const char* operation, const std::function<void()>& work) {
   run_together(context.group, operation, work, ErrorKind::checkpoint);
+}
+
+using Unchanging = std::unordered_set<const void*>;
+
+void add_storage(Unchanging& storages, const at::Tensor& tensor) {
+  if (tensor.defined() && tensor.has_storage()) storages.insert(tensor.storage().unsafeGetStorageImpl());
+}
+
+/// What only an optimizer's step changes: parameters, and the tensors in optimizer states. Not buffers, which a forward
+/// pass changes.
+Unchanging unchanging_in(const State& state, const SaveOptions& options) {
+  Unchanging storages;
+  if (!options.async || !options.copy_beside) return storages;
+  for (const auto& [key, entry] : state) {
+    if (auto* module = entry.module())
+      for (const auto& parameter : module->parameters()) add_storage(storages, parameter);
+    if (auto* optimizer = entry.optimizer()) {
+      Value values = optimizer_state_dict(*optimizer);
+      for_each_leaf_tensor(values, [&](at::Tensor& tensor, const std::string&) { add_storage(storages, tensor); });
+    }
+  }
+  return storages;
 }
 
 void call(const std::function<void()>& then) {
@@ -99,7 +122,7 @@ class WholeSave : public Save {
   ~WholeSave() override {
     if (job_) job_->settle();
   }
-  void start(const WholeState& whole) {
+  void start(const WholeState& whole, Unchanging unchanging) {
     together(context_, "save", [&] {
       if (context_.group.rank() != 0) return;
       // The thread owns nothing: this object waits for it before it goes.
@@ -110,7 +133,7 @@ class WholeSave : public Save {
         call(options_.then);
       };
       if (options_.async)
-        job_ = context_.io->async().start(whole.values, write, whole.fresh);
+        job_ = context_.io->async().start(whole.values, write, {whole.fresh, std::move(unchanging)});
       else
         write(whole.values);
     });
@@ -148,7 +171,7 @@ class PartsSave : public Save {
                  "returns and call its wait() on every rank");
     discard();
   }
-  void start(const StatePart& part) {
+  void start(const StatePart& part, Unchanging unchanging) {
     together(context_, "save", [&] {
       if (context_.group.rank() != 0) return;
       to_ = Destination(path_, options_.replaces_link);
@@ -163,7 +186,7 @@ class PartsSave : public Save {
       auto work = [this, shards = part.shards, per_rank = part.per_rank](const Value& values) {
         written_ = write({values, shards, per_rank});
       };
-      job_ = context_.io->async().start(part.values, std::move(work));
+      job_ = context_.io->async().start(part.values, std::move(work), {{}, std::move(unchanging)});
     });
   }
   bool ended() const override { return !job_ || job_->ended(); }
@@ -235,7 +258,7 @@ std::shared_ptr<SaveInProgress> save_alone(const CheckpointContext& context, con
     throw MisuseError("'" + part.shards.begin()->first +
                       "' is spread over ranks, so that one rank alone cannot save it; let all ranks save together");
   auto save = std::make_shared<WholeSave>(alone, path, options);
-  save->start({std::move(part.values), {}});
+  save->start({std::move(part.values), {}}, unchanging_in(state, options));
   return save;
 }
 
@@ -253,11 +276,11 @@ std::shared_ptr<SaveInProgress> save_state(const CheckpointContext& context, con
   });
   if (auto* writer = context.io->part_writer()) {
     auto save = std::make_shared<PartsSave>(context, *writer, path, options);
-    save->start(part);
+    save->start(part, unchanging_in(state, options));
     return save;
   }
   auto save = std::make_shared<WholeSave>(context, path, options);
-  save->start(gather_whole_state(std::move(part), context.group));
+  save->start(gather_whole_state(std::move(part), context.group), unchanging_in(state, options));
   return save;
 }
 

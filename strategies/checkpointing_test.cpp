@@ -376,6 +376,45 @@ RANKS_TEST("a save in parts is finished by the next one, whatever becomes of its
   group.barrier();
 }
 
+std::vector<at::Tensor> tensors_of(Value value) {
+  std::vector<at::Tensor> out;
+  fabric::for_each_leaf_tensor(value, [&](at::Tensor& tensor, const std::string&) { out.push_back(tensor); });
+  return out;
+}
+
+// Ten saves with a step right behind each: what is saved is what was there before the step.
+RANKS_TEST("parameters are copied beside the next passes, and a step waits for that", "[checkpoint][ranks]", 2) {
+  auto group = ranks::group_from_env();
+  Folder folder(group);
+  for (const char* format : {"sharded", "safetensors"}) {
+    fabric::Fabric fabric({.accelerator = "cpu", .strategy = "ddp", .devices = 2, .checkpoint_io = format});
+    fabric.launch();
+    auto [model, optimizer] =
+        fabric.setup(torch::nn::Linear(300, 200), [](auto parameters) { return torch::optim::Adam(parameters, 0.1); });
+    for (int i = 0; i < 10; ++i) {
+      fabric.backward(model(torch::ones({1, 300})).sum());
+      optimizer.step();
+      optimizer.zero_grad();
+      auto before = model->weight.detach().clone();
+      auto moment = fabric::optimizer_state_dict(*optimizer);
+      fabric::for_each_leaf_tensor(moment, [](at::Tensor& tensor, const std::string&) { tensor = tensor.clone(); });
+      auto saving = fabric.save(folder.path / "c", {{"model", model}, {"optimizer", optimizer}},
+                                fabric::SaveOptions{.async = true, .copy_beside = true});
+      fabric.backward(model(torch::ones({1, 300})).sum());
+      optimizer.step();
+      saving->wait();
+      auto loaded = fabric.load(folder.path / "c");
+      RANK_CHECK(torch::equal(loaded.at("model").at("weight").as<at::Tensor>(), before));
+      RANK_CHECK(tensors_of(loaded.at("optimizer")).size() == 4);
+      RANK_CHECK(tensors_of(loaded.at("optimizer")).front().equal(tensors_of(moment).front()));
+      group.barrier();
+    }
+    group.barrier();
+    if (rank == 0) fs::remove_all(folder.path / "c");
+    group.barrier();
+  }
+}
+
 BOTH_BACKENDS_TEST("what is each rank's own comes back to the rank of its number", "[checkpoint][ranks]", 3) {
   auto group = ranks::group_from_env();
   Folder folder(group);

@@ -45,6 +45,7 @@ FabricOptimizer::FabricOptimizer(std::shared_ptr<torch::optim::Optimizer> optimi
       callbacks_(std::move(callbacks)) {}
 
 at::Tensor FabricOptimizer::step(const Closure& closure) const {
+  if (const auto& io = strategy_->checkpoint_io()) io->await_copy();
   at::Tensor loss = strategy_->optimizer_step(**optimizer_, closure);
   for (const auto& callback : *callbacks_) callback->on_after_optimizer_step(*strategy_, **optimizer_);
   return loss;

@@ -17,6 +17,10 @@ struct SaveOptions {
   StateFilter filter = {};
   /// Return when the state has been copied to host memory; a thread writes it.
   bool async = false;
+  /// With `async`: parameters and optimizer states are copied by that thread, while the next forward and backward pass
+  /// run; a wrapped optimizer's `step` waits until they are. Whatever else changes them before (a raw optimizer, an
+  /// in-place operation of the loop's own) fails the save, which then leaves the checkpoint before.
+  bool copy_beside = false;
   /// This rank saves by itself and the others know nothing of it: after an exception, say. Throws MisuseError where the
   /// ranks hold parts of the state.
   bool alone = false;

@@ -20,8 +20,33 @@ struct Case {
 };
 
 struct Times {
-  double held = 1e300, copied = 1e300, first = 0, plain = 1e300;
+  double held = 1e300, copied = 1e300, first = 0, plain = 1e300, beside = 1e300;
 };
+
+struct Weights : torch::nn::Module {
+  explicit Weights(const std::vector<at::Tensor>& tensors) {
+    for (std::size_t i = 0; i < tensors.size(); ++i) register_parameter('t' + std::to_string(i), tensors[i].clone());
+  }
+};
+
+// Parameters of a module, which the thread may copy under the next passes.
+double held_beside(fabric::Fabric& fabric, const std::filesystem::path& folder,
+                   const std::vector<at::Tensor>& tensors) {
+  auto weights = std::make_shared<Weights>(tensors);
+  std::shared_ptr<fabric::SaveInProgress> saving;
+  double held = 1e300;
+  for (int round = 0; round < 9; ++round) {
+    const double time = bench::time_us(
+        [&] {
+          saving = fabric.save(folder / "beside", {{"model", *weights}},
+                               fabric::SaveOptions{.async = true, .copy_beside = true});
+        },
+        1);
+    saving->wait();
+    if (round > 0) held = std::min(held, time);
+  }
+  return held;
+}
 
 Times measure(fabric::Fabric& fabric, const std::filesystem::path& folder, const Case& what) {
   std::vector<at::Tensor> tensors, copies;
@@ -51,6 +76,7 @@ Times measure(fabric::Fabric& fabric, const std::filesystem::path& folder, const
   async.wait();
   for (int round = 0; round < 3; ++round)
     times.plain = std::min(times.plain, bench::time_us([&] { plain.update({}, state); }, 1));
+  times.beside = held_beside(fabric, folder, tensors);
   return times;
 }
 
@@ -65,7 +91,8 @@ int main() {
        {Case{"200 MB in 20 tensors", 20, 2'500'000}, Case{"100 MB in 1,000 tensors", 1000, 25'000}}) {
     Times times = measure(fabric, folder, what);
     bench::row(std::string("async save holds the loop / memcpy, ") + what.name, times.held / 1e3, times.copied / 1e3,
-               "ms", 1.3);
+               "ms", 1.05);
+    bench::row("  the same, copied beside the next passes", times.beside / 1e3, times.copied / 1e3, "ms", 0.2);
     std::printf("    the first save, which allocates: %.2f ms; a save that is waited for: %.2f ms\n", times.first / 1e3,
                 times.plain / 1e3);
     std::filesystem::remove_all(folder);

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <unordered_set>
+#include <utility>
 
 #include <fabric/base/value.h>
 
@@ -33,6 +35,14 @@ class FABRIC_API AsyncWriter {
     std::unique_ptr<Impl> impl_;
   };
   using Write = std::function<void(const Value& copy)>;
+  /// What is not copied before `start` returns.
+  struct Kept {
+    /// Tensors that nobody changes any more, which need no copy.
+    std::unordered_set<const void*> settled = {};
+    /// Storages whose tensors stay as they are until `await_copy` is called: the thread copies them. One that has
+    /// changed nevertheless fails the job (CheckpointError); LibTorch counts changes.
+    std::unordered_set<const void*> unchanging = {};
+  };
 
   AsyncWriter();
   AsyncWriter(const AsyncWriter&) = delete;
@@ -40,14 +50,21 @@ class FABRIC_API AsyncWriter {
   /// Waits for the job in flight.
   ~AsyncWriter();
   /// Waits for the job before, copies the tensors of `values` and returns; `write` runs with the copy in a thread of
-  /// its own. `settled`: tensors that nobody changes any more, which need no copy.
-  std::shared_ptr<Job> start(const Value& values, Write write, const std::unordered_set<const void*>& settled = {});
+  /// its own.
+  std::shared_ptr<Job> start(const Value& values, Write write, const Kept& kept);
+  std::shared_ptr<Job> start(const Value& values, Write write) { return start(values, std::move(write), Kept()); }
+  /// Before what is `unchanging` changes: until it has been copied. Costs a comparison where nothing is to be copied.
+  void await_copy() noexcept {
+    if (copying_.load(std::memory_order_acquire)) wait_for_copy();
+  }
   /// Until nothing is being written; a failure stays with its job.
   void finish() noexcept;
 
  private:
+  void wait_for_copy() noexcept;
   struct Impl;
   std::unique_ptr<Impl> impl_;
+  std::atomic<bool> copying_ = false;
 };
 
 }  // namespace fabric

@@ -51,6 +51,10 @@ class FABRIC_API CheckpointIO {
   /// Saves beside the training: this object's one thread and one copy in host memory. `save` and `PartWriter::write`
   /// are called in that thread then.
   AsyncWriter& async();
+  /// Before parameters or an optimizer's state change (AsyncWriter::await_copy).
+  void await_copy() noexcept {
+    if (async_) async_->await_copy();
+  }
 
  private:
   std::unique_ptr<AsyncWriter> async_;

@@ -1,11 +1,14 @@
 #include <fabric/plugins/checkpoint_io/async_writer.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <exception>
 #include <future>
+#include <mutex>
 #include <string>
 #include <utility>
 
+#include <fabric/base/error.h>
 #include <fabric/base/log.h>
 
 #include "plugins/checkpoint_io/async/host_snapshot.h"
@@ -42,6 +45,8 @@ void AsyncWriter::Job::wait() {
 
 struct AsyncWriter::Impl {
   HostSnapshot snapshot;
+  std::mutex mutex;
+  std::condition_variable copied;
   std::shared_ptr<Job> last;  // goes first, so that it ends before the memory that it writes
 };
 
@@ -55,12 +60,38 @@ void AsyncWriter::finish() noexcept {
   impl_->last.reset();
 }
 
-std::shared_ptr<AsyncWriter::Job> AsyncWriter::start(const Value& values, Write write,
-                                                     const std::unordered_set<const void*>& settled) {
+void AsyncWriter::wait_for_copy() noexcept {
+  std::unique_lock lock(impl_->mutex);
+  impl_->copied.wait(lock, [this] { return !copying_.load(); });
+}
+
+std::shared_ptr<AsyncWriter::Job> AsyncWriter::start(const Value& values, Write write, const Kept& kept) {
   finish();
-  Value copy = impl_->snapshot.take(values, settled);
+  Value copy = impl_->snapshot.take(values, kept.settled, kept.unchanging);
   auto job = std::make_unique<Job::Impl>();
-  job->work = std::async(std::launch::async, [copy = std::move(copy), write = std::move(write)] { write(copy); });
+  copying_ = impl_->snapshot.has_more();
+  auto copy_rest = [this] {
+    if (!copying_) return;
+    const auto changed = impl_->snapshot.take_rest();
+    {
+      std::lock_guard lock(impl_->mutex);
+      copying_ = false;
+    }
+    impl_->copied.notify_all();
+    if (changed > 0)
+      throw CheckpointError(std::to_string(changed) + " tensors of the state changed while they were copied: only a " +
+                            "wrapped optimizer's step may change parameters then. Leave out copy_beside");
+  };
+  auto work = [copy_rest, copy = std::move(copy), write = std::move(write)] {
+    copy_rest();
+    write(copy);
+  };
+  try {
+    job->work = std::async(std::launch::async, std::move(work));
+  } catch (...) {
+    copying_ = false;  // there is no thread that would
+    throw;
+  }
   impl_->last = std::shared_ptr<Job>(new Job(std::move(job)));
   return impl_->last;
 }

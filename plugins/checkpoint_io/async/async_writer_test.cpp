@@ -61,6 +61,37 @@ TEST_CASE("what nobody changes any more is not copied", "[checkpoint][snapshot]"
   CHECK(out[1].as<at::Tensor>().const_data_ptr() != copied.const_data_ptr());
 }
 
+TEST_CASE("what stays as it is for a while is copied later, and noticed when it does not", "[checkpoint][snapshot]") {
+  auto weight = torch::ones({3, 2}), moment = torch::full({4}, 2.0), buffer = torch::full({2}, 3.0);
+  Value value = Value::List{weight, moment.detach(), buffer, weight.slice(0, 1, 2)};
+  const std::unordered_set<const void*> unchanging{weight.storage().unsafeGetStorageImpl(),
+                                                   moment.storage().unsafeGetStorageImpl()};
+  HostSnapshot snapshot;
+  auto copy = snapshot.take(value, {}, unchanging);
+  CHECK(snapshot.has_more());
+  buffer.zero_();
+  CHECK(snapshot.take_rest() == 0);
+  CHECK_FALSE(snapshot.has_more());
+  CHECK(same(copy, Value(Value::List{weight, moment, torch::full({2}, 3.0), weight.slice(0, 1, 2)})));
+  snapshot.take(value, {}, unchanging);
+  weight.add_(1);
+  CHECK(snapshot.take_rest() == 2);  // the view as well
+
+  AsyncWriter writer;
+  for (int i = 0; i < 50; ++i) {
+    writer.await_copy();
+    weight.fill_(i);
+    double seen = -1;
+    auto job =
+        writer.start(Value(weight), [&](const Value& kept) { seen = kept.as<at::Tensor>().mean().item<double>(); },
+                     {.unchanging = unchanging});
+    writer.await_copy();
+    weight.fill_(-2);
+    job->wait();
+    CHECK(seen == i);
+  }
+}
+
 TEST_CASE("one job after another, each with the content of its start, failures with their job", "[checkpoint][async]") {
   AsyncWriter writer;
   std::atomic<bool> go = false;

@@ -48,11 +48,16 @@ at::Tensor& HostSnapshot::buffer_for(const at::Tensor& tensor) {
   return buffer;
 }
 
-void HostSnapshot::copy(at::Tensor& tensor) {
+void HostSnapshot::copy(at::Tensor& tensor, const std::unordered_set<const void*>& unchanging) {
   if (!can_be_copied(tensor)) return;
   at::Tensor from = tensor.detach();
   tensor = buffer_for(from);
-  copies_.push_back({std::move(from), tensor});
+  // Copies from a device come from its stream at once, and inference tensors count no changes.
+  if (!unchanging.empty() && is_plain(from) && !from.is_inference() &&
+      unchanging.contains(from.storage().unsafeGetStorageImpl()))
+    rest_.push_back({{from, tensor}, from._version()});
+  else
+    copies_.push_back({std::move(from), tensor});
 }
 
 void HostSnapshot::copy_all() const {
@@ -88,12 +93,24 @@ void HostSnapshot::copy_all() const {
   for (auto device : devices) wait_for(device);
 }
 
-Value HostSnapshot::take(const Value& value, const std::unordered_set<const void*>& settled) {
+std::size_t HostSnapshot::take_rest() noexcept {
+  std::size_t changed = 0;
+  for (const auto& copy : rest_) {
+    if (copy.from.nbytes() > 0) std::memcpy(copy.to.mutable_data_ptr(), copy.from.const_data_ptr(), copy.from.nbytes());
+  }
+  for (const auto& copy : rest_) changed += copy.from._version() != copy.version;
+  rest_.clear();
+  return changed;
+}
+
+Value HostSnapshot::take(const Value& value, const std::unordered_set<const void*>& settled,
+                         const std::unordered_set<const void*>& unchanging) {
   used_ = 0;
   copies_.clear();
+  rest_.clear();
   Value out = value;
   for_each_leaf_tensor(out, [&](at::Tensor& tensor, const std::string&) {
-    if (!settled.contains(tensor.unsafeGetTensorImpl())) copy(tensor);
+    if (!settled.contains(tensor.unsafeGetTensorImpl())) copy(tensor, unchanging);
   });
   copy_all();
   copies_.clear();

@@ -18,7 +18,7 @@ namespace fabric::checkpoint {
 
 /// What one rank writes of the tensors in its part, and what the index has to say of that. It follows from names,
 /// types, shapes and shards alone, and is kept while they stay as they are.
-class PartPlan {
+class FABRIC_API PartPlan {
  public:
   /// False when the plan that is kept still holds.
   bool update(const std::vector<NamedTensor>& tensors, const std::map<std::string, Shard>& shards, int rank,
@@ -45,7 +45,7 @@ class PartPlan {
 };
 
 /// What all ranks write, put together on rank 0: the index but for its sums, values and name. Kept, too.
-class IndexPlan {
+class FABRIC_API IndexPlan {
  public:
   /// `parts`: of each rank a map with `file`, `bytes`, `sums` (of its chunks) and, unless nothing has changed there
   /// since the last call, `chunks`. Throws CheckpointError when they do not make up whole tensors.
