@@ -83,7 +83,11 @@ endfunction()
 
 if(FABRIC_TESTS)
   find_package(Catch2 QUIET REQUIRED)
-  add_library(fabric_test_support STATIC ${PROJECT_SOURCE_DIR}/tests/support/main.cpp)
+  set(support ${PROJECT_SOURCE_DIR}/tests/support)
+  add_library(fabric_test_support STATIC ${support}/main.cpp ${support}/rank_process.cpp ${support}/rank_server.cpp
+    ${support}/ranks.cpp)
+  # Object by object: main.cpp alone defines what makes Catch2 a program.
+  set_target_properties(fabric_test_support PROPERTIES UNITY_BUILD OFF)
   target_include_directories(fabric_test_support PUBLIC ${PROJECT_SOURCE_DIR})
   target_link_libraries(fabric_test_support PUBLIC Catch2::Catch2)
   target_compile_features(fabric_test_support PUBLIC cxx_std_20)

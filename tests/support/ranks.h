@@ -8,8 +8,8 @@
 #include "tests/support/catch.h"
 
 // Tests whose ranks are real processes. RANKS_TEST("name", "[tag]", 2) { … } registers a test that starts two copies of
-// the test program; each runs the body with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR and
-// MASTER_PORT set and fails by throwing (RANK_CHECK) or by its exit code.
+// the test program (rank_server.h says how); each runs the body with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
+// NODE_RANK, MASTER_ADDR and MASTER_PORT set and fails by throwing (RANK_CHECK) or by its exit code.
 namespace ranks {
 
 struct Outcome {
@@ -25,6 +25,7 @@ struct Options {
 
 using Body = std::function<void(int rank, int world_size)>;
 bool add_body(const std::string& name, Body body);
+std::map<std::string, Body>& bodies();
 /// Starts the ranks of a registered body and waits for all; kills what is left at the timeout.
 std::vector<Outcome> run(const std::string& body, const Options& options);
 /// As run, and requires that every rank ended with 0.

@@ -112,7 +112,7 @@ RANKS_BODY("two SLURM jobs of one port") {
   int job = rank / 2, mine = rank % 2;
   for (const char* name : {"MASTER_PORT", "MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
     unsetenv(name);
-  auto base = std::stoi(std::getenv("TEST_JOB"));
+  auto base = std::stoi(std::getenv("FABRIC_TEST_JOB"));
   setenv("SLURM_JOB_ID", std::to_string(base + 10000 * job).c_str(), 1);
   setenv("SLURM_STEP_ID", "0", 1);
   for (const char* name : {"SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE"}) setenv(name, "2", 1);
@@ -130,7 +130,7 @@ RANKS_BODY("two SLURM jobs of one port") {
 TEST_CASE("two SLURM jobs that derive one port train each for itself", "[collectives][jobs]") {
   for (int turn = 0; turn < 3; ++turn) {
     ranks::Options options{.world_size = 4};
-    options.env["TEST_JOB"] = std::to_string(10000 + getpid() * 7 % 9000 + turn);
+    options.env["FABRIC_TEST_JOB"] = std::to_string(10000 + getpid() * 7 % 9000 + turn);
     ranks::run_and_require("two SLURM jobs of one port", options);
   }
 }
