@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/error.h>
@@ -62,6 +64,18 @@ MappedFile::~MappedFile() {
 void MappedFile::release() const {
   if (whole_) return whole_->release();
   if (data_) madvise(data_, size_, MADV_DONTNEED);
+}
+
+void MappedFile::fetch(std::size_t offset, std::size_t length) const {
+  const Descriptor file{::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  if (file.fd < 0) return;  // then the mapping reads
+  posix_fadvise(file.fd, 0, 0, POSIX_FADV_RANDOM);
+  std::vector<char> block(std::min<std::size_t>(length, std::size_t{1} << 20));
+  for (const std::size_t end = std::min(size_, offset + length); offset < end;) {
+    const auto got = pread(file.fd, block.data(), std::min(block.size(), end - offset), static_cast<off_t>(offset));
+    if (got <= 0) return;
+    offset += static_cast<std::size_t>(got);
+  }
 }
 
 bool MappedFile::populate() const {

@@ -28,6 +28,8 @@ class MappedFile {
   /// Brings all pages in at once, which is cheaper than one page fault each, and turns an unreadable page into an error
   /// here instead of a signal later. False, and nothing is done, for a file that is only looked at.
   bool populate() const;
+  /// Reads a stretch from the disk and nothing around it: a mapping alone reads megabytes ahead.
+  void fetch(std::size_t offset, std::size_t length) const;
   /// From now on only what is asked for is read.
   void peek() { peeks_ = true; }
   /// Gives the pages back to the system, which brings them again when they are used. Only where nobody wrote to them.

@@ -196,7 +196,7 @@ void plan_rows() {
       const double time = bench::time_us([&] { plans[rank].update(tensors[rank], shards[rank], rank, 8); }, 1);
       each = rank == 0 ? time : std::min(each, time);
       fabric::Value part = fabric::Value::Map{{"file", "f"}, {"bytes", 1}};
-      part["sums"] = fabric::Value::List(plans[rank].mine().size(), fabric::Value(7));
+      part["sums"] = packed_sums(std::vector<std::uint32_t>(plans[rank].mine().size(), 7));
       if (!again) part["chunks"] = plans[rank].chunks();
       parts.push_back(std::move(part));
     }

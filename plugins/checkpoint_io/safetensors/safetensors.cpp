@@ -140,6 +140,12 @@ OpenSafetensors open_safetensors(const MappedFile& file, bool verify) {
   return {parse_header(file.text(kLengthBytes, length), file.size() - start, verify), start};
 }
 
+void fetch_header(const MappedFile& file) {
+  file.fetch(0, kLengthBytes);
+  if (file.size() < kLengthBytes) return;
+  file.fetch(kLengthBytes, static_cast<std::size_t>(std::min<std::uint64_t>(header_length(file), kMaxHeader)));
+}
+
 SafetensorsContent read_safetensors_content(const std::shared_ptr<MappedFile>& file, bool verify) {
   auto [header, start] = open_safetensors(*file, verify);
   SafetensorsContent content;

@@ -49,6 +49,8 @@ struct OpenSafetensors {
   std::uint64_t start;
 };
 OpenSafetensors open_safetensors(const MappedFile& file, bool verify);
+/// Reads the header from the disk, and nothing of the data behind it: for a file of which little may be wanted.
+void fetch_header(const MappedFile& file);
 
 bool looks_like_safetensors(const MappedFile& file);
 

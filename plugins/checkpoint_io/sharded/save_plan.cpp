@@ -4,23 +4,43 @@
 #include "plugins/checkpoint_io/sharded/save_plan.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include <ATen/ops/empty.h>
 
 #include <fabric/base/error.h>
 
-#include "plugins/checkpoint_io/safetensors/safetensors_header.h"
-
 namespace fabric::checkpoint {
 namespace {
 
-Value sizes_value(at::IntArrayRef sizes) { return Value::List(sizes.begin(), sizes.end()); }
-
-std::vector<std::int64_t> sizes_of(const Value& list) {
-  std::vector<std::int64_t> out;
-  for (const auto& item : list.as_list()) out.push_back(item.as_int());
-  return out;
+/// Numbers one after another in the bytes of a string, which is as quick to send as to read.
+template <class Number>
+void pack(std::string& bytes, const Number* numbers, std::size_t count) {
+  bytes.append(reinterpret_cast<const char*>(numbers), count * sizeof(Number));
 }
+
+template <class Number>
+class Unpacked {
+ public:
+  explicit Unpacked(const std::string& bytes) : bytes_(bytes) {}
+  Number next() {
+    Number number;
+    if (bytes_.size() - at_ < sizeof number) throw CheckpointError("a rank's plan of the checkpoint is cut off");
+    std::memcpy(&number, bytes_.data() + at_, sizeof number);
+    at_ += sizeof number;
+    return number;
+  }
+  std::vector<Number> next(std::size_t count) {
+    std::vector<Number> out(count);
+    for (auto& number : out) number = next();
+    return out;
+  }
+  bool ended() const { return at_ == bytes_.size(); }
+
+ private:
+  const std::string& bytes_;
+  std::size_t at_ = 0;
+};
 
 /// By the places of the tensors; -1 for those that are spread.
 std::vector<int> share_out(const std::vector<NamedTensor>& tensors, const std::vector<const Shard*>& shards,
@@ -45,15 +65,22 @@ bool writes_empty(const Shard& shard, int rank) {
   return rank == 0 && std::find(shard.global_shape.begin(), shard.global_shape.end(), 0) != shard.global_shape.end();
 }
 
-// A complex tensor is stored as pairs of reals, so that its last dimension is one more than the shard's.
-Value::List describe_chunk(const NamedTensor& entry, const Shard* shard) {
-  std::vector<std::int64_t> global = entry.tensor.sizes().vec(), offsets(global.size(), 0);
+// Length of the name, type, dimensions; the whole shape, offsets, own shape. A complex tensor is stored as pairs of
+// reals, so that its last dimension is one more than the shard's.
+void describe_chunk(std::string& names, std::string& numbers, const NamedTensor& entry, const Shard* shard) {
+  const auto sizes = entry.tensor.sizes();
+  std::vector<std::int64_t> global = sizes.vec(), offsets(global.size(), 0);
   if (shard) {
     std::copy(shard->global_shape.begin(), shard->global_shape.end(), global.begin());
     std::copy(shard->offsets.begin(), shard->offsets.end(), offsets.begin());
   }
-  return Value::List{entry.name, std::string(*safetensors_name(entry.tensor.scalar_type())), sizes_value(global),
-                     sizes_value(offsets), sizes_value(entry.tensor.sizes())};
+  names += entry.name;
+  const std::int64_t head[] = {static_cast<std::int64_t>(entry.name.size()),
+                               static_cast<std::int64_t>(entry.tensor.scalar_type()),
+                               static_cast<std::int64_t>(sizes.size())};
+  pack(numbers, head, 3);
+  for (const auto& list : {at::IntArrayRef(global), at::IntArrayRef(offsets), sizes})
+    pack(numbers, list.data(), list.size());
 }
 
 }  // namespace
@@ -80,31 +107,36 @@ bool PartPlan::update(const std::vector<NamedTensor>& tensors, const std::map<st
     tensors_.push_back({entry.name, entry.tensor.scalar_type(), entry.tensor.sizes().vec()});
   }
   const auto writer = share_out(tensors, shard_of, world_size);
+  std::string names, numbers;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const bool here =
         shard_of[i] ? tensors[i].tensor.numel() > 0 || writes_empty(*shard_of[i], rank) : writer[i] == rank;
     if (!here) continue;
     mine_.push_back(i);
-    chunks_.push_back(describe_chunk(tensors[i], shard_of[i]));
+    describe_chunk(names, numbers, tensors[i], shard_of[i]);
   }
+  chunks_ = Value::Map{{"names", std::move(names)}, {"numbers", std::move(numbers)}};
   shards_ = shards;
   rank_ = rank;
   world_size_ = world_size;
   return true;
 }
 
-void IndexPlan::add(std::size_t rank, const Value::List& item, std::unordered_map<std::string, std::size_t>& known) {
-  const auto& name = item[0].as_string();
-  auto shape = sizes_of(item[2]);
-  auto type = *safetensors_type(item[1].as_string());
-  auto [at, fresh] = known.emplace(name, tensors_.size());
-  if (fresh) tensors_.push_back({name, type, shape, {}});
-  auto& entry = tensors_[at->second];
+std::string packed_sums(const std::vector<std::uint32_t>& sums) {
+  std::string bytes;
+  pack(bytes, sums.data(), sums.size());
+  return bytes;
+}
+
+void IndexPlan::add(std::size_t rank, std::string name, at::ScalarType type, std::vector<std::int64_t> shape,
+                    StoredChunk chunk) {
+  auto [at, fresh] = known_.emplace(std::move(name), index_.tensors.size());
+  if (fresh) index_.tensors.push_back({at->first, type, shape, {}});
+  auto& entry = index_.tensors[at->second];
   if (entry.shape != shape || entry.type != type)
-    throw CheckpointError("the ranks know '" + name + "' with different shapes or types");
-  StoredChunk chunk{rank, sizes_of(item[3]), sizes_of(item[4])};
-  for (std::size_t i = 0; i < entry.chunks.size(); ++i)
-    if (entry.chunks[i].offsets == chunk.offsets && entry.chunks[i].shape == chunk.shape) {  // a replica
+    throw CheckpointError("the ranks know '" + at->first + "' with different shapes or types");
+  for (const auto& other : entry.chunks)
+    if (other.offsets == chunk.offsets && other.shape == chunk.shape) {  // a replica
       places_[rank].push_back({at->second, kReplica});
       return;
     }
@@ -113,39 +145,54 @@ void IndexPlan::add(std::size_t rank, const Value::List& item, std::unordered_ma
 }
 
 void IndexPlan::rebuild() {
-  tensors_.clear();
+  index_ = {};
+  known_.clear();
   shapes_.clear();
   places_.assign(chunks_.size(), {});
-  std::unordered_map<std::string, std::size_t> known;
-  for (std::size_t rank = 0; rank < chunks_.size(); ++rank)
-    for (const auto& item : chunks_[rank]) add(rank, item.as_list(), known);
-  for (const auto& entry : tensors_) {
+  for (std::size_t rank = 0; rank < chunks_.size(); ++rank) {
+    const auto& names = chunks_[rank].at("names").as_string();
+    Unpacked<std::int64_t> numbers(chunks_[rank].at("numbers").as_string());
+    for (std::size_t at = 0; !numbers.ended();) {
+      const auto length = static_cast<std::size_t>(numbers.next());
+      const auto type = static_cast<at::ScalarType>(numbers.next());
+      const auto dims = static_cast<std::size_t>(numbers.next());
+      auto shape = numbers.next(dims);
+      StoredChunk chunk{rank, numbers.next(dims), numbers.next(dims)};
+      add(rank, names.substr(at, length), type, std::move(shape), std::move(chunk));
+      at += length;
+    }
+  }
+  for (const auto& entry : index_.tensors)
     if (auto why = why_not_whole(entry.shape, entry.chunks); !why.empty())
       throw CheckpointError("'" + entry.name + "' cannot be put together from the parts that the ranks hold: " + why);
-    shapes_.emplace(entry.name, at::empty(entry.shape, at::TensorOptions(entry.type).device(c10::kMeta)));
-  }
 }
 
-ShardedIndex IndexPlan::index_of(const std::vector<Value>& parts) {
+ShardedIndex& IndexPlan::index_of(const std::vector<Value>& parts) {
   bool changed = chunks_.size() != parts.size();
   chunks_.resize(parts.size());
   for (std::size_t rank = 0; rank < parts.size(); ++rank)
     if (const Value* chunks = parts[rank].find("chunks")) {
-      chunks_[rank] = chunks->as_list();
+      chunks_[rank] = *chunks;
       changed = true;
     }
   if (changed) rebuild();
-  ShardedIndex index;
-  index.tensors = tensors_;
+  index_.files.clear();
   for (std::size_t rank = 0; rank < parts.size(); ++rank) {
-    const auto& sums = parts[rank].at("sums").as_list();
-    for (std::size_t i = 0; i < sums.size(); ++i)
-      if (auto place = places_[rank].at(i); place.chunk != kReplica)
-        index.tensors[place.tensor].chunks[place.chunk].crc32c = static_cast<std::uint32_t>(sums[i].as_int());
-    index.files.push_back(
+    Unpacked<std::uint32_t> sums(parts[rank].at("sums").as_string());
+    for (const auto& place : places_[rank])
+      if (const auto sum = sums.next(); place.chunk != kReplica)
+        index_.tensors[place.tensor].chunks[place.chunk].crc32c = sum;
+    index_.files.push_back(
         {parts[rank].at("file").as_string(), static_cast<std::uint64_t>(parts[rank].at("bytes").as_int())});
   }
-  return index;
+  return index_;
+}
+
+const std::unordered_map<std::string, at::Tensor>& IndexPlan::shapes() {
+  if (shapes_.empty())
+    for (const auto& entry : index_.tensors)
+      shapes_.emplace(entry.name, at::empty(entry.shape, at::TensorOptions(entry.type).device(c10::kMeta)));
+  return shapes_;
 }
 
 }  // namespace fabric::checkpoint

@@ -25,8 +25,8 @@ class FABRIC_API PartPlan {
               int world_size);
   /// Places in `tensors`, in their order.
   const std::vector<std::size_t>& mine() const { return mine_; }
-  /// Of each of `mine`: its name, type, the whole tensor's shape, offsets, its own shape.
-  const Value::List& chunks() const { return chunks_; }
+  /// Of each of `mine`: its name, type, the whole tensor's shape, offsets, its own shape; packed, for IndexPlan.
+  const Value& chunks() const { return chunks_; }
 
  private:
   struct Known {
@@ -41,17 +41,21 @@ class FABRIC_API PartPlan {
   std::map<std::string, Shard> shards_;
   int rank_ = -1, world_size_ = 0;
   std::vector<std::size_t> mine_;
-  Value::List chunks_;
+  Value chunks_;
 };
 
-/// What all ranks write, put together on rank 0: the index but for its sums, values and name. Kept, too.
+/// Packs checksums for IndexPlan.
+FABRIC_API std::string packed_sums(const std::vector<std::uint32_t>& sums);
+
+/// What all ranks write, put together on rank 0. Kept, too, so that the next save only fills in its sums.
 class FABRIC_API IndexPlan {
  public:
   /// `parts`: of each rank a map with `file`, `bytes`, `sums` (of its chunks) and, unless nothing has changed there
-  /// since the last call, `chunks`. Throws CheckpointError when they do not make up whole tensors.
-  ShardedIndex index_of(const std::vector<Value>& parts);
+  /// since the last call, `chunks`. Throws CheckpointError when they do not make up whole tensors. Returns the index
+  /// with its files and tensors; the rest is the caller's.
+  ShardedIndex& index_of(const std::vector<Value>& parts);
   /// Tensors without memory, of all names and shapes.
-  const std::unordered_map<std::string, at::Tensor>& shapes() const { return shapes_; }
+  const std::unordered_map<std::string, at::Tensor>& shapes();
 
  private:
   static constexpr std::size_t kReplica = static_cast<std::size_t>(-1);  // another rank's chunk is in the index
@@ -59,11 +63,12 @@ class FABRIC_API IndexPlan {
     std::size_t tensor, chunk;
   };
   void rebuild();
-  void add(std::size_t rank, const Value::List& item, std::unordered_map<std::string, std::size_t>& known);
+  void add(std::size_t rank, std::string name, at::ScalarType type, std::vector<std::int64_t> shape, StoredChunk chunk);
 
-  std::vector<Value::List> chunks_;         // by rank
+  std::vector<Value> chunks_;               // by rank
   std::vector<std::vector<Place>> places_;  // of each of these in the index
-  std::vector<StoredEntry> tensors_;
+  ShardedIndex index_;
+  std::unordered_map<std::string, std::size_t> known_;  // places in it
   std::unordered_map<std::string, at::Tensor> shapes_;
 };
 

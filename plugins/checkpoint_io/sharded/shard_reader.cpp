@@ -84,6 +84,7 @@ OpenShard open_shard(const fs::path& folder, const ShardedIndex& index, std::siz
   if (file->size() != listed.bytes)
     throw CheckpointCorrupt(what + "has " + std::to_string(file->size()) + " bytes instead of " +
                             std::to_string(listed.bytes));
+  fetch_header(*file);  // the data may be another rank's
   SafetensorsContent content = [&] {
     try {
       return read_safetensors_content(file, verify);

@@ -79,9 +79,9 @@ class ShardWriter : public PartWriter {
     std::error_code error;
     const auto bytes = fs::file_size(file, error);
     if (error) shard_failure(file, error.message());
-    Value::List of_chunks;
-    for (const auto& entry : mine) of_chunks.push_back(static_cast<std::int64_t>(sums.at(entry.name)));
-    Value out = Value::Map{{"file", file.filename().string()}, {"bytes", bytes}, {"sums", std::move(of_chunks)}};
+    std::vector<std::uint32_t> of_chunks;
+    for (const auto& entry : mine) of_chunks.push_back(sums.at(entry.name));
+    Value out = Value::Map{{"file", file.filename().string()}, {"bytes", bytes}, {"sums", packed_sums(of_chunks)}};
     if (!known) out["chunks"] = plan_.chunks();
     out["per_rank"] = Value::List(part.per_rank.begin(), part.per_rank.end());
     if (rank == 0) out["tree"] = write_json_for_file(all.common.tree);
@@ -91,7 +91,7 @@ class ShardWriter : public PartWriter {
   void commit(const std::string& given, const fs::path& path, const std::vector<Value>& parts) override {
     const Place at = parse_place(given);
     planned_in_.clear();  // until the plan is whole
-    ShardedIndex index = index_plan_.index_of(parts);
+    ShardedIndex& index = index_plan_.index_of(parts);
     planned_in_ = at.id;
     complete(index, at.id, parts);
     require_shards(at.folder, path, index);
@@ -132,6 +132,7 @@ class ShardWriter : public PartWriter {
 
   static void complete(ShardedIndex& index, const std::string& id, const std::vector<Value>& parts) {
     index.id = id;
+    index.per_rank.clear();
     for (const auto& key : parts[0].at("per_rank").as_list()) index.per_rank.push_back(key.as_string());
     for (std::size_t rank = 1; rank < parts.size(); ++rank) require_same_own(parts, rank);
     index.tree = read_json_of_file(parts[0].at("tree").as_string(), "the structure");
@@ -157,7 +158,7 @@ class ShardWriter : public PartWriter {
 
   // What a reader would refuse must not take the place of a checkpoint that it takes. Each rank shares out the tensors
   // of its own tree, so that one whose tree differs leaves some that nobody wrote, or that nothing names.
-  std::string readable_text_of(const ShardedIndex& index) const {
+  std::string readable_text_of(const ShardedIndex& index) {
     try {
       put_together(index.tree, index_plan_.shapes());
     } catch (const CheckpointCorrupt& error) {
