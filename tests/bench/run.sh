@@ -29,6 +29,7 @@ for name in "${names[@]}"; do
     "$here/launcher.sh" "$here/../../launcher/fabric" "$here/bench_launch_bare" $peer
   else
     "$here/bench_$name"
+    [[ $name != sharded_checkpoint ]] || "$here/checkpoint_tools.sh" "$here/../../launcher/fabric-checkpoint"
   fi
 done
 if [[ -n $peer && " ${names[*]} " == *" step "* ]]; then

@@ -30,6 +30,18 @@ void wait_for(c10::Device device) {
   guard.getStream(device).synchronize();
 }
 
+// As for_each_leaf_tensor, whose paths cost as much as the copy of a small tensor.
+template <class Change>
+void for_each_tensor_in(Value& value, const Change& change) {
+  if (value.is<at::Tensor>()) {
+    change(value.as<at::Tensor>());
+  } else if (value.is_list()) {
+    for (auto& item : value.as_list()) for_each_tensor_in(item, change);
+  } else if (value.is_map()) {
+    for (auto& [key, item] : value.as_map()) for_each_tensor_in(item, change);
+  }
+}
+
 }  // namespace
 
 at::Tensor& HostSnapshot::buffer_for(const at::Tensor& tensor) {
@@ -50,7 +62,7 @@ at::Tensor& HostSnapshot::buffer_for(const at::Tensor& tensor) {
 
 void HostSnapshot::copy(at::Tensor& tensor, const std::unordered_set<const void*>& unchanging) {
   if (!can_be_copied(tensor)) return;
-  at::Tensor from = tensor.detach();
+  at::Tensor from = tensor.requires_grad() ? tensor.detach() : tensor;
   tensor = buffer_for(from);
   // Copies from a device come from its stream at once, and inference tensors count no changes.
   if (!unchanging.empty() && is_plain(from) && !from.is_inference() &&
@@ -109,7 +121,7 @@ Value HostSnapshot::take(const Value& value, const std::unordered_set<const void
   copies_.clear();
   rest_.clear();
   Value out = value;
-  for_each_leaf_tensor(out, [&](at::Tensor& tensor, const std::string&) {
+  for_each_tensor_in(out, [&](at::Tensor& tensor) {
     if (!settled.contains(tensor.unsafeGetTensorImpl())) copy(tensor, unchanging);
   });
   copy_all();
