@@ -35,11 +35,6 @@ bool holds(const std::string& text, const std::string& part) {
   ranks::fail(__FILE__, __LINE__, "'" + part + "' is missing in: " + text);
 }
 
-// A rank ends another one that sleeps or is stopped, so that the test does not wait for it.
-void end_rank(const std::vector<fabric::Value>& pids, int rank) {
-  kill(static_cast<pid_t>(pids[rank].as_int()), SIGKILL);
-}
-
 double seconds_since(steady_clock::time_point begin) {
   return std::chrono::duration<double>(steady_clock::now() - begin).count();
 }
@@ -98,7 +93,7 @@ ALL_BACKENDS_TEST("unequal types are found without the check where shapes are ex
 
 RANKS_BODY("late") {
   auto group = ranks::group_from_env({.timeout_seconds = 2});
-  auto pids = group.all_gather_value(getpid());
+  ranks::Processes processes(group);
   if (rank == 1) std::this_thread::sleep_for(seconds(30));
   auto begin = steady_clock::now();
   auto text = message_of<fabric::CollectiveError>([&] { group.all_reduce(torch::ones({2}), ReduceOp::sum); });
@@ -112,7 +107,7 @@ RANKS_BODY("late") {
   RANK_CHECK(seconds_since(begin) < 1.9);
   std::cout << "rank " + std::to_string(rank) + " saw it\n" << std::flush;
   std::this_thread::sleep_for(seconds(1));  // mpirun ends the job with the first of them
-  if (rank == 0 && !std::getenv("OMPI_COMM_WORLD_RANK")) end_rank(pids, 1);
+  if (rank == 0 && !std::getenv("OMPI_COMM_WORLD_RANK")) processes.end(1);
   _exit(3);
 }
 
@@ -153,7 +148,7 @@ RANKS_TEST("the death of the rank that serves the store is an error too", "[coll
 
 RANKS_BODY("stopped server") {
   auto group = ranks::group_from_env({.timeout_seconds = 15});
-  auto pids = group.all_gather_value(getpid());
+  ranks::Processes processes(group);
   if (rank == 0) {
     raise(SIGSTOP);
     _exit(0);
@@ -163,7 +158,7 @@ RANKS_BODY("stopped server") {
   std::cout << "failed after " << seconds_since(begin) << " s: " << text << std::endl;
   // Each look at the store that lasted as long as the group's timeout would show here.
   RANK_CHECK(seconds_since(begin) < 28);
-  end_rank(pids, 0);
+  processes.end(0);
   _exit(3);
 }
 
@@ -203,9 +198,9 @@ TEST_CASE("a rank 0 that never comes is named", "[collectives][failures]") {
 
 RANKS_TEST("freeing a group with work in flight waits for nobody", "[collectives][failures]", 2) {
   auto group = ranks::group_from_env({.timeout_seconds = 60});
-  group.barrier();
+  ranks::Processes processes(group);
   if (rank == 1) {
-    std::this_thread::sleep_for(seconds(6));
+    processes.outlive(0);
     _exit(0);
   }
   std::vector<Tensor> tensors{torch::ones({8})};

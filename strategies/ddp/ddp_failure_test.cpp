@@ -13,6 +13,7 @@ namespace {
 template <class Error, class Misbehave>
 void train_with(int rank, double timeout, Misbehave misbehave) {
   auto group = join_group(timeout);
+  ranks::Processes processes(group);
   auto strategy = make_ddp(group);
   Net net;
   auto model = wrap(strategy, net);
@@ -20,7 +21,7 @@ void train_with(int rank, double timeout, Misbehave misbehave) {
   auto step = [&] { strategy->backward(model(x).sum(), nullptr); };
   step();
   step();
-  if (rank == 1) return misbehave();
+  if (rank == 1) return misbehave(processes);
   auto begin = std::chrono::steady_clock::now();
   auto text = error_of<Error>(step);
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -36,7 +37,7 @@ void train_with(int rank, double timeout, Misbehave misbehave) {
 }  // namespace
 
 RANKS_BODY("a rank dies in ddp") {
-  train_with<fabric::CollectiveError>(rank, 20, [] { _exit(42); });
+  train_with<fabric::CollectiveError>(rank, 20, [](auto&) { _exit(42); });
 }
 TEST_CASE("ddp reports a rank that died", "[ddp][failure]") {
   auto begin = std::chrono::steady_clock::now();
@@ -48,7 +49,7 @@ TEST_CASE("ddp reports a rank that died", "[ddp][failure]") {
 }
 
 RANKS_BODY("a rank hangs in ddp") {
-  train_with<fabric::TimeoutError>(rank, 2, [] { sleep(6); });
+  train_with<fabric::TimeoutError>(rank, 2, [](auto& processes) { processes.outlive(0); });
 }
 TEST_CASE("ddp reports a rank that hangs when the timeout is over", "[ddp][failure]") {
   auto outcomes = ranks::run("a rank hangs in ddp", {.world_size = 2, .timeout_seconds = 60});

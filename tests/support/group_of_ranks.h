@@ -1,7 +1,14 @@
 #pragma once
 
+#include <signal.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include <fabric/plugins/collectives/process_group.h>
 
@@ -33,6 +40,26 @@ inline fabric::ProcessGroup group_from_env(fabric::ProcessGroup::Config config =
   if (const char* backend = std::getenv("FABRIC_TEST_BACKEND")) config.backend = backend;
   return fabric::ProcessGroup::create(config, rank_info_from_env(), c10::kCPU);
 }
+
+/// The processes of a group's ranks.
+class Processes {
+ public:
+  explicit Processes(const fabric::ProcessGroup& group) {
+    for (const auto& pid : group.all_gather_value(static_cast<std::int64_t>(getpid())))
+      pids_.push_back(static_cast<pid_t>(pid.as_int()));
+  }
+  /// So that the test does not wait for one that sleeps or is stopped.
+  void end(int rank) const { kill(pids_.at(rank), SIGKILL); }
+  /// Waits until that rank's process is gone, half a minute at most: the one that serves the store outlives those that
+  /// read it, and one that does nothing is there as long as the others need that.
+  void outlive(int rank) const {
+    for (int i = 0; i < 6000 && (kill(pids_.at(rank), 0) == 0 || errno != ESRCH); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+
+ private:
+  std::vector<pid_t> pids_;
+};
 
 inline bool has_mpirun() { return std::system("mpirun --version > /dev/null 2>&1") == 0; }
 

@@ -60,16 +60,17 @@ TEST_CASE("a long wait is announced well before its end, with what the others do
 
 RANKS_BODY("a rank that does not come") {
   auto group = ranks::group_from_env({.timeout_seconds = 3});
+  ranks::Processes processes(group);
   group.barrier("start");
   if (rank == 1) {
-    std::this_thread::sleep_for(std::chrono::seconds(12));
+    processes.outlive(0);
     _exit(0);
   }
   auto text = text_of<fabric::TimeoutError>([&] { group.all_reduce(torch::ones({2}), ReduceOp::sum); });
   for (std::string part : {"rank 1 did not come", "rank 0: all_reduce",
                            "rank 1: outside of collectives, the last of which was barrier", "rank 2: all_reduce"})
     if (text.find(part) == std::string::npos) ranks::fail(__FILE__, __LINE__, part + " is missing in: " + text);
-  if (rank == 0) std::this_thread::sleep_for(std::chrono::seconds(3));  // it serves the store
+  if (rank == 0) processes.outlive(2);  // which reads the store that it serves
 }
 
 TEST_CASE("a timeout says what every rank was doing", "[collectives][waits]") {
@@ -137,6 +138,7 @@ TEST_CASE("the death of a peer is an error and no SIGPIPE", "[collectives][waits
 RANKS_TEST("without the check different operations are an error on every rank within seconds", "[collectives][waits]",
            2) {
   auto group = ranks::group_from_env({.timeout_seconds = 300, .check = false});
+  ranks::Processes processes(group);
   RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
   auto begin = steady_clock::now();
   auto text = text_of<fabric::MismatchError>([&] {
@@ -149,23 +151,24 @@ RANKS_TEST("without the check different operations are an error on every rank wi
   RANK_CHECK(!group.is_usable());
   for (std::string part : {"rank 0: all_reduce of 2000 bytes", "rank 1: all_gather of 400000 bytes"})
     if (text.find(part) == std::string::npos) ranks::fail(__FILE__, __LINE__, part + " is missing in: " + text);
-  // Whoever serves the store stays until the other has read what each did.
-  if (rank == 0) std::this_thread::sleep_for(std::chrono::seconds(4));
+  if (rank == 0) processes.outlive(1);  // which reads what each did, from the store that it serves
 }
 
 // The smaller one gets a message that is larger than its buffer, which Gloo notices in its own thread.
 RANKS_TEST("without the check tensors of unequal sizes are an error at once", "[collectives][waits]", 2) {
   auto group = ranks::group_from_env({.timeout_seconds = 120, .check = false});
+  ranks::Processes processes(group);
   RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
   auto begin = steady_clock::now();
   text_of<fabric::CollectiveError>([&] { group.all_reduce(torch::ones({rank == 0 ? 500 : 100000}), ReduceOp::sum); });
   RANK_CHECK(steady_clock::now() - begin < std::chrono::seconds(30));
   RANK_CHECK(!group.is_usable());
-  if (rank == 0) std::this_thread::sleep_for(std::chrono::seconds(4));
+  if (rank == 0) processes.outlive(1);
 }
 
 RANKS_TEST("without the check ranks on two lanes find out that they wait for each other", "[collectives][waits]", 2) {
   auto group = ranks::group_from_env({.timeout_seconds = 60, .check = false});
+  ranks::Processes processes(group);
   auto apart = group.apart("second");
   RANK_CHECK(!(apart == group) && apart.size() == 2);
   RANK_CHECK(apart.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
@@ -173,7 +176,7 @@ RANKS_TEST("without the check ranks on two lanes find out that they wait for eac
   text_of<fabric::CollectiveError>([&] { (rank == 0 ? group : apart).barrier(); });
   RANK_CHECK(steady_clock::now() - begin < std::chrono::seconds(30));
   RANK_CHECK(!group.is_usable() || !apart.is_usable());
-  if (rank == 0) std::this_thread::sleep_for(std::chrono::seconds(4));
+  if (rank == 0) processes.outlive(1);
 }
 
 RANKS_TEST("two checks on two lanes meet in one", "[collectives][waits]", 3) {
