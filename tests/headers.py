@@ -8,12 +8,11 @@ introduces each public class.
   --compile CXX        compiles each alone, and twice in one source; LibTorch's folders are given only to those that include
                        LibTorch. What passed before with the same text, compiler and LibTorch is not compiled again.
   --torch DIR          LibTorch's folder
-  --stamps DIR         where it is remembered what passed
+  --stamps DIR         where it is remembered what passed, unless FABRIC_TEST_STAMPS says so
   --installed DIR      compares LIST with the headers under DIR
 """
 import argparse
 import concurrent.futures
-import hashlib
 import os
 import re
 import subprocess
@@ -21,9 +20,9 @@ import sys
 import tempfile
 import time
 
+import stamps
+
 PRIVATE = re.compile(r"(_internal|_test_support)\.h$|^fabric/torch/")
-INCLUDE = re.compile(r'^ *# *include +[<"]([^>"]+)[>"]', re.M)
-LIBTORCH = re.compile(r"(ATen|c10|caffe2|torch)/")
 
 
 def headers_under(root, top):
@@ -64,25 +63,6 @@ def comment_problems(root, listed):
     return problems
 
 
-def closure(root, path, known):
-    """Texts of the project's own headers that `path` leads to, and those of LibTorch that these name."""
-    texts, libtorch, left = {}, set(), [path]
-    while left:
-        header = left.pop()
-        if header in texts:
-            continue
-        if header not in known:
-            with open(os.path.join(root, header), encoding="utf-8") as file:
-                known[header] = file.read()
-        texts[header] = known[header]
-        for include in INCLUDE.findall(known[header]):
-            if LIBTORCH.match(include):
-                libtorch.add(include)
-            elif os.path.exists(os.path.join(root, include)):
-                left.append(include)
-    return texts, libtorch
-
-
 # Reading LibTorch takes seconds. A header is compiled behind the first of these that it leads to by itself, precompiled: so
 # that nothing is there that it would not have brought along.
 PRECOMPILED = [("torch/nn/module.h", "torch/optim/optimizer.h"), ("torch/optim/optimizer.h",), ("ATen/core/Tensor.h",)]
@@ -109,26 +89,24 @@ def compile_alone(command, options, path, stamp):
                           input=f"#include <{path}>\n#include <{path}>\n")
     if done.returncode:
         return f"{path} does not compile alone:\n{done.stderr}"
-    with open(stamp, "w", encoding="utf-8"):
-        pass
+    stamps.Stamps.keep(stamp)
     return None
 
 
 def stamped(root, listed, options, compiler):
     """(header, LibTorch's headers among those it leads to, the file that tells that it passed as it is)."""
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    known = {}
+    passed, known = stamps.Stamps(options.stamps, compiler, options.torch), {}
+    passed.forget_old()
     for path in listed:
-        texts, libtorch = closure(root, path, known)
-        key = repr((version, options.torch if libtorch else "", path, sorted(texts.items()), PRECOMPILED, "2"))
-        yield path, libtorch, os.path.join(options.stamps, hashlib.sha256(key.encode()).hexdigest())
+        texts, libtorch = stamps.closure(root, [path], known)
+        yield path, libtorch, passed.of(path, sorted(texts.items()), PRECOMPILED, with_torch=bool(libtorch))
 
 
 def compile_problems(root, listed, options):
     compiler, started = options.compile.split(), time.monotonic()
     os.makedirs(options.stamps, exist_ok=True)
     torch_includes = [os.path.join(options.torch, below) for below in ("include", "include/torch/csrc/api/include")]
-    left = [entry for entry in stamped(root, listed, options, compiler) if not os.path.exists(entry[2])]
+    left = [entry for entry in stamped(root, listed, options, compiler) if not stamps.Stamps.has(entry[2])]
     with tempfile.TemporaryDirectory(dir=options.stamps) as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:
         none = concurrent.futures.Future()
         none.set_result([])

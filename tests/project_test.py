@@ -8,14 +8,18 @@ import sys
 import tempfile
 import unittest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+for below in ("compile", ""):
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), below))
+import compile_check  # noqa: E402
 import docs_paths  # noqa: E402
 import headers  # noqa: E402
 import lifecycle  # noqa: E402
+import stamps  # noqa: E402
 
 
 class Tree(unittest.TestCase):
     def setUp(self):
+        os.environ.pop("FABRIC_TEST_STAMPS", None)  # nothing of other trees counts here
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
         self.root = self.folder.name
@@ -49,10 +53,54 @@ class Headers(Tree):
             self.assertEqual(headers.compile_problems(self.root, ["fabric/whole.h"], options), [])
         self.assertIn(" 0 compiled alone", said.getvalue())
 
+    def test_a_stamp_is_that_of_all_that_a_header_leads_to(self):
+        self.write("fabric/a.h", "#include <fabric/b.h>\n")
+        self.write("fabric/b.h", "#include <string>\n#include <torch/types.h>\n")
+        compiler = os.environ.get("CXX", "c++").split()
+
+        def stamp(torch="/none"):
+            texts, libtorch = stamps.closure(self.root, ["fabric/a.h"])
+            self.assertEqual(libtorch, {"torch/types.h"})
+            return stamps.Stamps(os.path.join(self.root, "stamps"), compiler, torch).of(sorted(texts.items()))
+
+        before = stamp()
+        self.assertEqual(before, stamp())
+        self.assertNotEqual(before, stamp("/other"))
+        self.write("fabric/b.h", "#include <torch/types.h>\n")
+        self.assertNotEqual(before, stamp())
+
+    def test_old_stamps_go(self):
+        passed = stamps.Stamps(os.path.join(self.root, "stamps"), os.environ.get("CXX", "c++").split())
+        old, new, asked = passed.of("old"), passed.of("new"), passed.of("asked")
+        for path in (old, new, asked):
+            self.assertFalse(passed.has(path))
+            passed.keep(path)
+        for path in (old, asked):
+            os.utime(path, (0, 0))
+        self.assertTrue(passed.has(asked))
+        passed.forget_old()
+        self.assertEqual([os.path.exists(path) for path in (old, new, asked)], [False, True, True])
+
     def test_public_classes_have_a_comment(self):
         self.write("fabric/a.h", "namespace fabric {\nclass Later;\n/// Does it.\nclass FABRIC_API Good {\n};\n"
                                  "struct FABRIC_API Bad {\n  struct Config {\n  };\n};\nnamespace detail {\nstruct Own {\n};\n}\n}\n")
         self.assertEqual(headers.comment_problems(self.root, ["fabric/a.h"]), ["fabric/a.h:6: Bad has no comment"])
+
+
+class CompileCheck(Tree):
+    def test_sentences(self):
+        mistake = '// says: "write x"\n'
+        self.assertEqual(compile_check.problems(mistake, 1, "error: write x"), [])
+        self.assertIn("does not say: write x", compile_check.problems(mistake, 1, "error: write y")[0])
+        self.assertIn("compiles, although", compile_check.problems(mistake, 0, "")[0])
+        self.assertEqual(compile_check.problems("int x;\n", 0, ""), [])
+        self.assertIn("does not compile", compile_check.problems("int x\n", 1, "expected ;")[0])
+
+    def test_samples_stand_behind_the_source(self):
+        self.write("source.cpp", "int before;\n")
+        self.write("page.md", "Text\n```cpp\nint one;\n```\n```sh\nls\n```\n```cpp\nint two;\nint three;\n```\n")
+        text = compile_check.source_text(os.path.join(self.root, "source.cpp"), [os.path.join(self.root, "page.md")])
+        self.assertEqual(text.split(), "int before; int one; int two; int three;".split())
 
 
 class Docs(Tree):

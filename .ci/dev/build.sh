@@ -47,6 +47,7 @@ run_tests() {
   local folder=$1 status=0
   shift
   step "testing"
+  export FABRIC_TEST_STAMPS=$cache/compiled  # what need not be compiled again (tests/stamps.py)
   ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "${DEV_TEST_JOBS:-3}" --timeout 900 "$@" ||
     status=$?
   awk '/^All tests passed \(/ {gsub(/[(]/, ""); assertions += $4; cases += $7}

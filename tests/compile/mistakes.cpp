@@ -1,4 +1,4 @@
-// What people write by mistake, and what the compiler has to say to it (check_sentences.cmake).
+// What people write by mistake, and what the compiler has to say to it (compile_check.py).
 #include <torch/torch.h>
 
 #include <fabric/fabric.h>

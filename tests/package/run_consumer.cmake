@@ -35,8 +35,12 @@ function(installed_flags)  # the options of pkg-config
 endfunction()
 
 if(MODE STREQUAL "pkg_config")
-  installed_flags(--cflags --libs)
-  execute_process(COMMAND ${CXX} -Wall -Wextra -Werror ${consumer}/main.cpp -o ${build}/consumer ${flags} COMMAND_ERROR_IS_FATAL ANY)
+  # In two steps, the first of which a compiler's cache knows from the last run.
+  installed_flags(--cflags)
+  execute_process(COMMAND ${LAUNCHER} ${CXX} -Wall -Wextra -Werror ${flags} -c ${consumer}/main.cpp -o ${build}/main.o
+    COMMAND_ERROR_IS_FATAL ANY)
+  installed_flags(--libs)
+  execute_process(COMMAND ${CXX} ${build}/main.o -o ${build}/consumer ${flags} COMMAND_ERROR_IS_FATAL ANY)
 else()
   if(MODE STREQUAL "add_subdirectory")
     set(where -DTORCHFABRIC_SOURCE_DIR=${SOURCE_DIR} -DFABRIC_TORCH_ROOT=${TORCH_ROOT})
