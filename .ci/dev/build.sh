@@ -42,14 +42,16 @@ prepare() {
   configure "$build_dir" "$torch_root"
 }
 
+# More than there are processors, since many of them wait.
+test_jobs() { echo "${DEV_TEST_JOBS:-$(($(jobs) + 2))}"; }
+
 # run_tests FOLDER [CTEST-OPTION…]
 run_tests() {
   local folder=$1 status=0
   shift
   step "testing"
   export FABRIC_TEST_STAMPS=$cache/compiled  # what need not be compiled again (tests/stamps.py)
-  ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "${DEV_TEST_JOBS:-3}" --timeout 900 "$@" ||
-    status=$?
+  ctest --test-dir "$folder" --output-on-failure --no-tests=error --parallel "$(test_jobs)" --timeout 900 "$@" || status=$?
   awk '/^All tests passed \(/ {gsub(/[(]/, ""); assertions += $4; cases += $7}
        /^test cases: / {cases += $3} /^assertions: / {assertions += $2}
        END {if (cases) printf "%d test cases with %d assertions in them\n", cases, assertions}' \

@@ -41,18 +41,32 @@ function(fabric_public_headers)
   target_sources(fabric PUBLIC FILE_SET HEADERS BASE_DIRS ${PROJECT_SOURCE_DIR} FILES ${headers})
 endfunction()
 
-# fabric_add_tests(<name> SOURCES ... [LIBRARIES ...]): one Catch2 program, registered as one CTest test.
-# LIBRARIES defaults to TorchFabric::fabric; tests of the LibTorch-free part pass fabric_base.
+# Tests run several at a time. Those that compute stand back behind those that wait, so that a processor is there when
+# something that is waited for comes.
+find_program(FABRIC_NICE nice)
+set(FABRIC_STANDS_BACK)
+if(FABRIC_NICE)
+  set(FABRIC_STANDS_BACK ${FABRIC_NICE} -n 10)
+endif()
+
+# fabric_add_tests(<name> SOURCES ... [LIBRARIES ...] [TIMEOUT s] [COST n] [WAITS] [CASES pattern]): one Catch2 program,
+# registered as one CTest test. LIBRARIES defaults to TorchFabric::fabric; tests of the LibTorch-free part pass fabric_base.
+# COST: that of the long ones, which begin first. WAITS: it mostly waits for time to pass, and looks at how much did. CASES:
+# the test runs these cases of the program alone, and another one the rest.
 function(fabric_add_tests name)
   if(NOT FABRIC_TESTS)
     return()
   endif()
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "SOURCES;LIBRARIES")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "WAITS" "TIMEOUT;COST;CASES" "SOURCES;LIBRARIES")
   if(NOT arg_LIBRARIES)
     set(arg_LIBRARIES TorchFabric::fabric)
   endif()
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 300)
+  endif()
+  set(before ${FABRIC_STANDS_BACK})
+  if(arg_WAITS)
+    set(before)
   endif()
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE fabric_settings fabric_test_support ${arg_LIBRARIES})
@@ -60,11 +74,10 @@ function(fabric_add_tests name)
     target_compile_options(${name} PRIVATE -O1)  # which compiles sooner
     fabric_use_torch_headers(${name})
   endif()
-  add_test(NAME ${name} COMMAND ${name})
+  add_test(NAME ${name} COMMAND ${before} $<TARGET_FILE:${name}> ${arg_CASES})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT})
-  # Those that may take long begin first.
-  if(arg_TIMEOUT GREATER 300)
-    set_tests_properties(${name} PROPERTIES COST 200)
+  if(arg_COST)
+    set_tests_properties(${name} PROPERTIES COST ${arg_COST})
   endif()
 endfunction()
 
