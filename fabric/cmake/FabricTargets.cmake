@@ -42,11 +42,11 @@ function(fabric_public_headers)
 endfunction()
 
 # Tests run several at a time. Those that compute stand back behind those that wait, so that a processor is there when
-# something that is waited for comes.
+# something that is waited for comes. Not far, lest other work on the machine starves them.
 find_program(FABRIC_NICE nice)
 set(FABRIC_STANDS_BACK)
 if(FABRIC_NICE)
-  set(FABRIC_STANDS_BACK ${FABRIC_NICE} -n 10)
+  set(FABRIC_STANDS_BACK ${FABRIC_NICE} -n 5)
 endif()
 
 # fabric_add_tests(<name> SOURCES ... [LIBRARIES ...] [TIMEOUT s] [COST n] [WAITS] [CASES pattern]): one Catch2 program,
