@@ -1,6 +1,8 @@
 // Nothing survives a job: helpers that look dead, guardians that were stopped.
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -22,18 +24,34 @@ std::vector<std::string> words(const std::string& deed) {
   return {"run", "-n", "2", "--grace", "0.5", FABRIC_RUN_PROGRAM, deed};
 }
 
-/// The folder of the launcher's cgroup below every place where one may be.
-bool has_cgroup(pid_t launcher) {
-  auto name = "fabric-" + std::to_string(launcher);
+/// Where the cgroups of version 2 are mounted.
+std::vector<std::string> cgroup_mounts() {
+  std::vector<std::string> places;
   std::ifstream mounts("/proc/self/mountinfo");
   for (std::string line; std::getline(mounts, line);) {
     if (line.find(" - cgroup2 ") == std::string::npos) continue;
     std::istringstream words(line);
     std::string word;
     for (int i = 0; i < 5; ++i) words >> word;
-    if (std::filesystem::exists(word + "/" + name)) return true;
+    places.push_back(word);
   }
+  return places;
+}
+
+/// The folder of the launcher's cgroup below every place where one may be.
+bool has_cgroup(pid_t launcher) {
+  for (const auto& place : cgroup_mounts())
+    if (std::filesystem::exists(place + "/fabric-" + std::to_string(launcher))) return true;
   return false;
+}
+
+/// Takes the cgroups from this process and those that it starts, so that no janitor does the guardian's work. False
+/// where that is not allowed.
+bool hide_cgroups() {
+  if (unshare(CLONE_NEWNS) != 0 || mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return false;
+  for (const auto& place : cgroup_mounts())
+    if (umount2(place.c_str(), MNT_DETACH) != 0) return false;
+  return true;
 }
 
 bool soon(const std::function<bool()>& is_so) {
@@ -82,14 +100,24 @@ TEST_CASE("a guardian that is stopped goes on, and that is said", "[run]") {
 }
 
 TEST_CASE("a guardian that is stopped while its launcher is killed leaves nothing", "[run]") {
-  Job job(shell(2, "setsid sleep 100 & echo ready; exec sleep 100"));
-  REQUIRE(job.wait_for("ready", 2));
-  auto guardian = job.guardian();
-  job.signal(SIGSTOP);  // so that it cannot let the guardian go on
-  kill(guardian, SIGSTOP);
-  REQUIRE(soon([&] { return is_stopped(guardian) && is_stopped(job.pid()); }));
-  job.signal(SIGKILL);
-  require_clean(job.finish());
+  constexpr int kNotAllowed = 77;
+  for (bool without_cgroups : {false, true}) {
+    INFO("without cgroups: " << without_cgroups);
+    Job job(shell(2, "setsid sleep 100 & echo ready; exec sleep 100"), {}, [&] {
+      if (without_cgroups && !hide_cgroups()) _exit(kNotAllowed);
+    });
+    if (!job.wait_for("ready", 2) && without_cgroups) {
+      CHECK(job.finish().code == kNotAllowed);
+      WARN("cgroups cannot be hidden here");
+      return;
+    }
+    auto guardian = job.guardian();
+    job.signal(SIGSTOP);  // so that it cannot let the guardian go on
+    kill(guardian, SIGSTOP);
+    REQUIRE(soon([&] { return is_stopped(guardian) && is_stopped(job.pid()); }));
+    job.signal(SIGKILL);
+    require_clean(job.finish());
+  }
 }
 
 TEST_CASE("the guardian keeps no descriptor of the launcher, and workers get what was meant for them", "[run]") {
