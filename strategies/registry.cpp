@@ -7,6 +7,7 @@
 #include "fabric/base/registry/registry_internal.h"
 #include "strategies/ddp/ddp_register.h"
 #include "strategies/dp/dp_register.h"
+#include "strategies/fsdp/fsdp_register.h"
 
 namespace fabric {
 namespace {
@@ -33,6 +34,7 @@ StrategyRegistry::StrategyRegistry() {
   register_strategy("single_device", make_single_device, "one process, one device");
   register_ddp(*this);
   register_dp(*this);
+  register_fsdp(*this);
 }
 
 StrategyRegistry& StrategyRegistry::instance() {

@@ -7,6 +7,9 @@
 // - While a client runs, both keys are excluded: nothing that it calls comes back to clients.
 // - While the kernel runs, its own level stays excluded, since what a kernel calls inside is not the model's call; the
 //   other level is as it was.
+// - A marked tensor carries the key of the upper level in its own key set, which views and detached aliases take over:
+// so
+//   its operators come here without any activation. Standing clients are for those; their list only grows.
 // - Below autograd an operator that is made of others shows its parts. With autograd it is taken apart before it comes
 //   here, without (inference mode) it is not, and is passed on with the key still included.
 #include <fabric/dispatch/operator_hooks.h>
@@ -15,6 +18,8 @@
 #include <mutex>
 #include <string>
 
+#include <ATen/core/TensorBase.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/library.h>
 
 #include <fabric/base/error.h>
@@ -25,6 +30,14 @@ namespace {
 constexpr c10::DispatchKey key_of(Level level) {
   return level == Level::above_autograd ? c10::DispatchKey::DeferredInit : c10::DispatchKey::Fake;
 }
+using Clients = std::vector<std::shared_ptr<Client>>;
+
+// A longer list takes its place; what threads may still be reading is never freed.
+std::atomic<const Clients*>& standing_clients() {
+  static std::atomic<const Clients*> list{new Clients};
+  return list;
+}
+
 constexpr Level other(Level level) {
   return level == Level::above_autograd ? Level::below_autograd : Level::above_autograd;
 }
@@ -83,8 +96,11 @@ class Room {
     if (level == Level::below_autograd && consists_of_others(op, keys)) return op.redispatchBoxed(keys, stack);
     Exclusion own(key_of(level), true);
     const auto* active = current();
-    if (!active || active->at(level).empty()) return op.redispatchBoxed(keys, stack);
-    OperatorCall call(op, keys, *stack, active->at(level), key_of(other(level)));
+    c10::ArrayRef<std::shared_ptr<Client>> clients, standing;
+    if (active) clients = active->at(level);
+    if (level == Level::above_autograd) standing = *standing_clients().load(std::memory_order_acquire);
+    if (clients.empty() && standing.empty()) return op.redispatchBoxed(keys, stack);
+    OperatorCall call(op, keys, *stack, clients, standing, key_of(other(level)));
     call.proceed();
     if (!call.done_)
       throw MisuseError("dispatch: a client neither proceeded with " + op.schema().name() + " nor answered it");
@@ -117,12 +133,15 @@ class Room {
 };
 
 OperatorCall::OperatorCall(const c10::OperatorHandle& op, c10::DispatchKeySet keys, std::vector<c10::IValue>& stack,
-                           c10::ArrayRef<std::shared_ptr<Client>> clients, c10::DispatchKey other_level)
+                           c10::ArrayRef<std::shared_ptr<Client>> clients,
+                           c10::ArrayRef<std::shared_ptr<Client>> standing, c10::DispatchKey other_level)
     : op_(op),
       keys_(keys),
       stack_(stack),
       clients_(clients),
+      standing_(standing),
       remaining_(clients.size()),
+      standing_remaining_(standing.size()),
       other_level_(other_level),
       other_level_hidden_(c10::impl::tls_is_dispatch_key_excluded(other_level)) {}
 
@@ -142,8 +161,8 @@ c10::ArrayRef<c10::IValue> OperatorCall::results() const {
 
 void OperatorCall::proceed() {
   if (done_) throw MisuseError("dispatch: a client went on with " + op_.schema().name() + ", which was done");
-  if (remaining_ == 0) return run_kernel();
-  Client& next = *clients_[--remaining_];
+  if (remaining_ == 0 && standing_remaining_ == 0) return run_kernel();
+  Client& next = remaining_ > 0 ? *clients_[--remaining_] : *standing_[--standing_remaining_];
   Exclusion hidden(other_level_, true);
   next.operator_called(*this);
 }
@@ -167,6 +186,35 @@ void OperatorCall::answer(std::vector<c10::IValue> results) {
 Activation::Activation(Level level, std::shared_ptr<Client> client)
     : clients_(slot(), with(level, std::move(client))), key_(Room::own(level)) {}
 Activation::~Activation() = default;
+
+void add_standing_client(std::shared_ptr<Client> client) {
+  if (!client) throw MisuseError("dispatch: a standing client that is empty");
+  Room::own(Level::above_autograd);
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
+  auto* longer = new Clients(*standing_clients().load());
+  longer->push_back(std::move(client));
+  standing_clients().store(longer, std::memory_order_release);
+}
+
+namespace {
+
+constexpr c10::DispatchKeySet kMark(c10::DispatchKey::DeferredInit);
+
+// Shallow copies of a tensor take over its keys; a new one has those that it is told.
+at::Tensor alias_with(const at::Tensor& tensor, c10::DispatchKeySet keys) {
+  c10::InferenceMode outside(false);  // inside, the alias would lack the keys of autograd
+  auto alias = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(tensor.storage()), keys, tensor.dtype());
+  alias.unsafeGetTensorImpl()->set_storage_offset(tensor.storage_offset());
+  alias.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides());
+  return alias;
+}
+
+}  // namespace
+
+at::Tensor marked(const at::Tensor& tensor) { return alias_with(tensor, tensor.key_set() | kMark); }
+at::Tensor unmarked(const at::Tensor& tensor) { return alias_with(tensor, tensor.key_set() - kMark); }
+bool is_marked(const at::Tensor& tensor) { return tensor.defined() && tensor.key_set().has_all(kMark); }
 
 std::vector<std::shared_ptr<Client>> active_clients(Level level) {
   const auto* active = current();

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ArrayRef.h>
@@ -49,14 +50,15 @@ class FABRIC_API OperatorCall {
  private:
   friend class Room;
   OperatorCall(const c10::OperatorHandle& op, c10::DispatchKeySet keys, std::vector<c10::IValue>& stack,
-               c10::ArrayRef<std::shared_ptr<Client>> clients, c10::DispatchKey other_level);
+               c10::ArrayRef<std::shared_ptr<Client>> clients, c10::ArrayRef<std::shared_ptr<Client>> standing,
+               c10::DispatchKey other_level);
   void run_kernel();
 
   const c10::OperatorHandle& op_;
   c10::DispatchKeySet keys_;  // those that are left
   std::vector<c10::IValue>& stack_;
-  c10::ArrayRef<std::shared_ptr<Client>> clients_;
-  std::size_t remaining_;
+  c10::ArrayRef<std::shared_ptr<Client>> clients_, standing_;
+  std::size_t remaining_, standing_remaining_;
   c10::DispatchKey other_level_;
   bool other_level_hidden_;  // when the operator was called
   bool done_ = false;
@@ -87,6 +89,17 @@ class [[nodiscard]] Activation {
   c10::DebugInfoGuard clients_;
   c10::impl::IncludeDispatchKeyGuard key_;
 };
+
+/// Adds a client above autograd that sees every operator of which an argument is a marked tensor, on any thread and
+/// outside of activations, after the active clients. It stays until the process ends. Throws ConfigError when the
+/// level's key belongs to other code.
+FABRIC_API void add_standing_client(std::shared_ptr<Client> client);
+/// The same memory, marked: operators that are given it, a view of it or what autograd saved of it come to the standing
+/// clients. Other operators cost what they did. No gradient leads to it; it is a content for a parameter.
+FABRIC_API at::Tensor marked(const at::Tensor& tensor);
+/// The same memory without a mark.
+FABRIC_API at::Tensor unmarked(const at::Tensor& tensor);
+FABRIC_API bool is_marked(const at::Tensor& tensor);
 
 /// The clients that are active here, in the order of their activation.
 FABRIC_API std::vector<std::shared_ptr<Client>> active_clients(Level level);

@@ -334,3 +334,50 @@ RANKS_TEST("a key that other code handles is refused, and free again afterwards"
   }
   RANK_CHECK(watcher->saw("mul_") && !watcher->saw("add_"));
 }
+
+TEST_CASE("standing clients see the operators of marked tensors, of their views and of what autograd saved of them",
+          "[dispatch]") {
+  static auto watcher = std::make_shared<Watcher>();  // stands until the process ends
+  fabric::dispatch::add_standing_client(watcher);
+  auto plain = weight();
+  at::Tensor content;
+  {
+    torch::NoGradGuard no_grad;
+    content = fabric::dispatch::marked(plain.detach());
+  }
+  CHECK(fabric::dispatch::is_marked(content));
+  CHECK_FALSE(fabric::dispatch::is_marked(fabric::dispatch::unmarked(content)));
+  CHECK(content.data_ptr() == plain.data_ptr());
+  // As the content of a parameter.
+  auto parameter = weight();
+  parameter.unsafeGetTensorImpl()->shallow_copy_from(content.getIntrusivePtr());
+  CHECK(watcher->own.empty());
+  auto x = kX().requires_grad_();
+  auto y = torch::linear(x, parameter) * 2;
+  CHECK(watcher->own == Names{"aten::linear"});
+  watcher->own.clear();
+  std::thread([&] { y.sum().backward(); }).join();
+  CHECK(watcher->saw("mm"));
+  CHECK(torch::equal(parameter.grad(), torch::full({3, 3}, 4.0)));
+  CHECK(torch::equal(x.grad(), torch::full({2, 3}, 6.0)));
+  watcher->own.clear();
+  auto view = parameter.detach().view({9});
+  CHECK(fabric::dispatch::is_marked(view));
+  CHECK_FALSE(fabric::dispatch::is_marked(view.clone()));
+  CHECK(watcher->own == Names{"aten::detach", "aten::view", "aten::clone"});
+  // Beside a client that is active, which comes first.
+  watcher->own.clear();
+  auto active = std::make_shared<Watcher>();
+  {
+    Activation watching(Level::above_autograd, active);
+    parameter.sum();
+    plain.sum();
+  }
+  CHECK(active->own == Names{"aten::sum", "aten::sum"});
+  CHECK(watcher->own == Names{"aten::sum", "aten::sum"});
+  CHECK(keys_are_clean());
+  watcher->before = [](OperatorCall&) { throw std::runtime_error("not now"); };
+  CHECK_THROWS_WITH(parameter.sum(), "not now");
+  watcher->before = nullptr;
+  CHECK(keys_are_clean());
+}
