@@ -9,6 +9,7 @@
 
 #include <fabric/accelerators/cpu.h>
 #include <fabric/accelerators/cuda.h>
+#include <fabric/accelerators/torch_accelerator.h>
 #include "tests/support/catch.h"
 
 using fabric::ConfigError;
@@ -118,4 +119,17 @@ TEST_CASE("accelerators of the user's own", "[registry]") {
   CHECK_THROWS_AS(fabric::register_accelerator("auto", make), ConfigError);
   CHECK_THROWS_AS(fabric::register_accelerator("null", nullptr), MisuseError);
   CHECK(fabric::available_accelerators().back() == "toaster");
+}
+
+TEST_CASE("devices that nothing brings are told from those of other kinds", "[accelerator]") {
+  fabric::TorchAccelerator absent(c10::DeviceType::XPU);
+  CHECK(absent.name() == "xpu");
+  CHECK_FALSE(absent.is_available());
+  CHECK_THAT(absent.unavailable_reason(), Catch::Contains("'xpu'"));
+  CHECK_THROWS_AS(absent.parse_devices(1), fabric::UnavailableError);
+  CHECK_THROWS_AS(absent.parse_devices(0), fabric::ConfigError);
+  CHECK_THROWS_AS(absent.setup_device(c10::kCPU), fabric::MisuseError);
+  absent.manual_seed(3);
+  absent.empty_cache();
+  CHECK_THROWS_AS(fabric::TorchAccelerator(c10::DeviceType::CPU), fabric::MisuseError);
 }

@@ -63,14 +63,14 @@ DeviceRequest read_device_request(const DeviceSpec& spec) {
   return {Kind::count, *number, {}};
 }
 
-std::vector<int> parse_cuda_devices(const DeviceSpec& spec, int present) {
+std::vector<int> parse_device_indices(const DeviceSpec& spec, int present, const std::string& noun) {
   auto request = read_device_request(spec);
-  std::string there = present == 1 ? "only 1 GPU is there (index 0)"
-                                   : "only " + std::to_string(present) + " GPUs are there (indices 0 to " +
+  std::string there = present == 1 ? "only 1 " + noun + " is there (index 0)"
+                                   : "only " + std::to_string(present) + " " + noun + "s are there (indices 0 to " +
                                          std::to_string(present - 1) + ")";
   if (request.kind == DeviceRequest::Kind::list) {
     for (int index : request.indices)
-      if (index >= present) refuse(spec, "there is no GPU " + std::to_string(index) + ", " + there);
+      if (index >= present) refuse(spec, "there is no " + noun + " " + std::to_string(index) + ", " + there);
     return request.indices;
   }
   if (request.kind == DeviceRequest::Kind::count && request.count > present) refuse(spec, there);

@@ -17,7 +17,8 @@ struct DeviceRequest {
 /// Throws ConfigError for what no accelerator can mean: 0, an empty list, below -1, duplicates, no number.
 DeviceRequest read_device_request(const DeviceSpec& spec);
 
-/// Indices of GPUs; `present` is how many there are (at least 1). Throws ConfigError when one is not there.
-std::vector<int> parse_cuda_devices(const DeviceSpec& spec, int present);
+/// Indices of devices; `present` is how many there are (at least 1), `noun` what the user calls one ("GPU"). Throws
+/// ConfigError when one is not there.
+std::vector<int> parse_device_indices(const DeviceSpec& spec, int present, const std::string& noun);
 
 }  // namespace fabric

@@ -4,7 +4,11 @@
 
 using fabric::ConfigError;
 using fabric::DeviceSpec;
-using fabric::parse_cuda_devices;
+namespace {
+std::vector<int> parse_cuda_devices(const fabric::DeviceSpec& spec, int present) {
+  return fabric::parse_device_indices(spec, present, "GPU");
+}
+}  // namespace
 using Indices = std::vector<int>;
 
 TEST_CASE("CUDA devices: counts, lists and all of them", "[devices]") {

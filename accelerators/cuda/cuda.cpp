@@ -47,7 +47,7 @@ std::vector<int> CudaAccelerator::parse_devices(const DeviceSpec& spec) const {
   if (!is_available())
     throw UnavailableError("accelerator 'cuda' cannot be used: " + presence_.reason +
                            ". Use accelerator 'cpu' instead");
-  return parse_cuda_devices(spec, presence_.devices);
+  return parse_device_indices(spec, presence_.devices, "GPU");
 }
 
 std::vector<c10::Device> CudaAccelerator::get_parallel_devices(const std::vector<int>& indices) const {

@@ -91,7 +91,9 @@ std::string check_accelerator() {
   cuda->manual_seed(3);
   require(torch::equal(first, torch::rand({8}, devices[0])), "seeding does not repeat the random numbers");
   for (const auto& peer : devices) (void)cuda->can_access_peer(devices[0], peer);
-  return text(indices.size(), " GPU(s), auto, -1 and seeds");
+  auto name = cuda->device_name(devices[0]);
+  require(!name.empty(), "the device has no name");
+  return text(indices.size(), " x ", name, ", auto, -1 and seeds");
 }
 
 std::string check_memory() {
