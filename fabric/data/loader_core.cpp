@@ -17,7 +17,7 @@
 #include <limits>
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/util/Exception.h>
 #include <c10/util/Type.h>
@@ -135,8 +135,8 @@ void LoaderCore::set_up(LoaderContext context, bool shards, bool moves) {
     throw;
   }
   moves_ = options_.move_to_device && context_->device.has_value();
-  pins_ = options_.pin_memory && at::globalContext().hasCUDA();
-  if (options_.pin_memory && !pins_) log::warn_once("pin_memory does nothing: there is no CUDA device");
+  pins_ = options_.pin_memory && at::getAccelerator().has_value();
+  if (options_.pin_memory && !pins_) log::warn_once("pin_memory does nothing: there is no device to copy to");
 }
 
 std::optional<c10::Device> LoaderCore::device() const { return moves_ ? context_->device : std::nullopt; }
@@ -337,6 +337,7 @@ void LoaderCore::place(at::Tensor& tensor) const {
   c10::Device target = *context_->device;
   if (tensor.device().type() == target.type() && (!target.has_index() || target.is_cpu() || tensor.device() == target))
     return;
+  if (pins_) tensor = pin(tensor);  // what a worker made is already
   tensor = context_->to_device ? context_->to_device(tensor)
                                : tensor.to(target, tensor.scalar_type(), /*non_blocking=*/!target.is_cpu());
 }

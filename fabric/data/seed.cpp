@@ -5,6 +5,7 @@
 #include <string>
 
 #include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/core/Generator.h>
 
 #include <fabric/base/error.h>
@@ -50,11 +51,19 @@ void set_generator_state(at::Generator generator, const at::Tensor& state) {
   generator.set_state(state);
 }
 
-std::int64_t cuda_devices() { return at::globalContext().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0; }
+// The generators of the process's accelerator, of which LibTorch has one kind, under its name: "cuda".
+struct DeviceGenerators {
+  std::string kind;
+  std::vector<at::Generator> generators;
 
-at::Generator cuda_generator(std::int64_t index) {
-  return at::globalContext().defaultGenerator(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
-}
+  DeviceGenerators() {
+    auto type = at::getAccelerator();
+    if (!type) return;
+    kind = c10::DeviceTypeName(*type, /*lower_case=*/true);
+    for (c10::DeviceIndex index = 0; index < at::accelerator::deviceCount(); ++index)
+      generators.push_back(at::globalContext().defaultGenerator(c10::Device(*type, index)));
+  }
+};
 
 }  // namespace
 
@@ -87,10 +96,11 @@ bool seeds_workers(const std::shared_ptr<EnvReader>& env) { return env->get_or(k
 Value rng_state() {
   Value state;
   state["cpu"] = generator_state(at::globalContext().defaultGenerator(c10::Device(c10::kCPU)));
-  if (std::int64_t devices = cuda_devices()) {
+  DeviceGenerators devices;
+  if (!devices.generators.empty()) {
     Value::List states;
-    for (std::int64_t i = 0; i < devices; ++i) states.emplace_back(generator_state(cuda_generator(i)));
-    state["cuda"] = std::move(states);
+    for (const auto& generator : devices.generators) states.emplace_back(generator_state(generator));
+    state[devices.kind] = std::move(states);
   }
   return state;
 }
@@ -100,12 +110,13 @@ void set_rng_state(const Value& state) {
   if (!cpu || !cpu->is<at::Tensor>())
     throw MisuseError(
         "this is no state of random generators: it has no tensor named 'cpu'. Pass what rng_state() gave");
-  const Value* cuda = state.find("cuda");
   set_generator_state(at::globalContext().defaultGenerator(c10::Device(c10::kCPU)), cpu->as<at::Tensor>().cpu());
-  if (!cuda) return;
-  const auto& states = cuda->as_list();
-  for (std::int64_t i = 0; i < std::min<std::int64_t>(cuda_devices(), states.size()); ++i)
-    set_generator_state(cuda_generator(i), states[i].as<at::Tensor>().cpu());
+  DeviceGenerators devices;
+  const Value* saved = devices.kind.empty() ? nullptr : state.find(devices.kind);
+  if (!saved) return;
+  const auto& states = saved->as_list();
+  for (std::size_t i = 0; i < std::min(devices.generators.size(), states.size()); ++i)
+    set_generator_state(devices.generators[i], states[i].as<at::Tensor>().cpu());
 }
 
 }  // namespace fabric

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -47,7 +48,7 @@ void for_each_tensor_in(Value& value, const Change& change) {
 at::Tensor& HostSnapshot::buffer_for(const at::Tensor& tensor) {
   if (used_ == buffers_.size()) buffers_.emplace_back();
   at::Tensor& buffer = buffers_[used_++];
-  bool pinned = tensor.is_cuda();
+  bool pinned = tensor.device().type() == at::getAccelerator();
   bool dense = tensor.is_non_overlapping_and_dense();
   bool fits = buffer.defined() && buffer.scalar_type() == tensor.scalar_type() && buffer.sizes() == tensor.sizes() &&
               (dense ? buffer.strides() == tensor.strides() : buffer.is_contiguous()) &&

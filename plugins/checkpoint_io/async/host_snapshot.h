@@ -9,7 +9,8 @@
 namespace fabric {
 
 /// Copies nested values into host memory that is kept and used again: the first copy allocates, later ones of a state
-/// of the same shapes cost what copying the bytes costs. Copies from CUDA go to page-locked memory, all at once.
+/// of the same shapes cost what copying the bytes costs. Copies from an accelerator go to page-locked memory, all at
+/// once.
 class FABRIC_API HostSnapshot {
  public:
   /// The copy; its tensors are overwritten by the next call. Tensors that cannot be copied element by element (sparse,
