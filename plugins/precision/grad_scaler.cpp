@@ -44,8 +44,9 @@ struct GradScaler::Progress {
   const torch::optim::Optimizer* optimizer = nullptr;
   bool unscaled = false;
   bool stepped = false;
-  bool mixed = false;  // scaled gradients came to unscaled ones
-  at::Tensor found;    // one float, undefined until the gradients were checked
+  bool mixed = false;                         // scaled gradients came to unscaled ones
+  at::Tensor found;                           // one float, undefined until the gradients were checked
+  mutable std::optional<bool> found_on_host;  // the same, once it was read
   // Of an optimizer whose gradients are unscaled: it may be gone by the next backward pass.
   std::vector<at::Tensor> parameters;
   std::uint64_t gradients = 0;  // which, and how often written, before a backward pass
@@ -54,7 +55,13 @@ struct GradScaler::Progress {
   void reset() {
     unscaled = stepped = mixed = false;
     found.reset();
+    found_on_host.reset();
     parameters.clear();
+  }
+  /// Waits for the device once: clipping asks, and so does the step.
+  bool found_inf() const {
+    if (!found_on_host) found_on_host = found.defined() && found.item<float>() != 0;
+    return *found_on_host;
   }
   std::uint64_t gradients_now() const {
     std::uint64_t sum = 0;
@@ -128,6 +135,7 @@ void GradScaler::check_gradients(torch::optim::Optimizer& optimizer, Progress& p
   for (auto& batch : batches_) batch.gradients.clear();
   collect(optimizer);
   progress.found = at::zeros({}, scale_.options());
+  progress.found_on_host.reset();
   auto inverse = divide ? scale_.to(c10::ScalarType::Double).reciprocal().to(c10::ScalarType::Float)
                         : at::full({}, 1.0, scale_.options());
   for (auto& batch : batches_) {
@@ -165,12 +173,14 @@ at::Tensor GradScaler::step(torch::optim::Optimizer& optimizer) {
     own->set_grad_scale(progress.unscaled ? at::full({}, 1.0, scale_.options()) : scale_, progress.found);
     progress.stepped = true;
     last_found_ = progress.found;
+    last_skipped_ = progress.found_on_host;
     return optimizer.step();
   }
   if (!progress.unscaled) check_gradients(optimizer, progress, /*divide=*/true);
   progress.unscaled = progress.stepped = true;
   last_found_ = progress.found;
-  return step_was_skipped() ? at::Tensor() : optimizer.step();
+  last_skipped_ = progress.found_inf();
+  return *last_skipped_ ? at::Tensor() : optimizer.step();
 }
 
 void GradScaler::update() {
@@ -240,7 +250,7 @@ bool GradScaler::is_unscaled(const torch::optim::Optimizer& optimizer) const {
 
 bool GradScaler::found_inf(const torch::optim::Optimizer& optimizer) const {
   const auto* progress = find(optimizer);
-  return progress && progress->found.defined() && progress->found.item<float>() != 0;
+  return progress && progress->found.defined() && progress->found_inf();
 }
 
 bool GradScaler::has_stepped(const torch::optim::Optimizer& optimizer) const {
@@ -255,7 +265,11 @@ bool GradScaler::needs_update() const {
   return std::any_of(optimizers_.begin(), optimizers_.end(), [](const Progress& progress) { return progress.stepped; });
 }
 
-bool GradScaler::step_was_skipped() const { return last_found_.defined() && last_found_.item<float>() != 0; }
+bool GradScaler::step_was_skipped() const {
+  if (!last_found_.defined()) return false;
+  if (!last_skipped_) last_skipped_ = last_found_.item<float>() != 0;
+  return *last_skipped_;
+}
 
 Value GradScaler::state_dict() const {
   if (!config_.enabled) return Value::Map{};

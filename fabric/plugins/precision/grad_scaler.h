@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -109,6 +110,7 @@ class FABRIC_API GradScaler {
   std::vector<Batch> batches_;
   std::function<void(at::Tensor&)> share_;
   at::Tensor last_found_;
+  mutable std::optional<bool> last_skipped_;  // what is in last_found_, once the host has read it
   at::Tensor discarded_found_;  // in gradients that were discarded; undefined: none were
 };
 
