@@ -2,9 +2,12 @@
 
 #include <ATen/ThreadLocalState.h>
 #include <ATen/ops/cat.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <exception>
+#include <optional>
 #include <thread>
 
 #include <fabric/base/lifecycle.h>
@@ -86,14 +89,17 @@ std::vector<std::shared_ptr<torch::nn::Module>> ReplicatedModule::replicate(std:
   return targets;
 }
 
-// One thread per device, since launching kernels is work of its own.
+// One thread per device, since launching kernels is work of its own. Each goes on on this thread's stream of its
+// device, where its part of the batch was put.
 void ReplicatedModule::run(const Calls& calls, const std::vector<std::shared_ptr<torch::nn::Module>>& targets) const {
   at::ThreadLocalState state;
   std::vector<std::exception_ptr> failures(calls.size());
+  std::vector<std::optional<c10::Stream>> streams(calls.size());
+  for (std::size_t i = 0; i < calls.size(); ++i)
+    if (!devices_[i].is_cpu()) streams[i] = c10::impl::VirtualGuardImpl(devices_[i].type()).getStream(devices_[i]);
   auto work = [&](std::size_t i) {
     try {
-      c10::OptionalDeviceGuard guard;
-      if (!devices_[i].is_cpu()) guard.reset_device(devices_[i]);
+      c10::OptionalStreamGuard guard(streams[i]);
       calls[i]->run(*targets[i]);
     } catch (...) {
       failures[i] = std::current_exception();
