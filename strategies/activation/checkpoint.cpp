@@ -357,6 +357,12 @@ struct SecondRunHooks : SavedVariableHooks {
 };
 
 struct CheckpointingEngine : torch::autograd::Engine {
+  // LibTorch starts the threads of the first engine that runs, one for each device, and of no other. So those of its
+  // own engine are started, where they were not, and then these; both wait until there is work.
+  CheckpointingEngine() {
+    Engine::get_base_engine().initialize_device_threads_pool();
+    start_device_threads();
+  }
   std::unique_ptr<SavedVariableHooks> get_default_saved_variable_hooks() override {
     if (!present.frame) return Engine::get_default_saved_variable_hooks();
     if (present.again) return std::make_unique<SecondRunHooks>(present.frame);
