@@ -111,7 +111,7 @@ class FABRIC_API GradScaler {
   std::function<void(at::Tensor&)> share_;
   at::Tensor last_found_;
   mutable std::optional<bool> last_skipped_;  // what is in last_found_, once the host has read it
-  at::Tensor discarded_found_;  // in gradients that were discarded; undefined: none were
+  at::Tensor discarded_found_;                // in gradients that were discarded; undefined: none were
 };
 
 }  // namespace fabric

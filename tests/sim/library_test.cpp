@@ -1,0 +1,308 @@
+// Parts of the library on the simulated device: loaders, checkpoints, random states, recomputation, dp, the
+// accelerator.
+#include <fabric/data/dataloader.h>
+#include <fabric/data/seed.h>
+#include <fabric/fabric.h>
+#include <fabric/optim/clip.h>
+#include <fabric/optim/fused.h>
+#include <fabric/strategies/activation.h>
+
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "tests/sim/sim_test_support.h"
+#include "tests/support/sim_device/parts.h"
+
+using at::Tensor;
+
+namespace {
+
+fabric::Fabric::Config on_sim(int devices = 1, const std::string& strategy = "single_device") {
+  return {.accelerator = "sim", .strategy = strategy, .devices = devices};
+}
+
+struct NetImpl : torch::nn::Cloneable<NetImpl> {
+  NetImpl() { reset(); }
+  void reset() override {
+    first = register_module("first", torch::nn::Linear(6, 8));
+    norm = register_module("norm", torch::nn::BatchNorm1d(8));
+    second = register_module("second", torch::nn::Linear(8, 3));
+  }
+  Tensor forward(const Tensor& x) { return second(torch::relu(norm(first(x)))); }
+  torch::nn::Linear first{nullptr}, second{nullptr};
+  torch::nn::BatchNorm1d norm{nullptr};
+};
+TORCH_MODULE(Net);
+
+const auto kNetAdamW = [](auto parameters) {
+  return fabric::optim::AdamW(parameters, fabric::optim::AdamWOptions(1e-2));
+};
+
+struct Folder {
+  std::filesystem::path path = std::filesystem::temp_directory_path() / ("fabric_sim_" + std::to_string(getpid()));
+  Folder() { std::filesystem::create_directories(path); }
+  ~Folder() { std::filesystem::remove_all(path); }
+};
+
+struct Numbers {
+  std::size_t size() const { return 40; }
+  Tensor get(std::size_t index) const { return torch::full({6}, static_cast<float>(index)); }
+};
+
+bool same(const torch::nn::Module& a, const torch::nn::Module& b) {
+  auto ours = a.parameters(), theirs = b.parameters();
+  bool equal = ours.size() == theirs.size();
+  for (std::size_t i = 0; equal && i < ours.size(); ++i)
+    equal = at::equal(ours[i].detach().cpu(), theirs[i].detach().cpu());
+  return equal;
+}
+
+}  // namespace
+
+TEST_CASE("an accelerator of a program's own is one like the others", "[sim][accelerator]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  auto accelerator = fabric::make_accelerator("Sim");
+  CHECK(accelerator->name() == "sim");
+  CHECK(accelerator->auto_device_count() == sim::kDevices);
+  CHECK(accelerator->parse_devices("1,") == std::vector<int>{1});
+  CHECK(accelerator->parse_devices(-1).size() == sim::kDevices);
+  CHECK_THROWS_WITH(accelerator->parse_devices(3), Catch::Contains("only 2 sim devices are there"));
+  CHECK_THROWS_WITH(accelerator->setup_device(c10::kCPU),
+                    Catch::Contains("accelerator sim was given the device 'cpu'"));
+  accelerator->setup_device(sim::sim_device(1));
+  CHECK(at::accelerator::getDeviceIndex() == 1);
+  accelerator->setup_device(sim::sim_device(0));
+  accelerator->manual_seed(4);
+  auto drawn = torch::rand({5}, sim::on(1)).cpu();
+  accelerator->manual_seed(4);
+  CHECK(at::equal(torch::rand({5}, sim::on(1)).cpu(), drawn));
+
+  accelerator->empty_cache();
+  auto before = accelerator->memory_stats(sim::sim_device(0));
+  accelerator->reset_peak_memory(sim::sim_device(0));
+  constexpr std::int64_t kBytes = 8 << 20;
+  { auto block = torch::empty({kBytes}, sim::on().dtype(at::kByte)); }
+  auto after = accelerator->memory_stats(sim::sim_device(0));
+  CHECK(after.peak_allocated_bytes >= before.allocated_bytes + kBytes);
+  CHECK(after.allocated_bytes == before.allocated_bytes);
+  CHECK(after.total_bytes == static_cast<std::int64_t>(sim::capacity()));
+  accelerator->empty_cache();
+  CHECK(accelerator->memory_stats(sim::sim_device(0)).reserved_bytes < after.reserved_bytes);
+
+  // Work on a side stream comes after what was queued before, and what comes after it waits for it.
+  auto a = torch::randn({50, 50}, sim::on());
+  Tensor product;
+  {
+    auto scope = accelerator->side_stream(sim::sim_device(0));
+    CHECK(sim::current_stream().id() != 0);
+    product = a.matmul(a);
+  }
+  CHECK(sim::current_stream().id() == 0);
+  CHECK(at::equal(product.sum().cpu(), a.matmul(a).sum().cpu()));
+}
+
+TEST_CASE("a module is moved with its buffers, and an optimizer's state follows", "[sim][setup]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  fabric::Fabric fabric(on_sim());
+  fabric.launch();
+  CHECK(fabric.device().str() == "sim:0");
+  Net net;
+  torch::optim::AdamW early(net->parameters(), 1e-2);
+  auto [model, optimizer] = fabric.setup(net, early);
+  for (const auto& tensor : net->parameters()) CHECK(tensor.device().str() == "sim:0");
+  for (const auto& tensor : net->buffers()) CHECK(tensor.device().str() == "sim:0");
+  auto x = fabric.to_device(torch::randn({4, 6}));
+  for (int step = 0; step < 2; ++step) {
+    optimizer.zero_grad();
+    fabric.backward(model(x).sum());
+    optimizer.step();
+  }
+  for (const auto& [key, state] : early.state())
+    CHECK(static_cast<torch::optim::AdamWParamState&>(*state).exp_avg().device().str() == "sim:0");
+  auto line = fabric.describe();
+  CHECK_THAT(line, Catch::Contains("sim"));
+  fabric.shutdown();
+}
+
+TEST_CASE("batches reach the device from pinned memory, ahead of their use", "[sim][data]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  fabric::Fabric fabric(on_sim());
+  fabric.launch();
+  for (int workers : {0, 2}) {
+    auto batches = fabric.setup_dataloader(Numbers{}, {.batch_size = 8, .workers = workers, .pin_memory = true});
+    sim::Count count;
+    std::vector<Tensor> sums;
+    for (const auto& batch : batches) {
+      CHECK(batch.device().str() == "sim:0");
+      sums.push_back(batch.sum());
+    }
+    CHECK(count.blocking_copies() == 0);
+    CHECK(count.host_waits() == 0);
+    float total = 0;
+    for (const auto& sum : sums) total += sum.item<float>();
+    CHECK(total == 6 * 780);
+  }
+  fabric.shutdown();
+}
+
+TEST_CASE("checkpoints are read from the device by copies alone", "[sim][checkpoint]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  Folder folder;
+  fabric::Fabric fabric(on_sim());
+  fabric.launch();
+  auto [model, optimizer] = fabric.setup(Net(), kNetAdamW);
+  auto [other, other_optimizer] = fabric.setup(Net(), kNetAdamW);
+  auto x = fabric.to_device(torch::randn({8, 6}));
+  auto step = [&](auto& net, auto& steps) {
+    steps.zero_grad();
+    fabric.backward(net(x).square().mean());
+    steps.step();
+  };
+  for (int i = 0; i < 3; ++i) step(model, optimizer);
+  for (const char* name : {"plain.safetensors", "async.safetensors"}) {
+    INFO(name);
+    auto path = folder.path / name;
+    bool async = std::string(name) == "async.safetensors";
+    fabric::State saved{{"model", model}, {"optimizer", optimizer}};
+    auto saving = fabric.save(path, saved, fabric::SaveOptions{.async = async});
+    auto kept = Net();
+    {
+      torch::NoGradGuard no_grad;
+      for (std::size_t i = 0; i < kept->parameters().size(); ++i)
+        kept->parameters()[i].copy_(model->parameters()[i].cpu());
+    }
+    // While it is written, training goes on.
+    if (async) step(model, optimizer);
+    saving->wait();
+    fabric::State state{{"model", other}, {"optimizer", other_optimizer}};
+    fabric.load(path, state);
+    for (const auto& parameter : other->parameters()) CHECK(parameter.device().str() == "sim:0");
+    CHECK(same(*kept, *other));
+    if (!async) {
+      step(model, optimizer);
+      step(other, other_optimizer);
+      CHECK(same(*model, *other));
+    }
+  }
+  fabric.shutdown();
+}
+
+TEST_CASE("random states are those of each device", "[sim][seed]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  torch::manual_seed(5);
+  torch::rand({3}, sim::on(1));
+  auto state = fabric::rng_state();
+  REQUIRE(state.find("sim"));
+  CHECK(state.at("sim").as_list().size() == sim::kDevices);
+  auto draw = [] {
+    return at::cat({torch::rand({4}), torch::rand({4}, sim::on(0)).cpu(), torch::rand({4}, sim::on(1)).cpu()});
+  };
+  auto first = draw();
+  CHECK_FALSE(at::equal(draw(), first));
+  fabric::set_rng_state(state);
+  CHECK(at::equal(draw(), first));
+  // A state from a machine without such devices sets what it has.
+  fabric::Value alone = fabric::Value::Map{{"cpu", state.at("cpu")}};
+  fabric::set_rng_state(alone);
+  CHECK(at::equal(torch::rand({4}), first.slice(0, 0, 4)));
+}
+
+TEST_CASE("a region that is run again draws the device's random numbers again", "[sim][activation]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  auto gradient_of = [](bool checkpointed) {
+    torch::manual_seed(8);
+    auto weight = torch::ones({64}, sim::on()).requires_grad_();
+    auto region = [](const Tensor& x) { return torch::dropout(x * 2, 0.5, true).sin(); };
+    auto out = checkpointed ? fabric::checkpoint(region, weight) : region(weight);
+    torch::rand({7}, sim::on());
+    out.sum().backward();
+    return weight.grad().cpu();
+  };
+  // After a backward pass without any region: LibTorch's engine has started its threads then.
+  auto plain = gradient_of(false);
+  CHECK(at::equal(gradient_of(true), plain));
+}
+
+TEST_CASE("fused steps are taken where the device has them", "[sim][optim]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  auto steps_of = [](auto device) {
+    torch::manual_seed(2);
+    auto weight = torch::randn({30}).to(device).requires_grad_();
+    fabric::optim::AdamW optimizer({weight}, fabric::optim::AdamWOptions(1e-2));
+    std::uint64_t kernels = 0;
+    for (int i = 0; i < 3; ++i) {
+      weight.mutable_grad() = torch::full({30}, 0.1 * (i + 1)).to(device);
+      sim::Count count;
+      optimizer.step();
+      kernels = count.kernels();
+    }
+    return std::pair(weight.detach().cpu(), kernels);
+  };
+  auto [ours, kernels] = steps_of("sim");
+  CHECK(at::equal(ours, steps_of("cpu").first));
+  CHECK(kernels == 2);  // the count of steps, and the step
+}
+
+TEST_CASE("dp splits a batch over two devices", "[sim][dp]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  auto train = [](fabric::Fabric::Config config) {
+    torch::manual_seed(6);
+    fabric::Fabric fabric(config);
+    fabric.launch();
+    torch::nn::Sequential net(torch::nn::Linear(6, 8), torch::nn::Tanh(), torch::nn::Linear(8, 3));
+    auto [model, optimizer] =
+        fabric.setup(net, [](auto parameters) { return torch::optim::SGD(parameters, torch::optim::SGDOptions(0.1)); });
+    auto x = fabric.to_device(torch::randn({8, 6})), y = fabric.to_device(torch::randn({8, 3}));
+    Tensor loss;
+    for (int step = 0; step < 10; ++step) {
+      optimizer.zero_grad();
+      loss = torch::mse_loss(model(x), y.to(fabric.device()));
+      fabric.backward(loss);
+      optimizer.step();
+    }
+    auto parameters = torch::nn::utils::parameters_to_vector(net->parameters()).detach().cpu();
+    fabric.shutdown();
+    return parameters;
+  };
+  CHECK(at::allclose(train(on_sim(2, "dp")), train({.accelerator = "cpu"}), 1e-5, 1e-6));
+}
+
+TEST_CASE("dp's threads go on on the streams of the thread that called", "[sim][dp]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  fabric::Fabric fabric(on_sim(2, "dp"));
+  fabric.launch();
+  auto model = fabric.setup(Net());
+  auto x = torch::randn({8, 6});
+  Tensor out;
+  {
+    auto accelerator = fabric.accelerator();
+    auto first = accelerator->side_stream(sim::sim_device(0)), second = accelerator->side_stream(sim::sim_device(1));
+    out = model(x);
+    // The weights' memory is older than the streams, and outlives them.
+    at::accelerator::synchronizeDevice(0);
+    at::accelerator::synchronizeDevice(1);
+  }
+  CHECK(out.size(0) == 8);
+  fabric.shutdown();
+}
+
+TEST_CASE("errors name the device", "[sim][errors]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  fabric::Fabric fabric(on_sim());
+  fabric.launch();
+  auto model = fabric.setup(Net());
+  CHECK_THROWS_WITH(model(torch::ones({2, 6})), Catch::Contains("sim:0") && Catch::Contains("cpu"));
+  CHECK_THROWS_AS(fabric::Fabric(fabric::Fabric::Config{.accelerator = "simm"}), fabric::ConfigError);
+  fabric.shutdown();
+}
