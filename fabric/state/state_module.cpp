@@ -22,7 +22,9 @@ struct Copy {
 struct LoadPlan {
   std::vector<Copy> copies;
   std::vector<std::string> complaints;
-  std::size_t misfits = 0;  // the complaints that come first: tensors of another shape or kind
+  std::size_t misfits = 0;    // the complaints that come first: tensors of another shape or kind
+  bool fits_nothing = false;  // both sides have tensors, and not one name in common
+  std::string unexpected;     // the first of those complaints
 };
 
 template <class Visit>
@@ -92,7 +94,11 @@ LoadPlan plan_load(const torch::nn::Module& module, const Value& state, const Sh
   for (const auto& [name, identity] : absent)
     if (!filled.contains(identity)) plan.complaints.push_back("missing '" + name + "'");
   for (const auto& name : saved.order)
-    if (!known.contains(name)) plan.complaints.push_back("unexpected '" + name + "'");
+    if (!known.contains(name)) {
+      plan.complaints.push_back("unexpected '" + name + "'");
+      if (plan.unexpected.empty()) plan.unexpected = plan.complaints.back();
+    }
+  plan.fits_nothing = filled.empty() && !known.empty() && !saved.order.empty();
   plan.complaints.insert(plan.complaints.end(), saved.complaints.begin(), saved.complaints.end());
   return plan;
 }
@@ -130,6 +136,9 @@ void load_module_state_dict(torch::nn::Module& module, const Value& state, bool 
   if (plan.misfits > 0)
     log::rank_zero_warn("a partial load left " + std::to_string(plan.misfits) +
                         " tensor(s) as they are: " + plan.complaints.front() + (plan.misfits > 1 ? ", …" : ""));
+  if (plan.fits_nothing)
+    log::rank_zero_warn("a partial load restored nothing: no name in the checkpoint is one of the module's (" +
+                        plan.complaints.front() + "; " + plan.unexpected + "). LoadOptions::rename changes names");
   require_undamaged(plan);
   at::NoGradGuard no_grad;
   for (auto& [target, source, offsets] : plan.copies) read_box(source, offsets, target);

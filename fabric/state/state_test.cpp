@@ -4,6 +4,7 @@
 
 #include <fabric/base/error.h>
 
+#include "tests/support/captured_log.h"
 #include "tests/support/catch.h"
 
 using namespace fabric;
@@ -95,6 +96,16 @@ TEST_CASE("a strict load names all that does not fit and changes nothing", "[sta
   load_module_state_dict(net, bad, false);
   CHECK(net.scale.item<float>() == 0);
   CHECK_THROWS_AS(load_module_state_dict(net, Value(3)), CheckpointKeyError);
+}
+
+TEST_CASE("a partial load that restores nothing says so, with a name of each side", "[state]") {
+  Net net;
+  Value state = Value::Map{{"model", cloned(module_state_dict(net))}};
+  CHECK_THAT(testing::log_of([&] { load_module_state_dict(net, state, false); }),
+             Contains("restored nothing") && Contains("missing 'scale'") && Contains("unexpected 'model.scale'"));
+  state = Value::Map{{"scale", torch::zeros(1)}, {"else", torch::zeros(1)}};
+  CHECK(testing::log_of([&] { load_module_state_dict(net, state, false); }).empty());
+  CHECK(testing::log_of([&] { load_module_state_dict(net, Value(Value::Map{}), false); }).empty());
 }
 
 TEST_CASE("tied weights load from a checkpoint that has one of their names", "[state]") {
