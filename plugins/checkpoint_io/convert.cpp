@@ -19,9 +19,12 @@
 #include <fabric/plugins/checkpoint_io/weight_shards.h>
 #include <fabric/state/rename.h>
 
+#include "plugins/checkpoint_io/tools/tools.h"
+
 namespace {
 
 using fabric::Value;
+using fabric::checkpoint::printable;
 
 constexpr std::string_view kHelp = R"(fabric-convert: checkpoints between safetensors and PyTorch's torch.save
 
@@ -191,7 +194,7 @@ void convert(const Arguments& arguments) {
   fabric::CheckpointPart part = fabric::load_checkpoint_part(arguments.in, arguments.key, {.verify = arguments.verify});
   require_whole(part, arguments);
   for (const auto& object : part.passed_over)
-    std::cerr << "fabric-convert: passed over the Python object " << object << "\n";
+    std::cerr << "fabric-convert: passed over the Python object " << printable(object) << "\n";
   Value& value = part.value;
   const std::string from = format_by_content(arguments.in);
   if (arguments.from && *arguments.from != from)
@@ -203,8 +206,9 @@ void convert(const Arguments& arguments) {
     ++tensors;
     if (tensor.defined() && tensor.layout() == c10::kStrided) bytes += static_cast<std::int64_t>(tensor.nbytes());
   });
-  std::cout << arguments.in << " (" << from << ") -> " << arguments.out << " (" << written << "): " << tensors
-            << " tensors, " << bytes << " bytes\n";
+  std::ostream& told = fabric::checkpoint::said_on(arguments.out);
+  told << printable(arguments.in + " (" + from + ") -> " + arguments.out + " (" + written + "): ") << tensors
+       << " tensors, " << bytes << " bytes\n";
 }
 
 }  // namespace
@@ -217,12 +221,16 @@ int main(int argc, char** argv) {
       return 0;
     }
     convert(arguments);
+    if (!std::cout.flush()) {
+      std::cerr << "fabric-convert: stdout cannot be written\n";
+      return 1;
+    }
     return 0;
   } catch (const UsageError& error) {
-    std::cerr << "fabric-convert: " << error.what() << "\nTry: fabric-convert --help\n";
+    std::cerr << "fabric-convert: " << printable(error.what()) << "\nTry: fabric-convert --help\n";
     return 2;
   } catch (const std::exception& error) {
-    std::cerr << "fabric-convert: " << error.what() << "\n";
+    std::cerr << "fabric-convert: " << printable(error.what()) << "\n";
     return 1;
   }
 }

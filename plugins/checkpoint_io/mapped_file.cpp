@@ -39,7 +39,10 @@ std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) 
   if (file.fd < 0) fail(path, std::strerror(errno));
   struct stat info {};
   if (fstat(file.fd, &info) != 0) fail(path, std::strerror(errno));
-  if (S_ISDIR(info.st_mode)) fail(path, "it is a folder, not a file");
+  if (S_ISDIR(info.st_mode))
+    fail(path,
+         "it is a folder without the index of a checkpoint (index.json, .metadata or "
+         "model.safetensors.index.json); one whose save was not finished has none");
   if (!S_ISREG(info.st_mode)) fail(path, "it is not a regular file");
   auto size = static_cast<std::size_t>(info.st_size);
   std::byte* data = nullptr;

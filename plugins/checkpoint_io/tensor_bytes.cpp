@@ -46,7 +46,7 @@ constexpr std::array kTypes{
     TypeName{c10::ScalarType::Float8_e5m2fnuz, "F8_E5M2FNUZ"},
     TypeName{c10::ScalarType::ComplexFloat, "C64"},
 };
-constexpr std::int64_t kPieceBytes = std::int64_t{64} << 20;
+constexpr std::int64_t kPieceBytes = std::int64_t{16} << 20;
 
 // Pages of its own, which go back to the system: on the heap small blocks would settle where the last piece was, and
 // every piece would take memory anew.

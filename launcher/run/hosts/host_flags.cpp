@@ -64,7 +64,12 @@ void add_words(const std::string& name, const Tree& value, std::vector<std::stri
 
 void choose_hosts(const Settings& given, const Tree& values, const WasGiven& was_given, Options& options) {
   const auto &list = given.hosts.text, &file = given.hostfile.text;
-  if (list.empty() && file.empty()) return;
+  if (list.empty() && file.empty()) {
+    // As of --hosts "$HOSTS" without HOSTS: not a job of this machine alone.
+    for (const char* flag : {"hosts", "hostfile"})
+      if (was_given(flag)) throw ConfigError("--" + std::string(flag) + " is empty and names no host");
+    return;
+  }
   if (!list.empty() && !file.empty()) throw ConfigError("--hosts and --hostfile: give one of them");
   std::string flag = list.empty() ? "--hostfile" : "--hosts";
   options.hosts = list.empty() ? read_hostfile(file) : parse_hosts(list);

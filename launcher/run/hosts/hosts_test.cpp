@@ -182,14 +182,20 @@ TEST_CASE("hosts decide about nodes and workers, and what else was given is hand
   CHECK(parse({"-H", "a,b,c", "--nnodes", "2"}).hosts.size() == 2);
   CHECK(parse({"-H", "a,b,c", "--nnodes", "1:2"}).hosts.size() == 3);
   CHECK(parse({"-H", "a:2", "--devices", "1"}).nproc == "1");
-  const std::vector<std::vector<std::string>> wrong = {
-      {"-H", "a", "--hostfile", "f"}, {"-H", "a", "--mpi"},
-      {"-H", "a", "--standalone"},    {"-H", "a", "--node-rank=0"},
-      {"-H", "a", "--nnodes", "2"},   {"-H", "a:2", "-n", "3"},
-      {"-H", "a", "--local-addr=x"},  {"-H", "a", "--rdzv-conf", "is_host=1"},
-      {"-H", "a", "--ssh-args='"},    {"-x", "NOT_SET"}};
+  const std::vector<std::vector<std::string>> wrong = {{"-H", "a", "--hostfile", "f"},
+                                                       {"-H", "a", "--mpi"},
+                                                       {"-H", "a", "--standalone"},
+                                                       {"-H", "a", "--node-rank=0"},
+                                                       {"-H", "a", "--nnodes", "2"},
+                                                       {"-H", "a:2", "-n", "3"},
+                                                       {"-H", "a", "--local-addr=x"},
+                                                       {"-H", "a", "--rdzv-conf", "is_host=1"},
+                                                       {"-H", "a", "--ssh-args='"},
+                                                       {"-x", "NOT_SET"},
+                                                       {"--hosts", ""},
+                                                       {"--hostfile="}};
   for (const auto& words : wrong) {
-    INFO(words[1] << " " << words.back());
+    INFO(words[0] << " " << words.back());
     CHECK_THROWS_AS(parse(words), ConfigError);
   }
 }

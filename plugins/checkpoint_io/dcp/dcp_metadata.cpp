@@ -169,7 +169,11 @@ class MetadataReader : Records {
       if (!same && before.first->file == here.first->file &&
           before.first->length > here.first->offset - before.first->offset)
         wrong_metadata("has " + quoted_name(before.second->name) + " and " + quoted_name(here.second->name) +
-                       " share bytes of " + quoted_name(here.first->file));
+                       " share bytes of " + quoted_name(here.first->file) +
+                       // So does the index of files that hold one safetensors file each instead of archives.
+                       (here.first->offset == 0 ? ". What was written with SerializationFormat.SAFETENSORS is not read "
+                                                  "as a folder; load the files in it, which are safetensors files"
+                                                : ""));
     }
   }
 

@@ -15,6 +15,7 @@
 #include <fabric/base/atomic_file_internal.h>
 #include <fabric/base/error.h>
 
+#include "plugins/checkpoint_io/sharded/sharded_index.h"
 #include "plugins/checkpoint_io/sharded/sharded_io.h"
 
 namespace fabric::checkpoint {
@@ -34,15 +35,28 @@ fs::path through_link(const fs::path& path) {
   return error ? path : target;
 }
 
-// What a name may lead to that a checkpoint is to have: nothing, a file, or a checkpoint.
+// What a folder holds that no save put there, or nothing: it would go with the checkpoint that is replaced. `.nfs…` are
+// files that somebody still reads on a network file system; they go by themselves.
+std::string foreign_entry(const fs::path& folder) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    std::string name = entry.path().filename().string();
+    const bool is_shard = name.starts_with("shard-") && name.ends_with(".safetensors");
+    if (!is_shard && name != kIndexName && name != "lock" && !name.starts_with(".nfs")) return name;
+  }
+  return {};
+}
+
+// What a name may lead to that a checkpoint is to have: nothing, a file, or a checkpoint and nothing else.
 void require_replaceable(const fs::path& path) {
   if (!path.has_filename()) shard_failure(path, "it names no folder");
   std::error_code error;
   auto found = fs::status(path, error);
-  if (!fs::exists(found) || fs::is_regular_file(found) || looks_sharded(path)) return;
-  if (fs::is_directory(found) && fs::is_empty(path, error)) return;
-  shard_failure(path, fs::is_directory(found) ? "it is a folder that holds something other than a checkpoint"
-                                              : "it exists and is neither a file nor a folder");
+  if (!fs::exists(found) || fs::is_regular_file(found)) return;
+  if (!fs::is_directory(found)) shard_failure(path, "it exists and is neither a file nor a folder");
+  if (const auto other = foreign_entry(path); !other.empty())
+    shard_failure(path, "it is a folder that holds something other than a checkpoint, '" + other +
+                            "', which would be lost; move that elsewhere, or save under another name");
 }
 
 // The folder is ours once the lock in it is, and still has its name: until then another save may take the folder for

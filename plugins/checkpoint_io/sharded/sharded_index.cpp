@@ -156,10 +156,12 @@ ShardedIndex ShardedIndex::parse(std::string_view text, bool verify) {
   if (index.has_sums && verify)
     if (auto why = why_unsealed(text, kIndexSumMark); !why.empty()) wrong_index("is damaged: " + why);
   index.id = index_text(index_field(root, "id"), "id");
+  std::unordered_set<std::string> files;
   for (const auto& item : index_list(index_field(root, "files"), "files")) {
     index.files.push_back({index_text(index_field(item, "name"), "name"),
                            static_cast<std::uint64_t>(index_number(index_field(item, "bytes"), "bytes"))});
     if (!is_plain_name(index.files.back().name)) wrong_index("names a file outside of the folder");
+    if (!files.insert(index.files.back().name).second) wrong_index("names a file twice");
   }
   for (const auto& item : index_list(index_field(root, "per_rank"), "per_rank"))
     index.per_rank.push_back(index_text(item, "per_rank"));

@@ -201,6 +201,10 @@ TEST_CASE("a save replaces the old checkpoint whole, or leaves it", "[checkpoint
   std::ofstream(folder / "photos/1.jpg") << "precious";
   CHECK_THROWS_WITH(write(folder / "photos", 2), Contains("holds something other than a checkpoint"));
   CHECK(fs::exists(folder / "photos/1.jpg"));
+  std::ofstream(path / "notes.txt") << "precious";
+  CHECK_THROWS_WITH(write(path, 1), Contains("'notes.txt', which would be lost"));
+  CHECK(fs::exists(path / "notes.txt"));
+  CHECK(same(fabric::make_checkpoint_io()->load(path), whole(2)));
 }
 
 TEST_CASE("ranks that hold other things do not replace a good checkpoint by one that nobody can read",
@@ -295,6 +299,7 @@ TEST_CASE("an index that lies is refused", "[checkpoint][sharded][bad]") {
   refused("torchfabric-sharded", "something");
   refused("\"version\":2", "\"version\":3");
   refused("shard-00000", "../shard-00000");
+  refused("shard-00000", "shard-00001");
   refused("[7,5]", "[8,5]");
   refused("[7,5]", "[9223372036854775807,9223372036854775807]");
   refused("\"dtype\":\"F32\"", "\"dtype\":\"F33\"");

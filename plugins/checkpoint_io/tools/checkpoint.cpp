@@ -140,7 +140,8 @@ int verify(const std::string& path, ProgressRow& row) {
   const auto report = verify_checkpoint(path, std::ref(row));
   row.erase();
   for (const auto& fault : report.faults) std::cout << printable(path + ": " + fault) << "\n";
-  std::cout << printable(path) << ": " << report.format << ", " << report.tensors << " tensors in " << report.files
+  std::cout << printable(path) << ": " << report.format << ", " << report.tensors
+            << (report.tensors == 1 ? " tensor in " : " tensors in ") << report.files
             << (report.files == 1 ? " file: " : " files: ");
   if (!report.faults.empty()) {
     std::cout << "DAMAGED, " << report.faults.size() << (report.faults.size() == 1 ? " fault\n" : " faults\n");
@@ -166,8 +167,9 @@ int run(const Arguments& arguments) {
   const auto report = arguments.command == "shard" ? shard_checkpoint(paths[0], paths[1], arguments.shards, options)
                                                    : consolidate_checkpoint(paths[0], paths[1], options);
   row.erase();
-  std::cout << printable(paths[0] + " -> " + paths[1]) << ": " << report.tensors << " tensors, " << report.bytes
-            << " bytes\n";
+  std::ostream& told = said_on(paths[1]);
+  told << printable(paths[0] + " -> " + paths[1]) << ": " << report.tensors << " tensors, " << report.bytes
+       << " bytes\n";
   return 0;
 }
 

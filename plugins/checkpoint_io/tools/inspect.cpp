@@ -74,7 +74,11 @@ void list_values(const Value& value, const std::string& path, std::vector<std::v
   auto below = [&](const std::string& key) { return path.empty() ? key : path + "." + key; };
   if (fits_a_line(value)) {
     auto text = visible(to_string(value));
-    if (text.size() > kLongestValue) text = text.substr(0, kLongestValue) + "…";
+    if (text.size() > kLongestValue) {
+      std::size_t end = kLongestValue;
+      while ((text[end] & 0xC0) == 0x80) --end;  // not in the middle of a character
+      text = text.substr(0, end) + "…";
+    }
     rows.push_back({visible(path), text});
   } else if (value.is_list()) {
     for (std::size_t i = 0; i < value.as_list().size(); ++i)
@@ -93,7 +97,8 @@ std::string inspect_checkpoint(const std::filesystem::path& path) {
   const bool sums = std::any_of(catalog.ranges.begin(), catalog.ranges.end(), [](const auto& r) { return r.sum; });
   std::string out = visible(path.string()) + ": " + catalog.format + ", " + std::to_string(catalog.files.size()) +
                     (catalog.files.size() == 1 ? " file, " : " files, ") + std::to_string(catalog.tensors.size()) +
-                    " tensors, " + std::to_string(bytes) + " bytes, " + (sums ? "with" : "without") + " checksums\n";
+                    (catalog.tensors.size() == 1 ? " tensor, " : " tensors, ") + std::to_string(bytes) + " bytes, " +
+                    (sums ? "with" : "without") + " checksums\n";
   for (const auto& note : catalog.notes) out += visible(note) + "\n";
   for (const auto& fault : catalog.faults) out += "DAMAGED: " + visible(fault) + "\n";
   if (!catalog.tensors.empty()) out += "\n" + table(tensor_rows(catalog));

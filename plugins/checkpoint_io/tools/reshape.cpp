@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t kReleaseEvery = std::uint64_t{64} << 20;
+constexpr std::uint64_t kReleaseEvery = std::uint64_t{16} << 20;
 constexpr std::uint64_t kSplitFrom = std::uint64_t{1} << 20;  // smaller tensors stay whole
 constexpr int kMostShards = 4096;                             // a tensor has no more chunks
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <iosfwd>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,8 @@ FABRIC_API CopyReport consolidate_checkpoint(const std::filesystem::path& folder
 FABRIC_API CopyReport shard_checkpoint(const std::filesystem::path& source, const std::filesystem::path& folder,
                                        int shards, const CopyOptions& options = {});
 
+/// Where to say what was written to a path: on stderr if that is a pipe or a device, which stdout may lead to as well.
+FABRIC_API std::ostream& said_on(const std::filesystem::path& path);
 /// Text with names from files in it: control bytes become escapes.
 FABRIC_API std::string printable(const std::string& text);
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iostream>
 
 #include <fabric/base/error.h>
 
@@ -86,6 +87,12 @@ std::string fault_text(const Catalog& catalog, const CheckedRange& range, const 
 }
 
 }  // namespace
+
+std::ostream& said_on(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto found = std::filesystem::status(path, error);
+  return std::filesystem::is_regular_file(found) || std::filesystem::is_directory(found) ? std::cout : std::cerr;
+}
 
 std::string printable(const std::string& text) { return visible_lines(text); }
 
