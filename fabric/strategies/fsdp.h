@@ -7,13 +7,11 @@
 #include <string>
 #include <vector>
 
+#include <torch/nn/module.h>
+
 #include <fabric/strategies/strategy.h>
 
 namespace fabric {
-
-namespace sharded {
-class ShardedModule;
-}
 
 /// The module class whose objects are units, for FSDPStrategy::Config::wrap_if: `config.wrap_if = Unit<BlockImpl>()`.
 template <class M>
