@@ -302,7 +302,7 @@ TEST_CASE("the program fabric-checkpoint tells by its code what it found", "[che
 
 TEST_CASE("the tools need memory for a piece, not for the checkpoint", "[checkpoint][tools]") {
   Folder folder;
-  constexpr std::int64_t kTensors = 8, kBytes = std::int64_t{48} << 20;
+  constexpr std::int64_t kTensors = 8;
   {
     Value::Map all;
     for (std::int64_t i = 0; i < kTensors; ++i)
