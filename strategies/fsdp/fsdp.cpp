@@ -11,6 +11,7 @@
 #include <sstream>
 #include <unordered_set>
 
+#include <fabric/base/lifecycle.h>
 #include <fabric/base/log.h>
 #include <fabric/base/nearest_name.h>
 #include <fabric/dispatch/operator_hooks.h>
@@ -64,6 +65,7 @@ void cast_buffers(torch::nn::Module& module, const Types& types) {
 
 FSDPStrategy::FSDPStrategy() : FSDPStrategy(Config()) {}
 FSDPStrategy::FSDPStrategy(Config config) : ParallelStrategy(config.process_group), config_(std::move(config)) {
+  FABRIC_WARN_EXPERIMENTAL("FSDPStrategy");
   config_.validate();
 }
 FSDPStrategy::~FSDPStrategy() = default;

@@ -10,8 +10,8 @@
 #include <fabric/base/log.h>
 #include <fabric/fabric.h>
 
-#include "fabric/helpers/checkpointing/killed_life_test.h"
 #include "plugins/checkpoint_io/test_files.h"
+#include "tests/support/killed_life.h"
 
 namespace {
 

@@ -149,7 +149,7 @@ TEST_CASE("what all ranks have is written once, spread over them", "[checkpoint]
   for (int i = 0; i < 8; ++i) model.append("t" + std::to_string(i), torch::ones({1000}));
   std::vector<Value> parts;
   for (int rank = 0; rank < 4; ++rank) parts.push_back(writer->write(place, {Value(model)}, rank, 4));
-  for (const auto& part : parts) CHECK(part.at("chunks").as_list().size() == 2);
+  for (const auto& part : parts) CHECK(part.at("sums").as_string().size() == 2 * sizeof(std::uint32_t));
   writer->commit(place, folder / "c", parts);
   CHECK(same(fabric::make_checkpoint_io()->load(folder / "c"), Value(model)));
 }
