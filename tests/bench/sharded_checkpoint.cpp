@@ -2,13 +2,11 @@
 // As bench_sharded_checkpoint FOLDER: only our side of what the Python peer does, in two lines of seconds.
 
 #include <fcntl.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <torch/torch.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -17,6 +15,7 @@
 
 #include "plugins/checkpoint_io/sharded/save_plan.h"
 #include "tests/bench/bench.h"
+#include "tests/bench/raw_file.h"
 #include "tests/support/free_port.h"
 
 namespace {
@@ -27,39 +26,6 @@ constexpr int kRanks = 2;
 constexpr std::int64_t kTensors = 40, kFloats = 2'500'000;  // 10 MB each
 constexpr std::size_t kBytes = kTensors * kFloats * sizeof(float);
 
-void raw_write(const fs::path& path, const char* bytes, std::size_t size) {
-  int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-  for (std::size_t done = 0; done < size;) {
-    auto n = write(fd, bytes + done, size - done);
-    if (n <= 0) std::abort();
-    done += static_cast<std::size_t>(n);
-  }
-  fsync(fd);
-  close(fd);
-}
-
-std::uint64_t touch(const void* data, std::size_t size) {
-  std::uint64_t sum = 0, word;
-  auto* bytes = static_cast<const char*>(data);
-  for (std::size_t i = 0; i + 8 <= size; i += 8) {
-    std::memcpy(&word, bytes + i, 8);
-    sum += word;
-  }
-  return sum;
-}
-
-std::uint64_t raw_read(const fs::path& path, std::vector<char>& bytes) {
-  int fd = open(path.c_str(), O_RDONLY);
-  const auto size = fs::file_size(path);
-  for (std::size_t done = 0; done < size;) {
-    auto n = read(fd, bytes.data() + done, size - done);
-    if (n <= 0) std::abort();
-    done += static_cast<std::size_t>(n);
-  }
-  close(fd);
-  return touch(bytes.data(), size);
-}
-
 fabric::Value::Map make_tensors() {
   fabric::Value::Map tensors;
   for (std::int64_t i = 0; i < kTensors; ++i)
@@ -67,7 +33,7 @@ fabric::Value::Map make_tensors() {
   return tensors;
 }
 
-/// The fastest of some rounds of work that all ranks do together, in seconds.
+/// Times work that all ranks do together, in seconds.
 class Together {
  public:
   explicit Together(const fabric::Fabric& fabric) : fabric_(fabric) {}
@@ -103,12 +69,11 @@ Best measure_saves(fabric::Fabric& parts, fabric::Fabric& whole, const fs::path&
       parts.load(folder / "parts", state);
       std::uint64_t sum = 0;
       for (auto& [name, value] : state.at("model").value()->as_map())
-        sum += touch(value.as<at::Tensor>().const_data_ptr(), value.as<at::Tensor>().nbytes());
+        sum += bench::touch(value.as<at::Tensor>().const_data_ptr(), value.as<at::Tensor>().nbytes());
       if (sum == 1) std::abort();
     }));
     if (peers_only) continue;
-    best.raw =
-        std::min(best.raw, together.time([&] { raw_write(folder / ("raw" + rank), share.data(), share.size()); }));
+    best.raw = std::min(best.raw, together.time([&] { bench::raw_write(folder / ("raw" + rank), share); }));
     best.whole = std::min(best.whole, together.time([&] {
       whole.save(folder / "whole", {{"model", fabric::Value(tensors)}});
     }));
@@ -159,16 +124,16 @@ double share_read(const fs::path& folder, int rank) {
 void load_rows(const fs::path& folder) {
   std::vector<char> bytes(kBytes);
   std::uint64_t sink = 0;
-  raw_write(folder / "raw", bytes.data(), bytes.size());
+  bench::raw_write(folder / "raw", bytes);
   for (bool verify : {true, false}) {
     auto io = fabric::make_checkpoint_io("sharded", {.verify = verify});
     auto load = bench::compare(
         [&] {
           auto loaded = io->load(folder / "parts");
           for (auto& [name, value] : loaded.at("model").as_map())
-            sink += touch(value.as<at::Tensor>().const_data_ptr(), value.as<at::Tensor>().nbytes());
+            sink += bench::touch(value.as<at::Tensor>().const_data_ptr(), value.as<at::Tensor>().nbytes());
         },
-        [&] { sink += raw_read(folder / "raw", bytes); }, 1, 7);
+        [&] { sink += bench::raw_read(folder / "raw", bytes); }, 1, 7);
     bench::row(std::string("load 400 MB in parts, ") + (verify ? "sums compared" : "sums not compared") + " / raw read",
                load.ours / 1e3, load.theirs / 1e3, "ms", verify ? 1.3 : 1.15);
   }

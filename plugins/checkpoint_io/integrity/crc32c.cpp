@@ -3,8 +3,8 @@
 // With SSE4.2 one instruction takes eight bytes. Its result is there three cycles later, and one can begin in each, so
 // that three runs of bytes are done side by side and joined (as in M. Adler's crc32c.c): the register after A and B is
 // that after A, moved over as many zero bytes as B has, xor that of B alone. Moving is linear, so that four tables, one
-// for each byte of the register, do it. Elsewhere eight bytes go through eight tables ("slicing by eight", as in
-// torch/crc32.cpp). Both give the same for every split of the bytes into calls.
+// for each byte of the register, do it. Elsewhere crc_tables.h does it. Both give the same for every split of the bytes
+// into calls.
 #include "plugins/checkpoint_io/integrity/crc32c.h"
 
 #include <array>
@@ -14,36 +14,15 @@
 #include <nmmintrin.h>
 #endif
 
+#include "plugins/checkpoint_io/integrity/crc_tables.h"
+
 namespace fabric::checkpoint {
 namespace {
 
-constexpr std::uint32_t kCastagnoli = 0x82F63B78u;
+constexpr CrcTables kSumTables = make_crc_tables(0x82F63B78u);
 
-using SumTables = std::array<std::array<std::uint32_t, 256>, 8>;
-
-constexpr SumTables make_sum_tables() {
-  SumTables tables{};
-  for (std::uint32_t i = 0; i < 256; ++i) {
-    std::uint32_t value = i;
-    for (int bit = 0; bit < 8; ++bit) value = value & 1 ? value >> 1 ^ kCastagnoli : value >> 1;
-    tables[0][i] = value;
-  }
-  for (std::size_t k = 1; k < 8; ++k)
-    for (std::size_t i = 0; i < 256; ++i) tables[k][i] = tables[k - 1][i] >> 8 ^ tables[0][tables[k - 1][i] & 0xFF];
-  return tables;
-}
-constexpr SumTables kSumTables = make_sum_tables();
-
-std::uint32_t run_by_tables(std::uint32_t crc, const unsigned char* bytes, std::size_t size) {
-  for (; size >= 8; bytes += 8, size -= 8) {
-    std::uint64_t block;
-    std::memcpy(&block, bytes, 8);
-    block ^= crc;
-    crc = 0;
-    for (std::size_t k = 0; k < 8; ++k) crc ^= kSumTables[7 - k][block >> 8 * k & 0xFF];
-  }
-  for (; size > 0; ++bytes, --size) crc = crc >> 8 ^ kSumTables[0][(crc ^ *bytes) & 0xFF];
-  return crc;
+std::uint32_t run_by_sum_tables(std::uint32_t crc, const unsigned char* bytes, std::size_t size) {
+  return run_by_tables(kSumTables, crc, bytes, size);
 }
 
 #if defined(__x86_64__)
@@ -117,7 +96,7 @@ Run fastest_run() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("sse4.2")) return run_by_instruction;
 #endif
-  return run_by_tables;
+  return run_by_sum_tables;
 }
 
 }  // namespace
@@ -128,7 +107,7 @@ std::uint32_t crc32c(std::uint32_t before, const void* data, std::size_t size) {
 }
 
 std::uint32_t crc32c_by_tables(std::uint32_t before, const void* data, std::size_t size) {
-  return ~run_by_tables(~before, static_cast<const unsigned char*>(data), size);
+  return ~run_by_sum_tables(~before, static_cast<const unsigned char*>(data), size);
 }
 
 }  // namespace fabric::checkpoint

@@ -17,6 +17,7 @@
 #include "plugins/checkpoint_io/test_files.h"
 #include "plugins/checkpoint_io/tools/tools.h"
 #include "tests/support/catch.h"
+#include "tests/support/shell.h"
 
 using namespace checkpoint_test;
 using namespace fabric;
@@ -51,19 +52,7 @@ void flip_bit(const fs::path& file, std::size_t at) {
   write_file(file, bytes);
 }
 
-struct ToolResult {
-  int code;
-  std::string output;
-};
-ToolResult call_tool(const std::string& arguments) {
-  FILE* pipe = popen((std::string("'") + FABRIC_CHECKPOINT + "' " + arguments + " 2>&1").c_str(), "r");
-  std::string output;
-  char buffer[512];
-  for (std::size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) output.append(buffer, n);
-  int status = pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128, output};
-}
-std::string shell_word(const fs::path& path) { return "'" + path.string() + "'"; }
+ShellResult call_tool(const std::string& arguments) { return run_shell(FABRIC_CHECKPOINT, arguments); }
 
 }  // namespace
 
