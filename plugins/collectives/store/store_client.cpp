@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 
 #include <c10/util/Exception.h>
 
@@ -108,6 +109,12 @@ StoreClient::Reply StoreClient::ask(Request request, const std::vector<std::stri
     else
       store_is_gone();
   }
+}
+
+std::vector<int> StoreClient::absent_ranks() {
+  std::vector<int> ranks;
+  for (const auto& rank : ask(Request::absent, {}).values) ranks.push_back(std::atoi(rank.c_str()));
+  return ranks;
 }
 
 void StoreClient::set(const std::string& key, const std::vector<std::uint8_t>& value) {

@@ -26,6 +26,8 @@ class StoreClient : public c10d::Store {
   int port() const { return port_; }
   /// Lets a call that waits in another thread fail, and all that follow.
   void interrupt();
+  /// Ranks that were connected and are no more, ascending: their processes ended, or left the job.
+  std::vector<int> absent_ranks();
 
   c10::intrusive_ptr<c10d::Store> clone() override;
   using Store::compareSet;

@@ -132,7 +132,10 @@ void StoreServer::drop(int fd) {
   auto found = clients_.find(fd);
   if (found == clients_.end()) return;
   forget_wish(*found->second);
-  if (!found->second->is_member) --strangers_;
+  if (found->second->is_member)
+    --connections_[found->second->rank];
+  else
+    --strangers_;
   epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
   clients_.erase(found);
 }
@@ -199,6 +202,8 @@ bool StoreServer::greet(Client& client) {
     return true;
   }
   client.is_member = true;
+  client.rank = greeting->rank;
+  ++connections_[client.rank];
   --strangers_;
   wire::Writer reply(client.out);
   reply.number(0);
@@ -262,6 +267,10 @@ void StoreServer::answer(Client& client, std::string_view bytes) {
       break;
     case Request::count:
       number = static_cast<std::int64_t>(values_.size());
+      break;
+    case Request::absent:
+      for (const auto& [rank, connections] : connections_)
+        if (connections == 0) result.push_back(std::to_string(rank));
       break;
     default:
       return refuse(client, "a request that is none");

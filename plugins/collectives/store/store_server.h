@@ -34,6 +34,7 @@ class StoreServer {
     std::string in, out;
     std::size_t read = 0;  // bytes of `in` that are dealt with
     bool is_member = false;
+    std::int64_t rank = -1;   // of a member
     bool is_leaving = false;  // closed once `out` is sent
     bool writes = false;      // watched for room to write
     Clock::time_point since;
@@ -64,6 +65,7 @@ class StoreServer {
   Descriptor epoll_, wakeup_, spare_;
   std::map<int, std::unique_ptr<Client>> clients_;
   std::size_t strangers_ = 0;
+  std::map<std::int64_t, int> connections_;  // of each rank that ever was a member
   std::unordered_map<std::string, std::string> values_;
   std::unordered_map<std::string, std::vector<int>> waiting_;  // key → descriptors, some of which may wait no more
   std::vector<int> gone_;

@@ -27,7 +27,8 @@ inline constexpr std::size_t kGreetingLimit = 4096;
 inline constexpr std::size_t kFrameLimit = 256u << 20;
 inline constexpr std::size_t kSizeBytes = sizeof(std::uint32_t);
 
-enum class Request : std::uint8_t { set, add, compare_set, remove, check, count, get, append };
+/// `absent`: which ranks were members and are connected no more.
+enum class Request : std::uint8_t { set, add, compare_set, remove, check, count, get, append, absent };
 enum class Status : std::uint8_t { ok, refused };
 
 /// Who a client says it is.

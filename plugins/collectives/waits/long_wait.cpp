@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <map>
+#include <stdexcept>
 #include <utility>
+
+#include <c10/util/Exception.h>
 
 #include <fabric/base/log.h>
 
@@ -101,9 +104,33 @@ void LongWait::explain_failure() {
   require_no_odds(places);
 }
 
+// What an ended rank sent last may still be on its way: only the second look believes it.
+void LongWait::require_all_there(std::vector<int> absent) {
+  std::erase_if(absent, [&](int rank) {
+    const auto& members = group_.lane->members;
+    return std::find(members.begin(), members.end(), rank) == members.end();
+  });
+  for (int rank : absent)
+    if (std::find(absent_.begin(), absent_.end(), rank) != absent_.end())
+      throw std::runtime_error("the process of rank " + std::to_string(rank) + " ended, or left the job");
+  absent_ = std::move(absent);
+}
+
+void LongWait::hear_nothing(const std::exception& error) {
+  is_quiet_ = true;
+  pause_ = milliseconds(1000);
+  const auto& members = group_.lane->members;
+  const bool is_stuck = dynamic_cast<const c10::DistStoreError*>(&error) != nullptr;
+  is_server_gone_ = !is_stuck && !group_.id.ranks.store_is_external && group_.board->rank() != 0 &&
+                    std::find(members.begin(), members.end(), 0) != members.end();
+  log::debug(std::string("a long wait goes on without the store: ") + error.what());
+}
+
 void LongWait::look() {
+  if (is_server_gone_) throw std::runtime_error("the process of rank 0 ended, or left the job");
   if (is_quiet_) return;
   std::vector<WaitingPlace> places;
+  std::vector<int> absent;
   try {
     if (!published_) {
       published_ = true;
@@ -114,14 +141,13 @@ void LongWait::look() {
     auto turns = group_.lane->members.size() / kLookTogether + 1;
     if ((static_cast<std::size_t>(group_.id.rank) + looks_++) % turns != 0) return;
     places = group_.board->places();
+    absent = group_.board->absent_ranks();
   } catch (const std::exception& error) {
-    is_quiet_ = true;
-    pause_ = milliseconds(1000);
-    log::debug(std::string("a long wait goes on without the store: ") + error.what());
-    return;
+    return hear_nothing(error);
   }
   require_no_odds(places);
-  pause_ = std::min(pause_ * 2, kLongestPause);
+  require_all_there(std::move(absent));
+  pause_ = absent_.empty() ? std::min(pause_ * 2, kLongestPause) : milliseconds(1000);
   for (std::size_t i = 0; i < group_.lane->members.size(); ++i) {
     const auto& place = places[static_cast<std::size_t>(group_.lane->members[i])];
     auto seen = std::exchange(suspects_[i], 0);

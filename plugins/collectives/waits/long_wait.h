@@ -21,6 +21,10 @@ namespace fabric::collectives {
 /// tells messages apart by operation and number, so that neither gets one of the other's. The check finds that before;
 /// without it the first rank that sees it here breaks the group, upon which the others look as well. No rank's word
 /// gets old: its n-th operation stays what it was.
+///
+/// Whoever waits for a rank whose process has ended waits in vain as well. Gloo mostly hears of it, but not always: a
+/// connection may break while the wait begins, and a process that the rank started may keep it open. The store hears of
+/// the end of each rank but the one that serves it; that one's end is the end of the store.
 class LongWait {
  public:
   /// `bytes` as in Group::run.
@@ -30,7 +34,8 @@ class LongWait {
   LongWait(const LongWait&) = delete;
   LongWait& operator=(const LongWait&) = delete;
 
-  /// Called now and then while the wait goes on. Throws MismatchError where it can have no end.
+  /// Called now and then while the wait goes on. Throws MismatchError where it can have no end, std::runtime_error
+  /// where a rank has ended that it waits for.
   void look();
   /// Called when the wait failed: throws MismatchError where the ranks are at odds, which is why another one broke the
   /// connections.
@@ -44,6 +49,8 @@ class LongWait {
   bool is_at_odds_with(const WaitingPlace& place) const;
   void require_no_odds(const std::vector<WaitingPlace>& places);
   [[noreturn]] void give_up(const WaitingPlace& other);
+  void require_all_there(std::vector<int> absent);
+  void hear_nothing(const std::exception& error);
   void announce(const std::vector<WaitingPlace>& places);
 
   Group& group_;
@@ -57,6 +64,8 @@ class LongWait {
   std::size_t looks_ = 0;
   bool published_ = false;
   bool is_quiet_ = false;  // the store does not answer: the wait goes on without it
+  bool is_server_gone_ = false;
+  std::vector<int> absent_;  // ranks that the last look missed
 };
 
 /// What each rank of the group does, one line for each: "\n  rank 1: ddp step 12". `known` holds texts by rank; the

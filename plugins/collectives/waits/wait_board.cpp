@@ -105,12 +105,11 @@ WaitBoard::WaitBoard(c10::intrusive_ptr<c10d::Store> store, int rank, int size, 
   auto mine = encode_place({});
   store_->multiSet({"at/" + std::to_string(rank), "now/" + std::to_string(rank)},
                    {std::vector<std::uint8_t>(mine.begin(), mine.end()), {'0'}});
-  if (!answers) return;
+  auto* prefix = dynamic_cast<c10d::PrefixStore*>(store_.get());
+  client_ = prefix ? dynamic_cast<StoreClient*>(prefix->getUnderlyingNonPrefixStore().get()) : nullptr;
   // Two connections for each rank: beyond that many ranks rank 0 would need too many descriptors.
   constexpr int kMostAnswering = 256;
-  auto* prefix = dynamic_cast<c10d::PrefixStore*>(store_.get());
-  auto* base = prefix ? dynamic_cast<StoreClient*>(prefix->getUnderlyingNonPrefixStore().get()) : nullptr;
-  if (!base || size > kMostAnswering) return;
+  if (!answers || !client_ || size > kMostAnswering) return;
   answering_ = std::make_shared<Answering>();
   auto cloned = store_->clone();
   answering_->store = c10::dynamic_intrusive_pointer_cast<c10d::PrefixStore>(cloned);
@@ -164,6 +163,12 @@ std::vector<WaitingPlace> WaitBoard::places() {
   BriefCalls brief(*store_);
   for (const auto& bytes : store_->multiGet(keys("at/"))) all.push_back(decode_place(bytes));
   return all;
+}
+
+std::vector<int> WaitBoard::absent_ranks() {
+  if (!client_) return {};
+  BriefCalls brief(*client_);
+  return client_->absent_ranks();
 }
 
 std::vector<std::string> WaitBoard::ask(milliseconds timeout) {

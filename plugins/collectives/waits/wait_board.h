@@ -17,6 +17,7 @@ class Store;
 namespace fabric::collectives {
 
 class Group;
+class StoreClient;
 
 /// The operations of one group, in the order that all its ranks share.
 struct Lane {
@@ -63,6 +64,8 @@ class WaitBoard {
   /// Tells the others where this rank waits, or that it no longer does. Throws what the store throws, within seconds.
   void publish(WaitingPlace place);
   std::vector<WaitingPlace> places();
+  /// Ranks of the job whose processes ended or left it, as far as the store tells.
+  std::vector<int> absent_ranks();
   /// What each rank is doing now, by rank; empty for one that does not answer in time.
   std::vector<std::string> ask(std::chrono::milliseconds timeout);
 
@@ -71,6 +74,7 @@ class WaitBoard {
   std::vector<std::string> keys(const char* kind) const;
 
   c10::intrusive_ptr<c10d::Store> store_;
+  StoreClient* client_ = nullptr;  // under store_; null where that is another's
   int rank_, size_;
   std::int64_t version_ = 0;
   std::vector<std::weak_ptr<Lane>> lanes_;

@@ -1,8 +1,11 @@
 // Long waits, deaths of peers, and what must not end the process.
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <iostream>
 #include <thread>
 
@@ -132,6 +135,48 @@ TEST_CASE("the death of a peer is an error and no SIGPIPE", "[collectives][waits
   auto outcomes = ranks::run("a peer dies among messages", {.world_size = 2});
   INFO(outcomes[0].output);
   CHECK(outcomes[0].exit_code == 0);
+}
+
+// Leaves a process behind that holds this one's connections to the other ranks open, but none of the store's.
+void leave_connections_open() {
+  if (fork() != 0) return;
+  const int store = std::atoi(std::getenv("MASTER_PORT"));
+  auto is_of_store = [store](int fd) {
+    sockaddr_in6 here{}, there{};
+    socklen_t size = sizeof here, other = sizeof there;
+    if (getsockname(fd, reinterpret_cast<sockaddr*>(&here), &size) != 0) return true;  // no socket at all
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&there), &other) != 0) return true;
+    return ntohs(here.sin6_port) == store || ntohs(there.sin6_port) == store;  // at the same place for IPv4
+  };
+  for (int fd = 0; fd < 1024; ++fd)
+    if (is_of_store(fd)) close(fd);
+  alarm(20);
+  for (;;) pause();
+}
+
+// Gloo hears nothing then, and would wait for the deadline.
+RANKS_BODY("a rank ends and its connections stay") {
+  auto group = ranks::group_from_env({.timeout_seconds = 300});
+  group.barrier();
+  if (rank == std::atoi(std::getenv("FABRIC_TEST_DYING"))) {
+    leave_connections_open();
+    kill(getpid(), SIGKILL);
+  }
+  auto begin = steady_clock::now();
+  auto text = text_of<fabric::CollectiveError>([&] { group.barrier(); });
+  RANK_CHECK(steady_clock::now() - begin < std::chrono::seconds(60));
+  const std::string dead = std::string("rank ") + std::getenv("FABRIC_TEST_DYING");
+  if (text.find(dead) == std::string::npos) ranks::fail(__FILE__, __LINE__, dead + " is missing in: " + text);
+}
+
+TEST_CASE("the end of a rank is noticed though its connections stay", "[collectives][waits]") {
+  for (int dying : {0, 1}) {
+    auto outcomes = ranks::run("a rank ends and its connections stay",
+                               {.world_size = 2, .env = {{"FABRIC_TEST_DYING", std::to_string(dying)}}});
+    INFO(outcomes[1 - dying].output);
+    CHECK(outcomes[1 - dying].exit_code == 0);
+    CHECK(outcomes[dying].exit_code == 128 + SIGKILL);
+  }
 }
 
 // Their messages never meet, so that Gloo itself would wait for the deadline.
