@@ -186,10 +186,11 @@ Outcome Experiment::run(const std::string& way) {
   fabric::ModelCheckpoint keep({.dirpath = config_.out + "/" + way, .monitor = "val_loss"}, fabric_);
   std::optional<fabric::FinetuningScheduler> schedule;
   if (scheduled) {
-    schedule.emplace(
-        fabric::FinetuningScheduler::Config{
-            .ft_schedule = config_.schedule, .log_dir = config_.out, .max_epochs = max_epochs},
-        model, optimizer, lr_scheduler);
+    fabric::FinetuningScheduler::Config settings;
+    settings.ft_schedule = config_.schedule;
+    settings.log_dir = config_.out;
+    settings.max_epochs = max_epochs;
+    schedule.emplace(settings, model, optimizer, lr_scheduler);
     schedule->attach(stop, keep);
     fabric_.print(schedule->table());
   }

@@ -58,7 +58,8 @@ Network::Network(int nodes, Kind kind) : kind_(kind) {
   for (int i = 0; i <= nodes; ++i) holders_.push_back(hold_namespace());
   std::string commands = "ip link add br0 type bridge && ip link set br0 up";
   for (int i = 0; i < nodes; ++i) {
-    auto port = "p" + number(i);
+    std::string port = "p";
+    port += number(i);  // GCC 12 warns falsely of the sum of a literal and a string
     commands += " && ip link add " + port + " type veth peer name eth0 netns " + number(holders_[i + 1]) +
                 " && ip link set " + port + " master br0 up";
   }
