@@ -11,6 +11,7 @@
 #include <fabric/accelerators/cuda.h>
 #include <fabric/accelerators/torch_accelerator.h>
 #include "tests/support/catch.h"
+#include "tests/support/control_group.h"
 
 using fabric::ConfigError;
 using fabric::make_accelerator;
@@ -30,6 +31,15 @@ TEST_CASE("CPU devices are a number of processes", "[cpu]") {
   }
   CHECK_NOTHROW(cpu.setup_device(c10::Device("cpu")));
   CHECK_THROWS_AS(cpu.setup_device(c10::Device("cuda:0")), MisuseError);
+}
+
+TEST_CASE("a container's limit of memory is all that there is", "[cpu]") {
+  constexpr std::int64_t kBytes = 1 << 30;
+  control_group::MemoryGroup group(kBytes);
+  if (!group)
+    WARN("no memory cgroup may be made here");
+  else
+    CHECK(group.holds([] { return fabric::CpuAccelerator().memory_stats(c10::Device("cpu")).total_bytes == kBytes; }));
 }
 
 TEST_CASE("threads per rank come from the affinity mask", "[cpu]") {

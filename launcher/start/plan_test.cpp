@@ -3,6 +3,7 @@
 #include <fabric/base/error.h>
 
 #include "tests/support/catch.h"
+#include "tests/support/control_group.h"
 
 using Catch::Contains;
 using fabric::Launcher;
@@ -34,6 +35,14 @@ TEST_CASE("variables give what the settings leave open", "[plan]") {
   CHECK(plan.rank(0).main_port == 4567);
   CHECK(plan.threads() == "3");
   CHECK(LaunchPlan({.num_processes = 1000}, MapEnv()).threads() == "1");
+}
+
+TEST_CASE("a container's quota of processors counts for the threads of ranks", "[plan]") {
+  control_group::OneProcessorGroup group;
+  if (!group)
+    WARN("no cgroup with a quota of processors may be made here");
+  else
+    CHECK(group.holds([] { return LaunchPlan({.num_processes = 1}, MapEnv()).threads() == "1"; }));
 }
 
 TEST_CASE("a job on one node gets a name that no other job has", "[plan]") {

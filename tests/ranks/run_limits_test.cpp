@@ -18,7 +18,10 @@
 
 #include "tests/ranks/run_support.h"
 #include "tests/support/catch.h"
+#include "tests/support/control_group.h"
 
+using control_group::MemoryGroup;
+using control_group::write_file;
 using run_support::Folder;
 using run_support::Job;
 using run_support::read_file;
@@ -26,47 +29,6 @@ using run_support::require_clean;
 using run_support::Result;
 using run_support::run;
 using run_support::shell;
-
-namespace {
-
-bool write_file(const std::string& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary);
-  file << text << std::flush;
-  return file.good();
-}
-
-/// A memory cgroup below our own that allows so many bytes; of version 1 or 2, whatever may be made here.
-class MemoryGroup {
- public:
-  explicit MemoryGroup(long bytes) {
-    std::ifstream own("/proc/self/cgroup");
-    for (std::string line; std::getline(own, line) && path_.empty();) {
-      bool old = line.find(":memory:") != std::string::npos, unified = line.starts_with("0::");
-      if (!old && !unified) continue;
-      auto place = line.substr(line.rfind(':') + 1);
-      path_ = (old ? "/sys/fs/cgroup/memory" : "/sys/fs/cgroup") + (place == "/" ? "" : place) + "/fabric_test_" +
-              std::to_string(getpid());
-      auto limit = path_ + (old ? "/memory.limit_in_bytes" : "/memory.max");
-      if (mkdir(path_.c_str(), 0755) != 0 || access(limit.c_str(), W_OK) != 0 ||
-          !write_file(limit, std::to_string(bytes)))
-        remove();
-      else if (!old)
-        write_file(path_ + "/memory.swap.max", "0");
-    }
-  }
-  ~MemoryGroup() { remove(); }
-  explicit operator bool() const { return !path_.empty(); }
-  bool enter() const { return write_file(path_ + "/cgroup.procs", "0"); }
-
- private:
-  void remove() {
-    if (!path_.empty()) rmdir(path_.c_str());
-    path_.clear();
-  }
-  std::string path_;
-};
-
-}  // namespace
 
 TEST_CASE("a worker that does nothing costs little time", "[run]") {
   // Of the processors: how long it takes is the machine's matter.
@@ -230,6 +192,23 @@ TEST_CASE("a worker that the kernel killed for want of memory is reported as tha
   CHECK(result.said("the kernel killed it because memory ran out"));
   auto report = fabric::read_json(read_file(folder / "report.json"));
   CHECK(report.at("attempts").as_list()[0].at("root_cause").at("out_of_memory").as_bool());
+}
+
+TEST_CASE("a container's quota of processors is the number of workers that auto means", "[run]") {
+  control_group::OneProcessorGroup group;
+  if (!group) {
+    WARN("no cgroup with a quota of processors may be made here");
+    return;
+  }
+  for (std::string number : {"auto", "cpu"}) {
+    Job job({"run", "-n", number, "sh", "-c", "echo of $WORLD_SIZE"}, {{"CUDA_VISIBLE_DEVICES", ""}}, [&] {
+      if (!group.enter()) _exit(99);
+    });
+    auto result = job.finish();
+    require_clean(result);
+    INFO(result.out << result.error);
+    CHECK(result.lines("of 1").size() == 1);
+  }
 }
 
 TEST_CASE("a Kubernetes trainer's variables are enough, and flags win", "[run]") {

@@ -8,6 +8,7 @@
 
 #include "fabric/base/processors/container_limits_internal.h"
 #include "tests/support/catch.h"
+#include "tests/support/control_group.h"
 
 using fabric::MapEnv;
 using fabric::processor_share;
@@ -139,4 +140,12 @@ TEST_CASE("a container's quota of processors and its memory, control groups vers
   Root empty({});
   CHECK_FALSE(container::processors(empty.path).has_value());
   CHECK_FALSE(container::memory_limit(empty.path).has_value());
+}
+
+TEST_CASE("the share of a process in a container with a quota is no larger than that", "[container]") {
+  control_group::OneProcessorGroup group;
+  if (!group)
+    WARN("no cgroup with a quota of processors may be made here");
+  else
+    CHECK(group.holds([] { return processor_share(MapEnv(), 1) == 1; }));
 }
