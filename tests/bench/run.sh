@@ -23,8 +23,11 @@ for name in "${names[@]}"; do
       continue
     fi
     port=$((20000 + RANDOM % 10000))
-    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe --bind-to none \
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    mpirun -n 2 --oversubscribe --bind-to none \
       -x OMP_NUM_THREADS -x MASTER_ADDR=127.0.0.1 -x MASTER_PORT=$port "$here/bench_ranks"
+    mpirun -n 8 --oversubscribe --bind-to none \
+      -x OMP_NUM_THREADS -x MASTER_ADDR=127.0.0.1 -x MASTER_PORT=$port "$here/bench_ranks" crowd
   elif [[ $name == launcher ]]; then
     "$here/launcher.sh" "$here/../../launcher/fabric" "$here/bench_launch_bare" $peer
   else

@@ -20,6 +20,7 @@ std::size_t ring_capacity(int size) {
 
 struct Mailbox::Ring {
   alignas(kRingLine) std::atomic<std::uint64_t> written;
+  std::atomic<std::uint32_t> full;  // the sender has more and found no room
   alignas(kRingLine) std::atomic<std::uint64_t> read;
   alignas(kRingLine) char bytes[1];  // as many as the capacity
 };
@@ -46,8 +47,12 @@ struct Mailbox::Incoming {
   std::deque<Kept> kept;
 };
 
-Mailbox::Mailbox(int rank, int size, void* memory)
-    : rank_(rank), size_(size), memory_(static_cast<char*>(memory)), outgoing_(static_cast<std::size_t>(size)) {
+Mailbox::Mailbox(int rank, int size, void* memory, Bell& bell)
+    : rank_(rank),
+      size_(size),
+      memory_(static_cast<char*>(memory)),
+      bell_(bell),
+      outgoing_(static_cast<std::size_t>(size)) {
   for (int i = 0; i < size; ++i) incoming_.push_back(std::make_unique<Incoming>());
 }
 Mailbox::~Mailbox() = default;
@@ -103,13 +108,17 @@ bool Mailbox::push(Ring& ring, const void* bytes, std::size_t size, std::size_t&
   const auto capacity = ring_capacity(size_);
   while (done < size) {
     auto written = ring.written.load(std::memory_order_relaxed);
-    auto room = capacity - (written - ring.read.load(std::memory_order_acquire));
-    if (room == 0) return false;
+    auto room = capacity - (written - ring.read.load());
+    if (room == 0) {
+      if (ring.full.load(std::memory_order_relaxed) != 0) return false;
+      ring.full.store(1);  // and then looks once more
+      continue;
+    }
     auto at = written % capacity;
     auto count = std::min({size - done, room, capacity - at});
     std::memcpy(ring.bytes + at, static_cast<const char*>(bytes) + done, count);
     done += count;
-    ring.written.store(written + count, std::memory_order_release);
+    ring.written.store(written + count);
   }
   return true;
 }
@@ -117,14 +126,15 @@ bool Mailbox::push(Ring& ring, const void* bytes, std::size_t size, std::size_t&
 void Mailbox::write_to(int rank) {
   auto& queue = outgoing_[static_cast<std::size_t>(rank)];
   auto& to = ring(rank_, rank);
+  const auto before = to.written.load(std::memory_order_relaxed);
   while (!queue.empty()) {
     auto& message = *queue.front();
-    if (!push(to, &message.header, sizeof message.header, message.header_done)) return;
-    if (!push(to, message.tensor.const_data_ptr(), static_cast<std::size_t>(message.header.bytes), message.done))
-      return;
+    if (!push(to, &message.header, sizeof message.header, message.header_done)) break;
+    if (!push(to, message.tensor.const_data_ptr(), static_cast<std::size_t>(message.header.bytes), message.done)) break;
     message.is_done = true;
     queue.pop_front();
   }
+  if (to.written.load(std::memory_order_relaxed) != before) bell_.ring_for(rank);
 }
 
 std::list<std::shared_ptr<Mailbox::Message>>::iterator Mailbox::first_that_fits(int from, std::int64_t tag) {
@@ -167,7 +177,8 @@ void Mailbox::read_from(int rank) {
       auto count = std::min<std::size_t>({size - done, static_cast<std::size_t>(there), capacity - at});
       std::memcpy(static_cast<char*>(to) + done, in.bytes + at, count);
       done += count;
-      in.read.store(read + count, std::memory_order_release);
+      in.read.store(read + count);
+      if (in.full.load() != 0 && in.full.exchange(0) != 0) bell_.ring_for(rank);
     }
     return true;
   };

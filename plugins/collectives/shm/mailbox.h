@@ -10,6 +10,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "plugins/collectives/shm/bell.h"
+
 namespace fabric::collectives {
 
 /// Sends and receives between ranks that share memory: a ring of bytes for each pair, in which messages follow one
@@ -18,13 +20,15 @@ namespace fabric::collectives {
 /// thread.
 ///
 /// Invariants: `written` and `read` of a ring only grow; the sender alone writes the first, the receiver the second;
-/// messages of one pair arrive in the order of their sends; of several receives that fit, the first posted gets it.
+/// messages of one pair arrive in the order of their sends; of several receives that fit, the first posted gets it. Who
+/// writes rings for the receiver. Who finds no room says so (`full`) before its last look at `read`, and who reads
+/// looks at that afterwards and rings: so nobody sleeps beside a ring of bytes in which it could go on.
 class Mailbox {
  public:
   struct Message;  // one that is sent or waited for
 
-  /// `memory`: bytes_for(size), shared and zero at first.
-  Mailbox(int rank, int size, void* memory);
+  /// `memory`: bytes_for(size), shared and zero at first. `bell`: that of the same ranks.
+  Mailbox(int rank, int size, void* memory, Bell& bell);
   ~Mailbox();
   static std::size_t bytes_for(int size);
 
@@ -54,6 +58,7 @@ class Mailbox {
   int rank_;
   int size_;
   char* memory_;
+  Bell& bell_;
   std::vector<std::deque<std::shared_ptr<Message>>> outgoing_;  // by receiver
   std::vector<std::unique_ptr<Incoming>> incoming_;             // by sender
   std::list<std::shared_ptr<Message>> posted_;

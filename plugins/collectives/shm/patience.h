@@ -4,32 +4,37 @@
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
+
+#include "plugins/collectives/shm/bell.h"
 
 namespace fabric::collectives {
 
-/// Waits politely: a few turns of the processor's own pause, then the scheduler's turn, then short sleeps, since who
-/// waits milliseconds waits for a rank that is busy elsewhere and may need the core.
+/// Waits politely: a few turns of the processor's own pause, then the scheduler's turn for a moment, then asleep until
+/// another rank rings, since who waits longer waits for a rank that is busy elsewhere and may need the core.
 class Patience {
  public:
   using milliseconds = std::chrono::milliseconds;
   using steady_clock = std::chrono::steady_clock;
 
-  explicit Patience(milliseconds timeout) : timeout_(timeout) {}
-  /// False when the time is over.
-  bool wait() {
-    if (turns_ <= kSpins) ++turns_;  // no further: waits may last for days
-    if (turns_ < kSpins) {
+  Patience(Bell& bell, milliseconds timeout) : bell_(bell), spins_(bell.spins()), timeout_(timeout) {}
+  /// One turn; false when the time is over. `is_ready` is looked at once more before a sleep.
+  template <class IsReady>
+  bool wait(IsReady&& is_ready) {
+    if (turns_ < spins_) {
+      ++turns_;
       pause();
       return true;
     }
-    if (turns_ == kSpins) begin_ = steady_clock::now();
+    if (turns_ == spins_) {
+      ++turns_;  // no further: waits may last for days
+      begin_ = steady_clock::now();
+    }
     auto waited = steady_clock::now() - begin_;
     if (waited > timeout_) return false;
     if (waited < kYielding)
       sched_yield();
     else
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      bell_.sleep(std::clamp(left(waited), milliseconds(1), kLongestSleep), is_ready);
     return true;
   }
   /// True once, when the wait is half over or has lasted long.
@@ -46,12 +51,16 @@ class Patience {
     return true;
   }
   /// The processor is not given away yet.
-  bool is_short() const { return turns_ <= kSpins; }
+  bool is_short() const { return turns_ <= spins_; }
   milliseconds waited() const { return std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin_); }
 
  private:
-  static constexpr int kSpins = 400;
-  static constexpr milliseconds kYielding{3}, kLookEvery{100};
+  static constexpr std::chrono::microseconds kYielding{100};
+  // Somebody who died rings no more, and what a wait has to say is due at some time.
+  static constexpr milliseconds kLookEvery{100}, kLongestSleep{100};
+  milliseconds left(steady_clock::duration waited) const {
+    return timeout_ - std::chrono::duration_cast<milliseconds>(waited);
+  }
   static void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -59,6 +68,8 @@ class Patience {
     asm volatile("yield");
 #endif
   }
+  Bell& bell_;
+  int spins_;
   milliseconds timeout_;
   milliseconds next_look_{50};
   int turns_ = 0;

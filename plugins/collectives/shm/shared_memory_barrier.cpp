@@ -53,8 +53,10 @@ SharedMemoryBarrier::SharedMemoryBarrier(int rank, int size, void* memory, Other
 std::size_t SharedMemoryBarrier::bytes_for(int size) { return SharedMemoryBarrier(0, size).bytes(); }
 
 void SharedMemoryBarrier::take(void* memory) {
-  lines_ = static_cast<Line*>(memory);
-  boxes_ = static_cast<char*>(memory) + sizeof(Line) * static_cast<std::size_t>(size_);
+  auto* begin = static_cast<char*>(memory);
+  bell_.emplace(rank_, size_, begin);
+  lines_ = reinterpret_cast<Line*>(begin + Bell::kBytes);
+  boxes_ = begin + Bell::kBytes + sizeof(Line) * static_cast<std::size_t>(size_);
 }
 
 std::unique_ptr<SharedMemoryBarrier> SharedMemoryBarrier::open(int rank, int size, const std::string& name) {
@@ -71,17 +73,17 @@ std::unique_ptr<SharedMemoryBarrier> SharedMemoryBarrier::open(int rank, int siz
   close(fd);
   if (memory == MAP_FAILED) return nullptr;
   barrier->take(memory);
-  barrier->owns_memory_ = true;
+  barrier->owned_ = memory;
   return barrier;
 }
 
 SharedMemoryBarrier::~SharedMemoryBarrier() {
   if (linked_) unlink();
-  if (owns_memory_) munmap(lines_, bytes());
+  if (owned_) munmap(owned_, bytes());
 }
 
 std::size_t SharedMemoryBarrier::bytes() const {
-  return (sizeof(Line) + 2 * capacity_) * static_cast<std::size_t>(size_);
+  return Bell::kBytes + (sizeof(Line) + 2 * capacity_) * static_cast<std::size_t>(size_);
 }
 
 void SharedMemoryBarrier::unlink() {
@@ -93,20 +95,28 @@ bool SharedMemoryBarrier::meet(std::int64_t mark, const char* operation, millise
   auto turn = ++count_;
   auto& mine = lines_[rank_];
   mine.mark[turn & 1].store(mark, std::memory_order_relaxed);
-  mine.arrived.store(turn, std::memory_order_release);
-  bool same = true;
-  Patience patience(timeout);
+  mine.arrived.store(turn);
+  bool same = true, waited = false;
+  Patience patience(*bell_, timeout);
   for (int rank = 0; rank < size_; ++rank) {
     auto& line = lines_[rank];
-    while (line.arrived.load(std::memory_order_acquire) < turn) {
+    while (line.arrived.load() < turn) {
+      waited = true;
       if (line.gave_up.load(std::memory_order_relaxed)) require_nobody_gave_up(operation);
-      if (!patience.wait()) give_up(operation, patience.waited());
+      auto is_ready = [&] {
+        if (others_.meanwhile) others_.meanwhile();
+        return line.arrived.load() >= turn || line.gave_up.load();
+      };
+      if (!patience.wait(is_ready)) give_up(operation, patience.waited());
       if (!patience.is_short() && others_.meanwhile) others_.meanwhile();
       if (others_.is_gone && patience.is_to_look_around()) require_all_alive(operation);
       if (patience.is_to_announce()) announce(operation, patience.waited(), timeout);
     }
     same = same && line.mark[turn & 1].load(std::memory_order_relaxed) == mark;
   }
+  if (!waited) bell_->ring();  // perhaps it was this rank alone that the others waited for
+  if (turn == 1) [[unlikely]]
+    bell_->count_processors();
   require_nobody_gave_up(operation);
   return same;
 }
@@ -149,7 +159,8 @@ void SharedMemoryBarrier::announce(const char* operation, milliseconds waited, m
 }
 
 void SharedMemoryBarrier::give_up(const char* operation, milliseconds waited) {
-  lines_[rank_].gave_up.store(1, std::memory_order_relaxed);
+  lines_[rank_].gave_up.store(1);
+  bell_->ring();
   throw TimeoutError(rank_, operation, waited,
                      list_of_ranks(missing()) + " did not come: ended, stuck, or calling something else");
 }

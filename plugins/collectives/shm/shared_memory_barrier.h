@@ -5,16 +5,22 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <fabric/export.h>
+
+#include "plugins/collectives/shm/bell.h"
 
 namespace fabric::collectives {
 
 /// A barrier in memory that the ranks of one machine share: each notes there how many operations it has come to, and
 /// waits for the others with a deadline and by name. Costs 0.1 to 0.2 µs where all come at once. Each rank may bring a
 /// mark, which is compared, and a few bytes for the others to read.
+///
+/// Invariants: a rank's count of arrivals only grows, and only that rank writes it; the last of the ranks that come
+/// finds all others there and rings, so that nobody sleeps through a meeting.
 class FABRIC_API SharedMemoryBarrier {
  public:
   /// Of a new barrier: creates it under a name of its own. With `name` of another rank's barrier: opens that. Returns
@@ -44,6 +50,8 @@ class FABRIC_API SharedMemoryBarrier {
   bool meet(std::int64_t mark, const char* operation, std::chrono::milliseconds timeout);
 
   int size() const { return size_; }
+  /// What wakes ranks that wait here.
+  Bell& bell() { return *bell_; }
   /// How many bytes a rank can bring. Falls with the number of ranks, so that all of them together stay in a cache.
   std::size_t capacity() const { return capacity_; }
   /// Where this rank puts what it brings to the next meeting.
@@ -72,7 +80,8 @@ class FABRIC_API SharedMemoryBarrier {
 
   std::string name_;
   bool linked_ = false;
-  bool owns_memory_ = false;
+  void* owned_ = nullptr;
+  std::optional<Bell> bell_;
   Others others_;
   int rank_ = 0;
   int size_ = 0;

@@ -1,9 +1,12 @@
 #include "plugins/collectives/shm/shared_memory_barrier.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -106,6 +109,49 @@ TEST_CASE("of three ranks on a barrier all see that one came with another mark",
   second.join();
   third.join();
   CHECK(wrong.load() == 0);
+}
+
+TEST_CASE("a rank that waits long sleeps until the other comes", "[collectives][barrier]") {
+  Barriers barriers;
+  std::thread late([&] {
+    std::this_thread::sleep_for(milliseconds(500));
+    barriers.b->meet(7, "step", milliseconds(20000));
+  });
+  rusage before{}, after{};
+  getrusage(RUSAGE_THREAD, &before);
+  CHECK(barriers.a->meet(7, "step", milliseconds(20000)));
+  getrusage(RUSAGE_THREAD, &after);
+  late.join();
+  // It looks around ten times a second.
+  CHECK(after.ru_nvcsw - before.ru_nvcsw < 40);
+}
+
+TEST_CASE("ranks that sleep and ranks that hurry meet, more of them than processors", "[collectives][barrier]") {
+  constexpr int kRanks = 8, kMeetings = 1500;
+  std::vector<std::unique_ptr<SharedMemoryBarrier>> barriers;
+  barriers.push_back(SharedMemoryBarrier::open(0, kRanks));
+  REQUIRE(barriers[0]);
+  for (int rank = 1; rank < kRanks; ++rank) {
+    barriers.push_back(SharedMemoryBarrier::open(rank, kRanks, barriers[0]->name()));
+    REQUIRE(barriers.back());
+  }
+  barriers[0]->unlink();
+  std::atomic<int> wrong = 0;
+  auto run = [&](int rank) {
+    std::minstd_rand random(static_cast<unsigned>(rank + 1));
+    auto& barrier = *barriers[static_cast<std::size_t>(rank)];
+    for (int i = 0; i < kMeetings; ++i) {
+      if (random() % 16 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 400));
+      wrong += !barrier.meet(i, "step", milliseconds(20000));
+    }
+  };
+  auto begin = std::chrono::steady_clock::now();
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < kRanks; ++rank) threads.emplace_back(run, rank);
+  for (auto& thread : threads) thread.join();
+  CHECK(wrong.load() == 0);
+  // A ring that was missed would cost a tenth of a second each time.
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(30));
 }
 
 TEST_CASE("a barrier that is not there is refused quietly", "[collectives][barrier]") {

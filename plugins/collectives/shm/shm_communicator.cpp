@@ -44,16 +44,16 @@ void copy_bytes(void* to, const void* from, std::size_t bytes) {
 struct SharedState {
   SharedState(int rank, int size, std::unique_ptr<SharedSegment> memory)
       : segment(std::move(memory)),
-        mailbox(rank, size, segment->data() + whole_lines(SharedMemoryBarrier::bytes_for(size))),
-        slots(segment->data() + whole_lines(SharedMemoryBarrier::bytes_for(size)) +
-              whole_lines(Mailbox::bytes_for(size))),
         barrier(rank, size, segment->data(),
                 {.is_gone = [this](int other) { return segment->is_gone(other); },
-                 .meanwhile = [this] { mailbox.move(); }}) {}
+                 .meanwhile = [this] { mailbox.move(); }}),
+        mailbox(rank, size, segment->data() + whole_lines(SharedMemoryBarrier::bytes_for(size)), barrier.bell()),
+        slots(segment->data() + whole_lines(SharedMemoryBarrier::bytes_for(size)) +
+              whole_lines(Mailbox::bytes_for(size))) {}
   std::unique_ptr<SharedSegment> segment;
+  SharedMemoryBarrier barrier;
   Mailbox mailbox;
   char* slots;
-  SharedMemoryBarrier barrier;
 };
 
 class ShmTransfer : public PendingTransfer {
@@ -71,9 +71,9 @@ class ShmTransfer : public PendingTransfer {
     return shared_->mailbox.is_done(*message_);
   }
   void wait() override {
-    Patience patience(timeout_);
+    Patience patience(shared_->barrier.bell(), timeout_);
     while (!done()) {
-      if (!patience.wait())
+      if (!patience.wait([this] { return done(); }))
         throw TimeoutError(rank_, operation_, patience.waited(), who() + ": ended, stuck, or calling something else");
       if (peer_ >= 0 && patience.is_to_look_around() && shared_->segment->is_gone(peer_) && !done())
         throw CollectiveError("rank " + std::to_string(rank_) + ": " + operation_ + " cannot end, since rank " +

@@ -3,6 +3,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -111,6 +112,30 @@ RANKS_TEST("sends and receives of any size, both ways at once, from any rank, by
     work->wait();
   }
   group.barrier();
+}
+
+RANKS_TEST("a rank that waits for a message sleeps, also in a meeting of others", "[shm]", 2) {
+  auto group = shm_group();
+  auto* c10d = group.c10d().get();
+  constexpr std::int64_t kCount = 400000;  // much more than fits on the way
+  group.barrier();
+  for (bool in_meeting : {false, true}) {
+    std::vector<Tensor> tensor{rank == 0 ? torch::zeros({kCount}) : mixed(kCount, 5)};
+    rusage before{}, after{};
+    getrusage(RUSAGE_THREAD, &before);
+    auto begin = steady_clock::now();
+    if (rank == 1) std::this_thread::sleep_for(std::chrono::milliseconds(400));
+    auto work = rank == 0 ? c10d->recv(tensor, 1, 1) : c10d->send(tensor, 0, 1);
+    if (rank == 0 && in_meeting) group.barrier();
+    work->wait();
+    if (rank == 1 && in_meeting) group.barrier();
+    getrusage(RUSAGE_THREAD, &after);
+    RANK_CHECK(torch::equal(tensor[0], mixed(kCount, 5)));
+    // A few for each part that fits on the way, and ten a second.
+    RANK_CHECK(after.ru_nvcsw - before.ru_nvcsw < 250);
+    RANK_CHECK(seconds_since(begin) < 5);
+    group.barrier();
+  }
 }
 
 RANKS_BODY("killed in shared memory") {
