@@ -189,9 +189,8 @@ requires std::is_invocable_r_v<at::Tensor, Move&, const at::Tensor&> T move_data
 /// The same onto a device, non-blocking except to the CPU.
 template <class T>
 T move_data_to_device(T object, c10::Device device) {
-  return move_data_to_device(std::move(object), [device](const at::Tensor& tensor) {
-    return tensor.to(device, tensor.scalar_type(), /*non_blocking=*/!device.is_cpu());
-  });
+  return move_data_to_device(std::move(object),
+                             [device](const at::Tensor& tensor) { return detail::moved_to(tensor, device); });
 }
 
 template <class T>

@@ -161,6 +161,11 @@ class Iteration {
     }
   }
 
+  /// Whether it is moved by us or by the caller: the copy then need not hold up the host.
+  static void pin_tensors(const LoaderCore& core, std::optional<Batch>& batch) {
+    if (batch && core.pins()) for_each_tensor(*batch, [](at::Tensor& tensor) { tensor = pin(tensor); });
+  }
+
   bool make_here() {
     Indices indices;
     do {
@@ -169,7 +174,9 @@ class Iteration {
     } while (core_->is_consumed(number_));
     // Counted first: a batch that cannot be made is passed over when the caller goes on.
     core_->consumed(number_, indices);
-    current_ = make(core_->source(), *core_, -1, number_, indices, nullptr, core_->seeds());
+    auto batch = make(core_->source(), *core_, -1, number_, indices, nullptr, core_->seeds());
+    pin_tensors(*core_, batch);
+    current_ = std::move(batch);
     return current_.has_value();
   }
 
@@ -196,7 +203,7 @@ class Iteration {
       auto& source = *sources[static_cast<std::size_t>(worker)];
       auto batch = make(source, *core, worker, job.batch, job.indices, &stop, seeds);
       if (batch) dtypes->look(before, *batch);
-      if (batch && core->pins()) for_each_tensor(*batch, [](at::Tensor& tensor) { tensor = pin(tensor); });
+      pin_tensors(*core, batch);
       (*made)[job.slot] = std::move(batch);
     };
     pool_ = std::make_unique<WorkerPool>(static_cast<int>(threads_), room, patience(), std::move(work));

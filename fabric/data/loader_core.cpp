@@ -337,9 +337,7 @@ void LoaderCore::place(at::Tensor& tensor) const {
   c10::Device target = *context_->device;
   if (tensor.device().type() == target.type() && (!target.has_index() || target.is_cpu() || tensor.device() == target))
     return;
-  if (pins_) tensor = pin(tensor);  // what a worker made is already
-  tensor = context_->to_device ? context_->to_device(tensor)
-                               : tensor.to(target, tensor.scalar_type(), /*non_blocking=*/!target.is_cpu());
+  tensor = context_->to_device ? context_->to_device(tensor) : moved_to(tensor, target);
 }
 
 void LoaderCore::warn_opaque(const char* type_name) const {
@@ -468,6 +466,11 @@ bool DtypeWatch::warn_if_other(c10::ScalarType dtype) {
 }
 
 at::Tensor pin(const at::Tensor& tensor) { return tensor.is_cpu() ? tensor.pin_memory() : tensor; }
+
+// What comes to the CPU is read there without asking a stream.
+at::Tensor moved_to(const at::Tensor& tensor, c10::Device device) {
+  return tensor.to(device, tensor.scalar_type(), /*non_blocking=*/!device.is_cpu());
+}
 
 }  // namespace detail
 }  // namespace fabric

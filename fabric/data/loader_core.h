@@ -42,7 +42,7 @@ struct DataLoaderOptions {
   int prefetch = 2;
   /// Off: workers' batches come as they are ready, so one slow batch holds up nothing.
   bool in_order = true;
-  /// Puts batches into page-locked memory, from which copies to a CUDA device run beside other work.
+  /// Puts batches into page-locked memory, from which copies to a device run beside other work; moved by us or not.
   bool pin_memory = false;
   /// Off: the sampler is used as it is, on every rank.
   bool use_distributed_sampler = true;
@@ -225,6 +225,7 @@ class FABRIC_API DtypeWatch {
                                               c10::ArrayRef<std::size_t> indices, std::exception_ptr cause);
 [[noreturn]] FABRIC_API void throw_worker_timeout(std::size_t batch, int worker, int rank, double seconds);
 FABRIC_API at::Tensor pin(const at::Tensor& tensor);
+FABRIC_API at::Tensor moved_to(const at::Tensor& tensor, c10::Device device);
 
 }  // namespace detail
 }  // namespace fabric

@@ -89,10 +89,12 @@ const std::unordered_map<std::string_view, Count>& counts() {
       {"aten::_scaled_dot_product_flash_attention_for_cpu", attention_forward},
       {"aten::_scaled_dot_product_efficient_attention", attention_forward},
       {"aten::_scaled_dot_product_cudnn_attention", attention_forward},
+      {"aten::_scaled_dot_product_fused_attention_overrideable", attention_forward},  // devices of other libraries
       {"aten::_scaled_dot_product_flash_attention_backward", attention_backward},
       {"aten::_scaled_dot_product_flash_attention_for_cpu_backward", attention_backward},
       {"aten::_scaled_dot_product_efficient_attention_backward", attention_backward},
       {"aten::_scaled_dot_product_cudnn_attention_backward", attention_backward},
+      {"aten::_scaled_dot_product_fused_attention_overrideable_backward", attention_backward},
   };
   return all;
 }

@@ -41,6 +41,39 @@ TEST_CASE("views, results given as arguments and new shapes keep their memory", 
   CHECK(at::equal((d.conj() * d).cpu(), c.conj() * c));
 }
 
+TEST_CASE("memory of the device behind a pointer with another owner is the device's", "[sim][device]") {
+  sim::CleanRun clean;
+  auto whole = torch::arange(100, torch::kFloat).to("sim");
+  auto* begin = whole.mutable_data_ptr<float>() + 10;
+  auto part = torch::from_blob(begin, {20}, sim::on().dtype(at::kFloat));
+  part.mul_(2);
+  part.record_stream(sim::make_stream(0, 3));  // nothing to keep
+  CHECK(part.sum().item<float>() == 2 * 390);
+  CHECK(whole.sum().item<float>() == 4950 + 390);
+  whole.add_(0);
+  {
+    c10::StreamGuard other(sim::make_stream(0, 4));
+    part.add_(1);
+  }
+  auto findings = sim::take_findings();
+  REQUIRE(findings.size() == 1);
+  CHECK_THAT(findings[0], Catch::Contains("bytes 40 to 120 of block"));
+  at::accelerator::synchronizeDevice(0);
+}
+
+TEST_CASE("views keep the marks of what they are views of", "[sim][device]") {
+  sim::CleanRun clean;
+  constexpr auto kMark = c10::DispatchKey::Fake;
+  auto tensor = torch::ones({4, 3}, sim::on());
+  auto marked = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(tensor.storage()),
+                                                         tensor.key_set() | c10::DispatchKeySet(kMark), tensor.dtype());
+  marked.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides());
+  c10::impl::ExcludeDispatchKeyGuard not_called(kMark);
+  CHECK(marked.t().key_set().has(kMark));
+  CHECK(marked.t().conj().key_set().has(kMark));
+  CHECK_FALSE((marked.t() + 1).key_set().has(kMark));
+}
+
 TEST_CASE("tensors of two devices do not meet", "[sim][device]") {
   sim::CleanRun clean;
   auto zero = at::ones({4}, sim::on(0)), one = at::ones({4}, sim::on(1)), cpu = at::ones({4});

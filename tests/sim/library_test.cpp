@@ -2,14 +2,17 @@
 // accelerator.
 #include <fabric/data/dataloader.h>
 #include <fabric/data/seed.h>
+#include <fabric/dispatch/measure_flops.h>
 #include <fabric/fabric.h>
 #include <fabric/optim/clip.h>
 #include <fabric/optim/fused.h>
 #include <fabric/strategies/activation.h>
+#include <fabric/strategies/dp.h>
 
 #include <unistd.h>
 
 #include <filesystem>
+#include <numeric>
 
 #include "tests/sim/sim_test_support.h"
 #include "tests/support/sim_device/parts.h"
@@ -145,8 +148,58 @@ TEST_CASE("batches reach the device from pinned memory, ahead of their use", "[s
     float total = 0;
     for (const auto& sum : sums) total += sum.item<float>();
     CHECK(total == 6 * 780);
+    // Whoever moves them.
+    auto kept = fabric.setup_dataloader(
+        Numbers{}, {.batch_size = 8, .workers = workers, .pin_memory = true, .move_to_device = false});
+    count = sim::Count();
+    for (const auto& batch : kept) {
+      CHECK((batch.is_cpu() && batch.is_pinned()));
+      batch.to(fabric.device(), /*non_blocking=*/true);
+    }
+    CHECK(count.blocking_copies() == 0);
   }
   fabric.shutdown();
+}
+
+TEST_CASE("what comes to the host has arrived", "[sim][data]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  auto there = [] { return torch::ones({4, 1000}, sim::on()) * 2; };
+  auto total = [](const Tensor& tensor) {
+    return std::accumulate(tensor.data_ptr<float>(), tensor.data_ptr<float>() + tensor.numel(), 0.0f);
+  };
+  // By LibTorch's own rule such a copy ends in pinned memory, some time.
+  CHECK(there().to(c10::kCPU, /*non_blocking=*/true).is_pinned());
+  at::accelerator::synchronizeDevice(0);
+  CHECK(total(fabric::move_data_to_device(there(), c10::kCPU)) == 8000);
+
+  fabric::Fabric fabric({.accelerator = "cpu"});
+  fabric.launch();
+  CHECK(total(fabric.to_device(there())) == 8000);
+  fabric.shutdown();
+
+  struct OnDevice {
+    std::size_t size() const { return 4; }
+    Tensor get(std::size_t) const { return torch::ones({1000}, sim::on()); }
+  };
+  auto loader =
+      fabric::make_dataloader(OnDevice{}, {.batch_size = 2}, fabric::LoaderContext{.device = c10::Device(c10::kCPU)});
+  for (const auto& batch : loader) CHECK(total(batch) == 2000);
+
+  // Replicas on the CPU, as the tests have them.
+  fabric::Fabric replicas(
+      {}, {.strategy = std::make_shared<fabric::DataParallelStrategy>(std::vector<c10::Device>{c10::kCPU, c10::kCPU})});
+  replicas.launch();
+  struct SumImpl : torch::nn::Cloneable<SumImpl> {
+    void reset() override {}
+    Tensor forward(const Tensor& x) {
+      return torch::full({1}, std::accumulate(x.data_ptr<float>(), x.data_ptr<float>() + x.numel(), 0.0f));
+    }
+  };
+  TORCH_MODULE(Sum);
+  auto model = replicas.setup(Sum());
+  CHECK(model(there()).sum().item<float>() == 8000);
+  replicas.shutdown();
 }
 
 TEST_CASE("checkpoints are read from the device by copies alone", "[sim][checkpoint]") {
@@ -169,7 +222,10 @@ TEST_CASE("checkpoints are read from the device by copies alone", "[sim][checkpo
     auto path = folder.path / name;
     bool async = std::string(name) == "async.safetensors";
     fabric::State saved{{"model", model}, {"optimizer", optimizer}};
+    sim::Count count;
     auto saving = fabric.save(path, saved, fabric::SaveOptions{.async = async});
+    // All copies of a save beside the training are waited for at once.
+    if (async) CHECK(count.host_waits() == 1);
     auto kept = Net();
     {
       torch::NoGradGuard no_grad;
@@ -228,6 +284,31 @@ TEST_CASE("a region that is run again draws the device's random numbers again", 
   // After a backward pass without any region: LibTorch's engine has started its threads then.
   auto plain = gradient_of(false);
   CHECK(at::equal(gradient_of(true), plain));
+}
+
+TEST_CASE("a region on both devices and on a side stream draws the same again", "[sim][activation]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  auto accelerator = fabric::make_accelerator("sim");
+  auto gradients_of = [&](bool checkpointed) {
+    torch::manual_seed(8);
+    auto here = torch::ones({64}, sim::on(0)).requires_grad_(), there = torch::ones({64}, sim::on(1)).requires_grad_();
+    auto region = [](const Tensor& a, const Tensor& b) {
+      auto noise = torch::dropout(b * 3, 0.5, true).sin();
+      return torch::dropout(a * 2, 0.5, true).sin() + noise.to(a.device());
+    };
+    Tensor loss;
+    {
+      auto side = accelerator->side_stream(sim::sim_device(0));
+      loss = (checkpointed ? fabric::checkpoint(region, here, there) : region(here, there)).sum();
+    }
+    torch::rand({7}, sim::on(0));
+    torch::rand({7}, sim::on(1));
+    loss.backward();
+    return at::cat({here.grad().cpu(), there.grad().cpu()});
+  };
+  auto plain = gradients_of(false);
+  CHECK(at::equal(gradients_of(true), plain));
 }
 
 TEST_CASE("fused steps are taken where the device has them", "[sim][optim]") {
@@ -296,6 +377,22 @@ TEST_CASE("dp's threads go on on the streams of the thread that called", "[sim][
   fabric.shutdown();
 }
 
+TEST_CASE("operations are counted on the device as on the CPU", "[sim][dispatch]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  auto count = [](c10::Device device) {
+    torch::nn::Sequential net(torch::nn::Conv2d(torch::nn::Conv2dOptions(1, 4, 3)), torch::nn::Flatten(),
+                              torch::nn::Linear(64, 5));
+    net->to(device);
+    auto x = torch::ones({2, 1, 6, 6}).to(device), q = torch::ones({1, 2, 8, 16}).to(device).requires_grad_();
+    return fabric::measure_flops(
+        [&] { return net->forward(x).sum() + at::scaled_dot_product_attention(q, q, q, {}, 0.0, true).sum(); },
+        [](const Tensor& sum) { return sum; });
+  };
+  CHECK(count(sim::sim_device(0)) > 10000);
+  CHECK(count(sim::sim_device(1)) == count(c10::kCPU));
+}
+
 TEST_CASE("errors name the device", "[sim][errors]") {
   sim::CleanRun clean;
   sim::register_parts();
@@ -305,4 +402,12 @@ TEST_CASE("errors name the device", "[sim][errors]") {
   CHECK_THROWS_WITH(model(torch::ones({2, 6})), Catch::Contains("sim:0") && Catch::Contains("cpu"));
   CHECK_THROWS_AS(fabric::Fabric(fabric::Fabric::Config{.accelerator = "simm"}), fabric::ConfigError);
   fabric.shutdown();
+  auto replicas = std::make_shared<fabric::DataParallelStrategy>(std::vector<c10::Device>{sim::sim_device(1)});
+  CHECK_THROWS_WITH(fabric::Fabric({.accelerator = "cpu"}, {.strategy = replicas}), Catch::Contains("sim:1"));
+  // A region that gives a tensor of another device when it runs again.
+  int runs = 0;
+  auto weight = torch::ones({4}, sim::on(0)).requires_grad_();
+  auto moves = [&](const Tensor& x) { return x.to(sim::sim_device(runs++ > 0 ? 1 : 0)).mul(2).sin(); };
+  auto out = fabric::checkpoint(moves, weight);
+  CHECK_THROWS_WITH(out.sum().backward(), Catch::Contains("sim:1") && Catch::Contains("sim:0"));
 }

@@ -56,7 +56,7 @@ void count_host_reads(const Kernel& kernel, const OperatorInfo& info) {
   if (!kernel.has_device_tensors() || (!info.gives_number && !info.waits_for_shape)) return;
   auto& order = Order::instance();
   Lock lock(order.mutex());
-  ++order.counters.host_reads;
+  order.count_wait(order.counters.host_reads);
   if (info.gives_number) order.host_learns(VectorClock(order.clock(kernel.access().place)));
 }
 

@@ -41,17 +41,17 @@ class Hooks final : public at::PrivateUse1HooksInterface {
   void resizePrivateUse1Bytes(const c10::Storage& storage, std::size_t bytes) const override {
     auto* impl = storage.unsafeGetStorageImpl();
     int device = impl->device().index();
-    auto* before = static_cast<Block*>(impl->data_ptr().get_context());
+    auto old = extent_of(storage);
     Block* after = allocate(bytes, current_place(device));
-    if (before && after) {
+    if (old.block && after) {
       Kernel kernel("aten::resize_storage");
       kernel.set_device(device);
       kernel.begin();
       Lock lock(Order::instance().mutex());
-      std::size_t kept = std::min(before->size, bytes);
-      Order::instance().access(*before, 0, kept, /*writes=*/false, kernel.access());
+      std::size_t kept = std::min(old.end - old.begin, bytes);
+      Order::instance().access(*old.block, old.begin, old.begin + kept, /*writes=*/false, kernel.access());
       Order::instance().access(*after, 0, kept, /*writes=*/true, kernel.access());
-      std::memcpy(after->bytes, before->bytes, kept);
+      std::memcpy(after->bytes, old.block->bytes + old.begin, kept);
     }
     impl->set_data_ptr_noswap(data_pointer(after, device));
     impl->set_nbytes(bytes);

@@ -11,14 +11,34 @@
 
 namespace sim {
 
-at::Tensor tensor_over(c10::Storage storage, const at::Tensor& like, c10::DispatchKey key) {
-  auto made = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(key), like.dtype());
+namespace {
+
+constexpr c10::DispatchKeySet kCpu(c10::DispatchKey::CPU), kSim(c10::DispatchKey::PrivateUse1);
+constexpr c10::DispatchKeySet kPutOff({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
+
+at::Tensor with_shape_of(const at::Tensor& like, at::Tensor made) {
   auto* impl = made.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
   if (like.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
   if (like.is_conj()) made._set_conj(true);
   if (like.is_neg()) made._set_neg(true);
   return made;
+}
+
+}  // namespace
+
+at::Tensor tensor_over(c10::Storage storage, const at::Tensor& like, c10::DispatchKeySet keys) {
+  return with_shape_of(like, at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, like.dtype()));
+}
+
+// As LibTorch makes views: with the keys of what they are views of.
+at::Tensor Kernel::view_of_argument(const SharedBytes& shared, const at::Tensor& result) const {
+  auto keys = kSim;
+  for (const auto& argument : arguments_)
+    if (argument.device.storage().unsafeGetStorageImpl() == shared.device.unsafeGetStorageImpl())
+      keys = argument.device.key_set() - kPutOff;
+  return with_shape_of(result, at::detail::make_tensor<c10::TensorImpl>(
+                                   c10::TensorImpl::VIEW, c10::Storage(shared.device), keys, result.dtype()));
 }
 
 int Kernel::default_device() { return current_device(); }
@@ -32,8 +52,8 @@ const Kernel::SharedBytes* Kernel::find(const std::vector<SharedBytes>& all, con
 c10::Storage Kernel::host_storage(const c10::Storage& device) {
   for (const auto& shared : given_)
     if (shared.device.unsafeGetStorageImpl() == device.unsafeGetStorageImpl()) return shared.host;
-  Block* block = block_of_storage(device);
-  c10::DataPtr bytes(block ? block->bytes : nullptr, c10::Device(c10::kCPU));
+  auto memory = extent_of(device);
+  c10::DataPtr bytes(memory.block ? memory.block->bytes + memory.begin : nullptr, c10::Device(c10::kCPU));
   c10::Storage host(c10::Storage::use_byte_size_t(), device.nbytes(), std::move(bytes), &host_allocator(),
                     /*resizable=*/true);
   given_.push_back({device, host});
@@ -55,18 +75,14 @@ at::Tensor Kernel::on_host(const at::Tensor& argument, bool writes) {
     known.writes |= writes;
     return known.host;
   }
-  auto host = tensor_over(host_storage(argument.storage()), argument, c10::DispatchKey::CPU);
+  auto host = tensor_over(host_storage(argument.storage()), argument, kCpu);
   arguments_.push_back({argument, host, writes});
   return host;
 }
 
-Block* Kernel::block_of_storage(const c10::Storage& device) {
-  return static_cast<Block*>(device.data_ptr().get_context());
-}
-
 void Kernel::wait_for_threads() {
   for (const auto& shared : given_) {
-    Block* block = block_of_storage(shared.device);
+    Block* block = extent_of(shared.device).block;
     if (!block || !block->is_under_way()) continue;
     std::vector<UnderWay> works;
     {
@@ -86,7 +102,7 @@ std::vector<std::shared_future<void>> Kernel::begin_elsewhere(Place place, const
   Lock lock(Order::instance().mutex());
   std::vector<std::shared_future<void>> waits;
   for (const auto& shared : given_) {
-    Block* block = block_of_storage(shared.device);
+    Block* block = extent_of(shared.device).block;
     if (!block) continue;
     for (const auto& earlier : block->under_way)
       if (earlier.ticket != work.ticket) waits.push_back(earlier.done);
@@ -111,10 +127,8 @@ void Kernel::note_accesses(Place place) {
   close_opened_pages();
   now_ = order.begin(place, op_);
   for (const auto& argument : arguments_) {
-    Block* block = block_of(argument.device);
-    if (!block) continue;
-    auto [first, last] = bytes_of(argument.device);
-    order.access(*block, first, last, argument.writes, now_);
+    auto used = extent_of(argument.device);
+    if (used.block) order.access(*used.block, used.begin, used.end, argument.writes, now_);
   }
 }
 
@@ -129,9 +143,8 @@ at::Tensor Kernel::on_device(const at::Tensor& result) {
   if (!result.defined() || !result.device().is_cpu() || !result.has_storage()) return result;
   for (const auto& argument : arguments_)
     if (argument.host.is_same(result)) return argument.device;
-  constexpr auto kKey = c10::DispatchKey::PrivateUse1;
-  if (const auto* shared = find(given_, result.storage())) return tensor_over(shared->device, result, kKey);
-  if (const auto* shared = find(made_, result.storage())) return tensor_over(shared->device, result, kKey);
+  if (const auto* shared = find(given_, result.storage())) return view_of_argument(*shared, result);
+  if (const auto* shared = find(made_, result.storage())) return tensor_over(shared->device, result, kSim);
   auto& storage = *result.storage().unsafeGetStorageImpl();
   std::size_t bytes = storage.nbytes();
   Block* block = take_block(storage);
@@ -143,7 +156,7 @@ at::Tensor Kernel::on_device(const at::Tensor& result) {
   made_.push_back({c10::Storage(c10::Storage::use_byte_size_t(), bytes, data_pointer(block, device()),
                                 &device_allocator(), /*resizable=*/true),
                    result.storage()});
-  return tensor_over(made_.back().device, result, kKey);
+  return tensor_over(made_.back().device, result, kSim);
 }
 
 void Kernel::adopt_resized() {

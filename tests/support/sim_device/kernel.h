@@ -16,7 +16,7 @@ const char* running_operator();
 Place running_place();
 
 /// A tensor of the same shape and type as `like` over other memory.
-at::Tensor tensor_over(c10::Storage storage, const at::Tensor& like, c10::DispatchKey key);
+at::Tensor tensor_over(c10::Storage storage, const at::Tensor& like, c10::DispatchKeySet keys);
 
 /// One kernel: device tensors become CPU tensors over the same bytes, LibTorch's kernel for the CPU works on these, and
 /// what it made becomes device tensors. Nothing is copied.
@@ -58,9 +58,9 @@ class Kernel {
     c10::Storage device, host;
   };
   static int default_device();
+  at::Tensor view_of_argument(const SharedBytes& shared, const at::Tensor& result) const;
   static const SharedBytes* find(const std::vector<SharedBytes>& all, const c10::Storage& host);
   c10::Storage host_storage(const c10::Storage& device);
-  static Block* block_of_storage(const c10::Storage& device);
   void wait_for_threads();
   void note_accesses(Place place);
   void adopt_resized();

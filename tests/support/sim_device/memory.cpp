@@ -23,6 +23,8 @@ constexpr std::size_t kRound = 512;
 constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
 using Stats = c10::CachingDeviceAllocator::DeviceStats;
 
+void release_context(void* block) { release(static_cast<Block*>(block)); }
+
 class DeviceMemory final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
@@ -35,6 +37,8 @@ class DeviceMemory final : public c10::DeviceAllocator {
   bool initialized() override { return true; }
   void emptyCache(c10::MempoolId_t = {0, 0}) override;
   void recordStream(const c10::DataPtr& pointer, c10::Stream stream) override {
+    // As LibTorch's for CUDA: memory that another owner holds is not ours to keep.
+    if (pointer.get_deleter() != &release_context) return;
     Lock lock(Order::instance().mutex());
     auto* block = static_cast<Block*>(pointer.get_context());
     if (block && place_of(stream) != block->home) block->recorded |= std::uint64_t{1} << place_of(stream);
@@ -230,6 +234,21 @@ Block* block_holding(const void* host_address) {
   return memory().holding(memory().arena.kernel_view(host_address));
 }
 
+Extent extent_of(const c10::Storage& storage) {
+  const auto& pointer = storage.data_ptr();
+  bool is_ours = pointer.get_deleter() == &release_context;
+  auto* block = is_ours ? static_cast<Block*>(pointer.get_context()) : block_holding(pointer.get());
+  if (!block) return {};
+  std::size_t begin = is_ours ? 0 : static_cast<std::size_t>(device_arena().kernel_view(pointer.get()) - block->bytes);
+  return {block, begin, begin + storage.nbytes()};
+}
+
+Extent extent_of(const at::Tensor& tensor) {
+  auto all = extent_of(tensor.storage());
+  auto [begin, end] = bytes_of(tensor);
+  return {all.block, all.begin + begin, all.begin + end};
+}
+
 std::pair<std::size_t, std::size_t> bytes_of(const at::Tensor& tensor) {
   if (tensor.numel() == 0) return {0, 0};
   std::int64_t items = 1;
@@ -245,7 +264,7 @@ void release(Block* block) {
 
 c10::DataPtr data_pointer(Block* block, int device) {
   void* address = block ? memory().arena.host_view(block->bytes) : nullptr;
-  return {address, block, [](void* context) { release(static_cast<Block*>(context)); },
+  return {address, block, &release_context,
           c10::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device))};
 }
 

@@ -45,10 +45,18 @@ struct Block {
 /// has is a setting.
 Arena& device_arena();
 inline bool is_sim(const at::Tensor& tensor) { return tensor.device().type() == c10::DeviceType::PrivateUse1; }
-/// Null for tensors without bytes.
-inline Block* block_of(const at::Tensor& tensor) {
-  return static_cast<Block*>(tensor.storage().data_ptr().get_context());
-}
+
+/// The bytes from `begin` to `end` of a block; no block for tensors without bytes.
+struct Extent {
+  Block* block = nullptr;
+  std::size_t begin = 0, end = 0;
+};
+/// Of a storage. One that the program made over the device's memory, with an owner of its own, may begin inside a
+/// block.
+Extent extent_of(const c10::Storage& storage);
+/// From the first to the last byte that the tensor reaches.
+Extent extent_of(const at::Tensor& tensor);
+inline Block* block_of(const at::Tensor& tensor) { return extent_of(tensor.storage()).block; }
 /// The block that a pointer of the kernels' view begins; null for other memory.
 Block* block_at(void* kernel_address);
 /// The block that holds this address of the host's view, and null.

@@ -20,9 +20,9 @@ std::vector<Named>& named_tensors() {
 }
 
 bool lies_in(const at::Tensor& tensor, const Block& block, std::size_t begin, std::size_t end) {
-  if (!tensor.defined() || !tensor.has_storage() || block_of(tensor) != &block) return false;
-  auto [first, last] = bytes_of(tensor);
-  return first < end && begin < last;
+  if (!tensor.defined() || !tensor.has_storage() || !is_sim(tensor)) return false;
+  auto used = extent_of(tensor);
+  return used.block == &block && used.begin < end && begin < used.end;
 }
 
 std::string name_of_bytes(const Block& block, std::size_t begin, std::size_t end) {

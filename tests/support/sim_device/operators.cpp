@@ -82,7 +82,7 @@ Tensor copy_with_host(const Tensor& from, const Tensor& to, bool non_blocking) {
   if (non_blocking && is_pinned(host.storage().data())) {
     begin_flight(host, into_host, kernel.access());
   } else {
-    ++(into_host ? order.counters.host_reads : order.counters.blocking_copies);
+    order.count_wait(into_host ? order.counters.host_reads : order.counters.blocking_copies);
     order.host_learns(VectorClock(order.clock(kernel.access().place)));
   }
   return to;
@@ -107,7 +107,7 @@ at::Scalar local_scalar(const Tensor& tensor) {
   kernel.run([&] { number = at::_local_scalar_dense(on_host); });
   auto& order = Order::instance();
   Lock lock(order.mutex());
-  ++order.counters.host_reads;
+  order.count_wait(order.counters.host_reads);
   order.host_learns(VectorClock(order.clock(kernel.access().place)));
   return number;
 }

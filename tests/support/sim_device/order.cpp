@@ -53,6 +53,12 @@ void Order::report(const std::string& finding) {
   if (traces) std::cerr << "sim: " << finding << "\n" << c10::get_backtrace(/*frames_to_skip=*/1) << std::endl;
 }
 
+void Order::count_wait(std::uint64_t& counter) {
+  ++counter;
+  static const bool traces = std::getenv("SIM_BACKTRACE_WAITS") != nullptr;
+  if (traces) std::cerr << "sim: the host waits\n" << c10::get_backtrace(/*frames_to_skip=*/1) << std::endl;
+}
+
 std::vector<std::string> Order::take_findings() {
   Lock lock(mutex_);
   return std::exchange(findings_, {});

@@ -48,6 +48,8 @@ class Order {
   /// Adds the access to the block's history and reports what it is not ordered after.
   void access(Block& block, std::size_t begin, std::size_t end, bool writes, const Access& now);
   void report(const std::string& finding);
+  /// The host stands still; with SIM_BACKTRACE_WAITS set it is said where.
+  void count_wait(std::uint64_t& counter);
   std::vector<std::string> take_findings();
 
   bool enabled = true;

@@ -124,7 +124,7 @@ at::Tensor for_copy(const at::Tensor& host_tensor, bool writes, const Access& no
   Order::instance().access(block, shift + begin, shift + end, writes, now);
   c10::Storage storage(c10::Storage::use_byte_size_t(), host_tensor.storage().nbytes(),
                        c10::DataPtr(pinned().arena.kernel_view(first), c10::Device(c10::kCPU)));
-  return tensor_over(std::move(storage), host_tensor, c10::DispatchKey::CPU);
+  return tensor_over(std::move(storage), host_tensor, c10::DispatchKeySet(c10::DispatchKey::CPU));
 }
 
 void begin_flight(const at::Tensor& host_tensor, bool into_host, const Access& now) {

@@ -118,7 +118,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
  private:
   static void wait_for(const VectorClock& clock) {
     Lock lock(Order::instance().mutex());
-    ++Order::instance().counters.host_waits;
+    Order::instance().count_wait(Order::instance().counters.host_waits);
     Order::instance().host_learns(VectorClock(clock));
   }
 };
