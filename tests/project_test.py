@@ -8,12 +8,13 @@ import sys
 import tempfile
 import unittest
 
-for below in ("compile", ""):
+for below in ("compile", "sim", ""):
     sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), below))
 import compile_check  # noqa: E402
 import docs_paths  # noqa: E402
 import headers  # noqa: E402
 import lifecycle  # noqa: E402
+import remove_waits  # noqa: E402
 import stamps  # noqa: E402
 
 
@@ -117,6 +118,44 @@ class Docs(Tree):
             found = docs_paths.page_problems(self.root, "fabric/docs/page.md", {"test"})
             self.assertEqual(len(found), 1, bad)
             self.assertIn("page.md:3: ", found[0])
+
+
+class Waits(Tree):
+    REMOVED = [("wait", "strategies/a.cpp", "event.block(later);", "if (!WITHOUT) event.block(later);")]
+    OTHER = [(r"^strategies/b\.cpp: ", "of the host")]
+
+    def problems(self):
+        return remove_waits.list_problems(self.root, self.REMOVED, self.OTHER)
+
+    def test_each_is_in_a_table_and_each_row_has_a_place(self):
+        self.write("strategies/a.cpp", "// event.block(earlier);\nevent.block(later);\n")
+        self.write("strategies/a_test.cpp", "event.record(earlier);\n")
+        self.write("strategies/b.cpp", "thread.wait();\n")
+        self.assertEqual(self.problems(), [])
+        self.write("strategies/c.cpp", "event.record(earlier);\n")
+        self.assertIn("strategies/c.cpp:1", self.problems()[0])
+        os.remove(os.path.join(self.root, "strategies/c.cpp"))
+        self.write("strategies/a.cpp", "")
+        self.write("strategies/b.cpp", "")
+        self.assertIn("is there 0 times", self.problems()[0])
+        self.assertIn("no place", self.problems()[1])
+
+    def test_sources_come_back(self):
+        self.write("strategies/a.cpp", "event.block(later);\n")
+        path = os.path.join(self.root, "strategies/a.cpp")
+
+        def text():
+            with open(path, encoding="utf-8") as file:
+                return file.read()
+        patched = remove_waits.Patched(self.root, "build", self.REMOVED)
+        with self.assertRaises(KeyboardInterrupt), patched:
+            self.assertIn("getenv", text())
+            raise KeyboardInterrupt
+        self.assertEqual(text(), "event.block(later);\n")
+        patched.__enter__()  # and killed
+        with remove_waits.Patched(self.root, "build", self.REMOVED):
+            self.assertEqual(text().count("getenv"), 1)
+        self.assertEqual(text(), "event.block(later);\n")
 
 
 class Lifecycle(unittest.TestCase):

@@ -114,6 +114,14 @@ run_clang_tidy() {
     die "clang-tidy found something (above)"
 }
 
+# Is each wait between streams needed, and its loss noticed?
+cmd_waits() {
+  prepare
+  step "removing each wait between streams"
+  DEV_JOBS=$(jobs) python3 tests/sim/remove_waits.py "$root" "$@" --run "$build_dir" ||
+    die "some removals are not noticed, or the list is not complete (above)"
+}
+
 # The part without LibTorch: all three sanitizers see everything there.
 launcher_tests=(fabric_test_base fabric_test_config fabric_test_environments fabric_test_launcher fabric_test_launch
   fabric_test_run fabric_test_run_parts fabric_test_run_hosts fabric_test_run_program fabric_test_run_limits fabric_test_rendezvous
