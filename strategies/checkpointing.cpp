@@ -40,7 +40,9 @@ Unchanging unchanging_in(const State& state, const SaveOptions& options) {
   if (!options.async || !options.copy_beside) return storages;
   for (const auto& [key, entry] : state) {
     if (auto* module = entry.module())
-      for (const auto& parameter : module->parameters()) add_storage(storages, parameter);
+      module->apply([&](torch::nn::Module& part) {
+        for (const auto& item : part.named_parameters(/*recurse=*/false)) add_storage(storages, item.value());
+      });
     if (auto* optimizer = entry.optimizer()) {
       Value values = optimizer_state_dict(*optimizer);
       for_each_leaf_tensor(values, [&](at::Tensor& tensor, const std::string&) { add_storage(storages, tensor); });

@@ -82,9 +82,10 @@ std::shared_ptr<AsyncWriter::Job> AsyncWriter::start(const Value& values, Write 
       throw CheckpointError(std::to_string(changed) + " tensors of the state changed while they were copied: only a " +
                             "wrapped optimizer's step may change parameters then. Leave out copy_beside");
   };
-  auto work = [copy_rest, copy = std::move(copy), write = std::move(write)] {
+  auto work = [copy_rest, copy = std::move(copy), write = std::move(write)]() mutable {
+    const Value mine = std::move(copy);  // goes here, not where the training waits for the next save
     copy_rest();
-    write(copy);
+    write(mine);
   };
   try {
     job->work = std::async(std::launch::async, std::move(work));

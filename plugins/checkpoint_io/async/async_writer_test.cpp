@@ -25,6 +25,7 @@ TEST_CASE("a snapshot is equal, apart, and uses its memory again", "[checkpoint]
   Value value = Value::Map{{"big", big},
                            {"view", big.t()},
                            {"part", big.slice(1, 3, 9)},
+                           {"bytes", torch::randint(256, {70'000}, torch::kByte).slice(0, 3, 69'998)},
                            {"list", Value::List{halves, 3, torch::tensor(2.5)}},
                            {"empty", torch::empty({0, 4})},
                            {"undefined", at::Tensor()},

@@ -1,7 +1,6 @@
 #include "plugins/checkpoint_io/async/host_snapshot.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
@@ -9,6 +8,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/strides.h>
 
+#include "plugins/checkpoint_io/async/stream_copy.h"
 #include "plugins/checkpoint_io/tensor_bytes.h"
 
 namespace fabric {
@@ -95,7 +95,7 @@ void HostSnapshot::copy_all() const {
     for (auto i = begin; i < end; ++i) {
       const Copy& copy = *plain[static_cast<std::size_t>(i)];
       if (copy.from.nbytes() > 0)
-        std::memcpy(copy.to.mutable_data_ptr(), copy.from.const_data_ptr(), copy.from.nbytes());
+        stream_copy(copy.to.mutable_data_ptr(), copy.from.const_data_ptr(), copy.from.nbytes());
     }
   };
   auto count = static_cast<std::int64_t>(plain.size());
@@ -109,7 +109,7 @@ void HostSnapshot::copy_all() const {
 std::size_t HostSnapshot::take_rest() noexcept {
   std::size_t changed = 0;
   for (const auto& copy : rest_) {
-    if (copy.from.nbytes() > 0) std::memcpy(copy.to.mutable_data_ptr(), copy.from.const_data_ptr(), copy.from.nbytes());
+    if (copy.from.nbytes() > 0) stream_copy(copy.to.mutable_data_ptr(), copy.from.const_data_ptr(), copy.from.nbytes());
   }
   for (const auto& copy : rest_) changed += copy.from._version() != copy.version;
   rest_.clear();
