@@ -150,7 +150,7 @@ std::optional<Shard> Strategy::shard_of(const at::Tensor& tensor) const {
 
 StatePart Strategy::module_state(torch::nn::Module& module) const {
   if (auto* known = find_module(module)) return known->state();
-  return {module_state_dict(module), module_shards(module, shards_of(*this))};
+  return module_part(module, shards_of(*this));
 }
 
 void Strategy::load_module_state(torch::nn::Module& module, const Value& state, bool strict) const {

@@ -28,8 +28,7 @@ void StrategyModule::clip_gradients_value(torch::optim::Optimizer& optimizer, do
 }
 
 StatePart StrategyModule::state() const {
-  return {module_state_dict(*module_),
-          module_shards(*module_, [this](const at::Tensor& tensor) { return shard_of(tensor); })};
+  return module_part(*module_, [this](const at::Tensor& tensor) { return shard_of(tensor); });
 }
 
 void StrategyModule::check_state(const Value& state) const {

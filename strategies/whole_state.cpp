@@ -21,6 +21,7 @@ namespace {
 
 struct Box {
   int rank;
+  std::size_t number;  // among those that the rank's tensor consists of
   std::vector<std::int64_t> offsets, sizes;
   std::int64_t volume() const {
     std::int64_t product = 1;
@@ -59,12 +60,23 @@ std::vector<std::int64_t> numbers(const Value& list) {
   return out;
 }
 
+std::vector<LocalBox> boxes_of(const std::string& path, const at::Tensor& local, const Shard& shard) {
+  try {
+    return local_boxes(local, shard);
+  } catch (const CheckpointError& error) {
+    throw CheckpointError("'" + path + "' cannot be saved: " + error.what());
+  }
+}
+
 Value describe(const StatePart& part, const Tensors& tensors) {
   Value::List out;
   for (const auto& [path, shard] : part.shards) {
     const at::Tensor& local = tensors.at(path);
-    out.push_back(Value::List{path, numbers(shard.global_shape), numbers(shard.offsets), numbers(local.sizes()),
-                              static_cast<std::int64_t>(local.scalar_type())});
+    Value::List boxes;
+    for (const auto& [box, offsets] : boxes_of(path, local, shard))
+      boxes.push_back(Value::List{numbers(offsets), numbers(box.sizes())});
+    out.push_back(Value::List{path, numbers(shard.global_shape), static_cast<std::int64_t>(local.scalar_type()),
+                              std::move(boxes)});
   }
   return out;
 }
@@ -94,10 +106,8 @@ void require_cover(const WholeTensor& tensor) {
   if (covered != whole) wrong_parts(tensor, "parts are missing");
 }
 
-void add_box(WholeTensor& tensor, int rank, const Value::List& entry) {
-  if (numbers(entry[1]) != tensor.shape || entry[4].as_int() != tensor.type)
-    wrong_parts(tensor, "rank " + std::to_string(rank) + " knows another shape or type of it");
-  Box box{rank, numbers(entry[2]), numbers(entry[3])};
+void add_box(WholeTensor& tensor, int rank, std::size_t number, const Value::List& entry) {
+  Box box{rank, number, numbers(entry[0]), numbers(entry[1])};
   if (box.offsets.size() != tensor.shape.size() || box.sizes.size() != tensor.shape.size())
     wrong_parts(tensor, "the part of rank " + std::to_string(rank) + " has another number of dimensions");
   if (box.volume() == 0) return;
@@ -106,11 +116,18 @@ void add_box(WholeTensor& tensor, int rank, const Value::List& entry) {
   tensor.boxes.push_back(std::move(box));
 }
 
+void add_boxes(WholeTensor& tensor, int rank, const Value::List& entry) {
+  if (numbers(entry[1]) != tensor.shape || entry[2].as_int() != tensor.type)
+    wrong_parts(tensor, "rank " + std::to_string(rank) + " knows another shape or type of it");
+  const auto& boxes = entry[3].as_list();
+  for (std::size_t i = 0; i < boxes.size(); ++i) add_box(tensor, rank, i, boxes[i].as_list());
+}
+
 std::vector<WholeTensor> make_plan(const std::vector<Value>& descriptions) {
   std::vector<WholeTensor> plan;
   for (const auto& item : descriptions[0].as_list()) {
     const auto& entry = item.as_list();
-    plan.push_back({entry[0].as_string(), numbers(entry[1]), entry[4].as_int(), {}});
+    plan.push_back({entry[0].as_string(), numbers(entry[1]), entry[2].as_int(), {}});
   }
   for (std::size_t rank = 0; rank < descriptions.size(); ++rank) {
     const auto& entries = descriptions[rank].as_list();
@@ -120,7 +137,7 @@ std::vector<WholeTensor> make_plan(const std::vector<Value>& descriptions) {
       throw CheckpointError("the ranks hold parts of different tensors: rank 0 of " + std::to_string(plan.size()) +
                             ", rank " + std::to_string(rank) + " of " + std::to_string(entries.size()) +
                             ". Every rank must save the same entries");
-    for (std::size_t i = 0; i < plan.size(); ++i) add_box(plan[i], static_cast<int>(rank), entries[i].as_list());
+    for (std::size_t i = 0; i < plan.size(); ++i) add_boxes(plan[i], static_cast<int>(rank), entries[i].as_list());
   }
   for (const auto& tensor : plan) require_cover(tensor);
   return plan;
@@ -138,17 +155,20 @@ at::Tensor memory_for(const WholeTensor& tensor, const at::Tensor& local) {
 }
 
 // On rank 0 the whole tensor, in `whole`; undefined elsewhere.
-at::Tensor bring_together(const WholeTensor& tensor, const at::Tensor& local, const at::Tensor& whole,
-                          const ProcessGroup& group) {
+at::Tensor bring_together(const WholeTensor& tensor, const at::Tensor& local, const Shard& shard,
+                          const at::Tensor& whole, const ProcessGroup& group) {
   const int rank = group.rank();
+  const auto own = local_boxes(local.detach(), shard);
   if (rank != 0) {
     for (const auto& box : tensor.boxes)
-      if (box.rank == rank) group.send(local.detach().contiguous(), 0);
+      if (box.rank == rank) group.send(own[box.number].content.contiguous(), 0);
     return {};
   }
   for (const auto& box : tensor.boxes) {
-    at::Tensor part = local.detach();
-    if (box.rank != 0) {
+    at::Tensor part;
+    if (box.rank == 0) {
+      part = own[box.number].content;
+    } else {
       part = at::empty(box.sizes, local.options().requires_grad(false));
       group.recv_(part, box.rank);
     }
@@ -169,9 +189,12 @@ void gather_per_rank(StatePart& part, const ProcessGroup& group) {
 void require_sound(const StatePart& part) {
   if (part.shards.empty()) return;
   std::set<std::string> seen;
-  for_each_leaf_tensor(const_cast<Value&>(part.values), [&](at::Tensor&, const std::string& path) {
-    if (part.shards.contains(path) && !seen.insert(path).second)
+  for_each_leaf_tensor(const_cast<Value&>(part.values), [&](at::Tensor& tensor, const std::string& path) {
+    const auto shard = part.shards.find(path);
+    if (shard == part.shards.end()) return;
+    if (!seen.insert(path).second)
       throw CheckpointError("two entries of the state are called '" + path + "', one of which is spread over ranks");
+    boxes_of(path, tensor, shard->second);
   });
   for (const auto& [path, shard] : part.shards)
     if (!seen.contains(path))
@@ -197,7 +220,8 @@ WholeState gather_whole_state(StatePart part, const ProcessGroup& group) {
         },
         ErrorKind::checkpoint);
     for (const auto& tensor : plan) {
-      at::Tensor together = bring_together(tensor, tensors.at(tensor.path), memory.at(tensor.path), group);
+      at::Tensor together =
+          bring_together(tensor, tensors.at(tensor.path), part.shards.at(tensor.path), memory.at(tensor.path), group);
       if (together.defined()) whole.fresh.insert(together.unsafeGetTensorImpl());
       made.emplace(tensor.path, std::move(together));
     }

@@ -245,8 +245,12 @@ struct Own {
   void copy(at::Tensor& tensor, Kind kind) const {
     if (!tensor.defined()) return;
     const bool whole = !slot.shard || kind == Kind::plain;
-    if (only_checks)
-      return whole ? check_whole(tensor) : check_box(tensor, slot.shard->offsets, slot.parameter.sizes());
+    if (only_checks) {
+      if (whole) return check_whole(tensor);
+      for (const auto& [box, offsets] : local_boxes(slot.parameter, *slot.shard))
+        check_box(tensor, offsets, box.sizes());
+      return;
+    }
     bool follows = tensor.is_floating_point() && slot.parameter.is_floating_point();
     auto type = follows ? slot.parameter.scalar_type() : tensor.scalar_type();
     if (whole) {
@@ -254,7 +258,7 @@ struct Own {
       return;
     }
     at::Tensor mine = at::empty(slot.parameter.sizes(), at::TensorOptions(type).device(slot.parameter.device()));
-    read_box(tensor, slot.shard->offsets, mine);
+    for (auto& [box, offsets] : local_boxes(mine, *slot.shard)) read_box(tensor, offsets, box);
     tensor = std::move(mine);
   }
 };

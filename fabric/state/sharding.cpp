@@ -8,9 +8,6 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <torch/nn/module.h>
-#include <torch/optim/optimizer.h>
-
 #include <fabric/base/error.h>
 
 namespace fabric {
@@ -28,6 +25,29 @@ void require_box(const at::Tensor& source, at::IntArrayRef offsets, const at::Te
   std::ostringstream text;
   text << "a box of " << into.sizes() << " at " << offsets << " does not lie in a tensor of " << source.sizes();
   throw MisuseError(text.str());
+}
+
+[[noreturn]] void wrong_boxes(const at::Tensor& local, const char* how) {
+  std::ostringstream text;
+  text << "the boxes that a rank's tensor of " << local.sizes() << " consists of " << how;
+  throw CheckpointError(text.str());
+}
+
+void require_local_box(const Shard::Box& box, const at::Tensor& local) {
+  const auto dims = box.sizes.size();
+  // Complex numbers that are stored as pairs of reals have a dimension more, which is not cut.
+  if (box.local_offsets.size() != dims || box.offsets.size() != dims || static_cast<std::int64_t>(dims) > local.dim())
+    wrong_boxes(local, "have another number of dimensions");
+  for (std::size_t d = 0; d < dims; ++d)
+    if (box.local_offsets[d] < 0 || box.sizes[d] < 0 || box.sizes[d] > local.sizes()[d] - box.local_offsets[d])
+      wrong_boxes(local, "lie outside of it");
+}
+
+bool share_elements(const Shard::Box& a, const Shard::Box& b) {
+  for (std::size_t d = 0; d < a.sizes.size(); ++d)
+    if (a.local_offsets[d] >= b.local_offsets[d] + b.sizes[d] || b.local_offsets[d] >= a.local_offsets[d] + a.sizes[d])
+      return false;
+  return true;
 }
 
 }  // namespace
@@ -73,16 +93,23 @@ Value in_memory(Value value) {
   return value;
 }
 
-std::map<std::string, Shard> module_shards(const torch::nn::Module& module, const ShardOf& shard_of) {
-  std::map<std::string, Shard> shards;
-  if (!shard_of) return shards;
-  auto look_at = [&](const std::string& name, const at::Tensor& tensor) {
-    if (!tensor.defined()) return;
-    if (auto shard = shard_of(tensor)) shards.emplace(name, std::move(*shard));
-  };
-  for (const auto& item : module.named_parameters()) look_at(item.key(), item.value());
-  for (const auto& item : module.named_buffers()) look_at(item.key(), item.value());
-  return shards;
+std::vector<LocalBox> local_boxes(const at::Tensor& local, const Shard& shard) {
+  if (shard.boxes.empty()) return {{local, shard.offsets}};
+  at::NoGradGuard no_grad;
+  std::vector<LocalBox> out;
+  std::int64_t elements = 0;
+  for (const auto& box : shard.boxes) {
+    require_local_box(box, local);
+    for (const auto& other : shard.boxes)
+      if (&other < &box && share_elements(other, box)) wrong_boxes(local, "overlap");
+    at::Tensor content = local;
+    for (std::size_t d = 0; d < box.sizes.size(); ++d)
+      content = content.narrow(static_cast<std::int64_t>(d), box.local_offsets[d], box.sizes[d]);
+    elements += content.numel();
+    out.push_back({std::move(content), box.offsets});
+  }
+  if (elements != local.numel()) wrong_boxes(local, "leave elements out");
+  return out;
 }
 
 }  // namespace fabric

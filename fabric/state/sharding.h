@@ -24,13 +24,33 @@ class Optimizer;
 namespace fabric {
 
 /// Where a rank's tensor lies in the whole tensor that several ranks hold together: a box, whose size is the local
-/// tensor's own shape.
+/// tensor's own shape, or several boxes.
 struct Shard {
+  /// A part of the local tensor that lies in one piece in the whole one.
+  struct Box {
+    /// Of its first element in the local tensor.
+    std::vector<std::int64_t> local_offsets;
+    /// In the whole tensor.
+    std::vector<std::int64_t> offsets;
+    std::vector<std::int64_t> sizes;
+    bool operator==(const Box&) const = default;
+  };
   std::vector<std::int64_t> global_shape;
-  /// Of the local tensor's first element.
+  /// Of the local tensor's first element; not looked at where there are `boxes`.
   std::vector<std::int64_t> offsets;
+  /// What the local tensor consists of, where it is no single box of the whole one: rows of a fused projection that
+  /// tensor parallelism has cut apart, or every n-th row. They fill it without overlap. Empty: one box.
+  std::vector<Box> boxes = {};
   bool operator==(const Shard&) const = default;
 };
+
+/// A box of a rank's tensor, as a view of it, and where it begins in the whole tensor.
+struct LocalBox {
+  at::Tensor content;
+  std::vector<std::int64_t> offsets;
+};
+/// What `local` consists of. Throws CheckpointError where the shard's boxes do not fill it.
+FABRIC_API std::vector<LocalBox> local_boxes(const at::Tensor& local, const Shard& shard);
 
 /// Which part of the whole a parameter or buffer is; nothing: every rank has all of it. Empty: nothing is spread.
 using ShardOf = std::function<std::optional<Shard>(const at::Tensor& local)>;
@@ -45,6 +65,8 @@ struct StatePart {
   std::set<std::string> per_rank = {};
 };
 
+/// `module_state_dict` and `module_shards`, at the cost of one.
+FABRIC_API StatePart module_part(const torch::nn::Module& module, const ShardOf& shard_of);
 /// The shards among a module's parameters and buffers, by their names in `module_state_dict`.
 FABRIC_API std::map<std::string, Shard> module_shards(const torch::nn::Module& module, const ShardOf& shard_of);
 /// The shards in an optimizer's state, by their paths in `optimizer_state_dict`: tensors of the shape of a parameter

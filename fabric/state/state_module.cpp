@@ -27,11 +27,30 @@ struct LoadPlan {
   std::string unexpected;     // the first of those complaints
 };
 
+// As Module::named_parameters and named_buffers, without the maps of all of them that these make.
 template <class Visit>
 void for_each_tensor_of(const torch::nn::Module& module, Visit&& visit) {
-  for (const auto& item : module.named_parameters()) visit(item.key(), item.value());
-  for (const auto& item : module.named_buffers())
-    if (item.value().defined()) visit(item.key(), item.value());
+  auto visit_all = [&](const std::string& prefix, const auto& tensors) {
+    for (const auto& item : tensors)
+      if (item.value().defined()) visit(prefix.empty() ? item.key() : prefix + "." + item.key(), item.value());
+  };
+  using Apply = torch::nn::Module::ConstNamedModuleApplyFunction;
+  module.apply(Apply([&](const std::string& prefix, const torch::nn::Module& part) {
+    visit_all(prefix, part.named_parameters(/*recurse=*/false));
+  }));
+  module.apply(Apply([&](const std::string& prefix, const torch::nn::Module& part) {
+    visit_all(prefix, part.named_buffers(/*recurse=*/false));
+  }));
+}
+
+// As detach(), whose way through the dispatcher costs more than all else that a state needs for a tensor. What is more
+// than a plain tensor has a detach of its own: a part of a sharded parameter may refuse it.
+at::Tensor detached(const at::Tensor& tensor) {
+  constexpr auto kBackend = c10::BackendComponent::CPUBit;
+  static const c10::DispatchKeySet plain = c10::DispatchKeySet(c10::DispatchKey::CPU) |
+                                           c10::getAutocastRelatedKeySetFromBackend(kBackend) |
+                                           c10::getAutogradRelatedKeySetFromBackend(kBackend);
+  return tensor.key_set() == plain ? tensor.tensor_data() : tensor.detach();
 }
 
 struct Saved {
@@ -86,9 +105,11 @@ LoadPlan plan_load(const torch::nn::Module& module, const Value& state, const Sh
     if (source.sizes() != whole || loses_meaning(source, target))
       plan.complaints.push_back("'" + name + "' is " + shape_text(source, source.sizes()) + " in the checkpoint, " +
                                 shape_text(target, whole) + " in the module");
+    else if (shard)
+      for (auto& [box, offsets] : local_boxes(target, *shard))
+        plan.copies.push_back({std::move(box), source, std::move(offsets)});
     else
-      plan.copies.push_back(
-          {target, source, shard ? shard->offsets : std::vector<std::int64_t>(target.sizes().size(), 0)});
+      plan.copies.push_back({target, source, std::vector<std::int64_t>(target.sizes().size(), 0)});
   });
   plan.misfits = plan.complaints.size();
   for (const auto& [name, identity] : absent)
@@ -119,8 +140,23 @@ void require_undamaged(const LoadPlan& plan) {
 Value module_state_dict(const torch::nn::Module& module) {
   Value::Map out;
   for_each_tensor_of(module,
-                     [&](const std::string& name, const at::Tensor& tensor) { out.append(name, tensor.detach()); });
+                     [&](const std::string& name, const at::Tensor& tensor) { out.append(name, detached(tensor)); });
   return out;
+}
+
+StatePart module_part(const torch::nn::Module& module, const ShardOf& shard_of) {
+  StatePart out;
+  Value::Map values;
+  for_each_tensor_of(module, [&](const std::string& name, const at::Tensor& tensor) {
+    if (auto shard = shard_of ? shard_of(tensor) : std::nullopt) out.shards.emplace(name, std::move(*shard));
+    values.append(name, detached(tensor));
+  });
+  out.values = std::move(values);
+  return out;
+}
+
+std::map<std::string, Shard> module_shards(const torch::nn::Module& module, const ShardOf& shard_of) {
+  return shard_of ? module_part(module, shard_of).shards : std::map<std::string, Shard>();
 }
 
 void check_module_state_dict(torch::nn::Module& module, const Value& state, const ShardOf& shard_of) {

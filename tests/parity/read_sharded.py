@@ -36,8 +36,9 @@ def open_shard(path):
 def assemble(entry, shards):  # the whole tensor's bytes out of its boxes, row by row
     size, shape = SIZES.get(entry["dtype"], 1), entry["shape"]
     whole = bytearray(size * math.prod(shape))
-    for number, offsets, box, *digits in entry["chunks"]:
-        dtype, stored, source = shards[number][0][entry["name"]]
+    for number, offsets, box, *more in entry["chunks"]:
+        digits, name = more[:1], (more[1:] or [entry["name"]])[0]
+        dtype, stored, source = shards[number][0][name]
         assert (dtype, stored) == (entry["dtype"], box), entry["name"]
         if digits:
             check(source, digits[0], entry["name"])
@@ -61,8 +62,8 @@ def tensors_in(tree, tensors, path=""):  # (path, tensor) for each; "$map" and "
 def read(folder):
     text = open(os.path.join(folder, "index.json"), "rb").read()
     index = json.loads(text)
-    assert index["format"] == "torchfabric-sharded" and index["version"] in (1, 2)
-    if index["version"] == 2:
+    assert index["format"] == "torchfabric-sharded" and index["version"] in (1, 2, 3)
+    if index["version"] > 1:
         check_sealed(text, b'"crc32c":"', "index.json")
     shards = [open_shard(os.path.join(folder, file["name"])) for file in index["files"]]
     assert all(tree["id"] == index["id"] for _, tree in shards)

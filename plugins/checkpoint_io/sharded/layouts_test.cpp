@@ -48,14 +48,35 @@ struct Layout {
   int ranks;
   /// Dimension 0 in so many parts, dimension 1 in so many.
   int rows, columns;
+  /// A part of dimension 0 consists of so many blocks, which lie apart.
+  int strides = 1;
 };
 
-// Of one process; of ddp; of FSDP; of tensor parallelism; of both; of FSDP with replicas.
-constexpr Layout kLayouts[] = {{"one process", 1, 1, 1}, {"replicas", 3, 1, 1},   {"rows of 2", 2, 2, 1},
-                               {"rows of 3", 3, 3, 1},   {"rows of 8", 8, 8, 1},  {"columns of 2", 2, 1, 2},
-                               {"a grid", 4, 2, 2},      {"rows, twice", 4, 2, 1}};
+// Of one process; of ddp; of FSDP; of tensor parallelism; of both; of FSDP with replicas; of tensor parallelism over
+// fused projections; of FSDP over that.
+constexpr Layout kLayouts[] = {
+    {"one process", 1, 1, 1},     {"replicas", 3, 1, 1},        {"rows of 2", 2, 2, 1},        {"rows of 3", 3, 3, 1},
+    {"rows of 8", 8, 8, 1},       {"columns of 2", 2, 1, 2},    {"a grid", 4, 2, 2},           {"rows, twice", 4, 2, 1},
+    {"strided rows", 2, 2, 1, 3}, {"strided grid", 4, 2, 2, 2}, {"strided, twice", 4, 2, 1, 2}};
 
-/// A rank's box of a tensor; nothing: it has all of it.
+/// Parts of dimension 0 of blocks that lie apart, one after another in the rank's tensor.
+void use_blocks(const Layout& layout, int part, Shard& shard, std::vector<std::int64_t>& size) {
+  const auto rows = shard.global_shape[0], blocks = std::int64_t{layout.rows} * layout.strides;
+  const auto each = (rows + blocks - 1) / blocks;
+  std::int64_t have = 0;
+  for (std::int64_t i = part; i < blocks; i += layout.rows) {
+    Shard::Box box{std::vector<std::int64_t>(size.size(), 0), shard.offsets, size};
+    box.local_offsets[0] = have;
+    box.offsets[0] = std::min(rows, i * each);
+    box.sizes[0] = std::min(each, rows - box.offsets[0]);
+    have += box.sizes[0];
+    shard.boxes.push_back(std::move(box));
+  }
+  size[0] = have;
+  shard.offsets.clear();
+}
+
+/// A rank's part of a tensor; nothing: it has all of it.
 std::optional<Shard> box_of(const Layout& layout, int rank, const at::Tensor& tensor, std::vector<std::int64_t>& size) {
   size = tensor.sizes().vec();
   Shard shard{size, std::vector<std::int64_t>(size.size(), 0)};
@@ -69,15 +90,27 @@ std::optional<Shard> box_of(const Layout& layout, int rank, const at::Tensor& te
     shard.offsets[d] = std::min(shard.global_shape[d], place[d] * each);
     size[d] = std::min(each, shard.global_shape[d] - shard.offsets[d]);
   }
+  if (spread && layout.strides > 1) use_blocks(layout, place[0], shard, size);
   return spread ? std::optional(shard) : std::nullopt;
 }
 
 at::Tensor cut(const at::Tensor& whole, const std::optional<Shard>& shard, const std::vector<std::int64_t>& size) {
-  auto box = whole;
-  if (shard)
-    for (std::size_t d = 0; d < size.size(); ++d)
-      box = box.narrow(static_cast<std::int64_t>(d), shard->offsets[d], size[d]);
-  return box;
+  if (!shard) return whole;
+  auto local = torch::empty(size, whole.options());
+  for (const auto& [box, offsets] : fabric::local_boxes(local, *shard)) {
+    auto part = box;
+    fabric::read_box(whole, offsets, part);
+  }
+  return local;
+}
+
+/// What the rank has of a stored tensor.
+at::Tensor read_part(const at::Tensor& stored, const std::optional<Shard>& shard, const std::vector<std::int64_t>& size,
+                     at::ScalarType type) {
+  auto local = torch::zeros(size, type);
+  const Shard all{size, std::vector<std::int64_t>(size.size(), 0)};
+  for (auto& [box, offsets] : fabric::local_boxes(local, shard ? *shard : all)) fabric::read_box(stored, offsets, box);
+  return local;
 }
 
 StatePart part_of(const Tensors& tensors, const Layout& layout, int rank) {
@@ -124,15 +157,11 @@ void require_boxes(const fs::path& path, const Tensors& tensors, const Layout& l
       std::vector<std::int64_t> size;
       auto shard = box_of(layout, rank, tensor, size);
       auto expected = cut(tensor, shard, size);
-      auto offsets = shard ? shard->offsets : std::vector<std::int64_t>(size.size(), 0);
       INFO(name << ", rank " << rank);
-      auto read = torch::zeros(size, tensor.options());
-      fabric::read_box(model.at(name).as<at::Tensor>(), offsets, read);
-      CHECK(torch::equal(read, expected));
+      const auto& stored = model.at(name).as<at::Tensor>();
+      CHECK(torch::equal(read_part(stored, shard, size, tensor.scalar_type()), expected));
       if (tensor.is_complex()) continue;
-      auto wide = torch::zeros(size, torch::kDouble);
-      fabric::read_box(model.at(name).as<at::Tensor>(), offsets, wide);
-      CHECK(torch::equal(wide, expected.to(torch::kDouble)));
+      CHECK(torch::equal(read_part(stored, shard, size, torch::kDouble), expected.to(torch::kDouble)));
     }
 }
 

@@ -5,10 +5,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <unordered_set>
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
 #include <fabric/base/error.h>
+
+#include "plugins/checkpoint_io/names.h"
 
 namespace fabric::checkpoint {
 namespace {
@@ -31,8 +35,11 @@ class Unpacked {
     return number;
   }
   std::vector<Number> next(std::size_t count) {
+    if (count > (bytes_.size() - at_) / sizeof(Number))
+      throw CheckpointError("a rank's plan of the checkpoint is cut off");
     std::vector<Number> out(count);
-    for (auto& number : out) number = next();
+    std::memcpy(out.data(), bytes_.data() + at_, count * sizeof(Number));
+    at_ += count * sizeof(Number);
     return out;
   }
   bool ended() const { return at_ == bytes_.size(); }
@@ -65,22 +72,67 @@ bool writes_empty(const Shard& shard, int rank) {
   return rank == 0 && std::find(shard.global_shape.begin(), shard.global_shape.end(), 0) != shard.global_shape.end();
 }
 
-// Length of the name, type, dimensions; the whole shape, offsets, own shape. A complex tensor is stored as pairs of
-// reals, so that its last dimension is one more than the shard's.
-void describe_chunk(std::string& names, std::string& numbers, const NamedTensor& entry, const Shard* shard) {
-  const auto sizes = entry.tensor.sizes();
-  std::vector<std::int64_t> global = sizes.vec(), offsets(global.size(), 0);
-  if (shard) {
-    std::copy(shard->global_shape.begin(), shard->global_shape.end(), global.begin());
-    std::copy(shard->offsets.begin(), shard->offsets.end(), offsets.begin());
+/// Packs what the index has to say of chunks.
+class Description {
+ public:
+  // Lengths of the tensor's name and of the chunk's own (0: the same), type, dimensions; the whole shape, offsets, own
+  // shape. A complex tensor is stored as pairs of reals, so that its last dimension is one more than the shard's.
+  void add(const NamedTensor& entry, const std::string& own_name, at::IntArrayRef global, at::IntArrayRef offsets,
+           at::IntArrayRef sizes) {
+    const auto shape = entry.tensor.sizes();
+    const bool renamed = own_name != entry.name;
+    names_ += entry.name;
+    if (renamed) names_ += own_name;
+    const std::int64_t head[] = {
+        static_cast<std::int64_t>(entry.name.size()), renamed ? static_cast<std::int64_t>(own_name.size()) : 0,
+        static_cast<std::int64_t>(entry.tensor.scalar_type()), static_cast<std::int64_t>(shape.size())};
+    pack(numbers_, head, 4);
+    put(global, shape, true);
+    put(offsets, shape, false);
+    put(sizes, shape, true);
   }
-  names += entry.name;
-  const std::int64_t head[] = {static_cast<std::int64_t>(entry.name.size()),
-                               static_cast<std::int64_t>(entry.tensor.scalar_type()),
-                               static_cast<std::int64_t>(sizes.size())};
-  pack(numbers, head, 3);
-  for (const auto& list : {at::IntArrayRef(global), at::IntArrayRef(offsets), sizes})
-    pack(numbers, list.data(), list.size());
+  Value packed() && { return Value::Map{{"names", std::move(names_)}, {"numbers", std::move(numbers_)}}; }
+
+ private:
+  // Where a list ends before the tensor's dimensions do: the rest is whole.
+  void put(at::IntArrayRef list, at::IntArrayRef shape, bool is_size) {
+    if (list.size() > shape.size()) throw CheckpointError("a shard has more dimensions than the tensor that it is");
+    pack(numbers_, list.data(), list.size());
+    for (auto d = list.size(); d < shape.size(); ++d) {
+      const std::int64_t rest = is_size ? shape[d] : 0;
+      pack(numbers_, &rest, 1);
+    }
+  }
+  std::string names_, numbers_;
+};
+
+/// Names in a rank's file: those of the tensors, and others for further boxes of one.
+class FileNames {
+ public:
+  explicit FileNames(const std::vector<NamedTensor>& tensors) : tensors_(tensors) {}
+  std::string of_box(const std::string& tensor, std::size_t box) {
+    if (box == 0) return tensor;
+    if (taken_.empty())
+      for (const auto& entry : tensors_) taken_.insert(entry.name);
+    std::string name = tensor + "#" + std::to_string(box);
+    while (!taken_.insert(name).second) name += "#";
+    return name;
+  }
+
+ private:
+  const std::vector<NamedTensor>& tensors_;
+  std::unordered_set<std::string> taken_;
+};
+
+void add_boxes(std::size_t tensor, const NamedTensor& entry, const Shard& shard, FileNames& names,
+               std::vector<PartPlan::Piece>& pieces, Description& description) {
+  within("'" + entry.name + "' cannot be saved", [&] { local_boxes(entry.tensor, shard); });
+  std::size_t count = 0;
+  for (const auto& box : shard.boxes) {
+    if (std::find(box.sizes.begin(), box.sizes.end(), 0) != box.sizes.end()) continue;
+    pieces.push_back({tensor, names.of_box(entry.name, count++), box.local_offsets, box.sizes, false});
+    description.add(entry, pieces.back().name, shard.global_shape, box.offsets, box.sizes);
+  }
 }
 
 }  // namespace
@@ -96,6 +148,14 @@ bool PartPlan::holds(const std::vector<NamedTensor>& tensors, const std::map<std
   return true;
 }
 
+at::Tensor PartPlan::Piece::of(const at::Tensor& tensor) const {
+  if (is_all) return tensor;
+  at::NoGradGuard no_grad;
+  at::Tensor box = in_memory(tensor);
+  for (std::size_t d = 0; d < sizes.size(); ++d) box = box.narrow(static_cast<std::int64_t>(d), offsets[d], sizes[d]);
+  return box;
+}
+
 bool PartPlan::update(const std::vector<NamedTensor>& tensors, const std::map<std::string, Shard>& shards, int rank,
                       int world_size) {
   if (holds(tensors, shards, rank, world_size)) return false;
@@ -107,15 +167,26 @@ bool PartPlan::update(const std::vector<NamedTensor>& tensors, const std::map<st
     tensors_.push_back({entry.name, entry.tensor.scalar_type(), entry.tensor.sizes().vec()});
   }
   const auto writer = share_out(tensors, shard_of, world_size);
-  std::string names, numbers;
+  Description description;
+  FileNames names(tensors);
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const bool here =
-        shard_of[i] ? tensors[i].tensor.numel() > 0 || writes_empty(*shard_of[i], rank) : writer[i] == rank;
-    if (!here) continue;
-    mine_.push_back(i);
-    describe_chunk(names, numbers, tensors[i], shard_of[i]);
+    const auto& [name, tensor] = tensors[i];
+    const Shard* shard = shard_of[i];
+    if (!shard && writer[i] == rank) {
+      mine_.push_back({i, name});
+      description.add(tensors[i], name, tensor.sizes(), {}, tensor.sizes());
+    } else if (shard && tensor.numel() == 0) {
+      if (!writes_empty(*shard, rank)) continue;
+      mine_.push_back({i, name});
+      description.add(tensors[i], name, shard->global_shape, {}, tensor.sizes());
+    } else if (shard && shard->boxes.empty()) {
+      mine_.push_back({i, name});
+      description.add(tensors[i], name, shard->global_shape, shard->offsets, tensor.sizes());
+    } else if (shard) {
+      add_boxes(i, tensors[i], *shard, names, mine_, description);
+    }
   }
-  chunks_ = Value::Map{{"names", std::move(names)}, {"numbers", std::move(numbers)}};
+  chunks_ = std::move(description).packed();
   shards_ = shards;
   rank_ = rank;
   world_size_ = world_size;
@@ -128,20 +199,31 @@ std::string packed_sums(const std::vector<std::uint32_t>& sums) {
   return bytes;
 }
 
-void IndexPlan::add(std::size_t rank, std::string name, at::ScalarType type, std::vector<std::int64_t> shape,
-                    StoredChunk chunk) {
-  auto [at, fresh] = known_.emplace(std::move(name), index_.tensors.size());
-  if (fresh) index_.tensors.push_back({at->first, type, shape, {}});
-  auto& entry = index_.tensors[at->second];
-  if (entry.shape != shape || entry.type != type)
-    throw CheckpointError("the ranks know '" + at->first + "' with different shapes or types");
-  for (const auto& other : entry.chunks)
+// Ranks list their tensors in one order as a rule, so that the next one is looked at before all.
+std::size_t IndexPlan::place_of(std::string_view name, at::ScalarType type, const std::vector<std::int64_t>& shape) {
+  auto& tensors = index_.tensors;
+  std::size_t at = next_;
+  if (at >= tensors.size() || tensors[at].name != name) {
+    auto [known, fresh] = known_.emplace(name, tensors.size());
+    at = known->second;
+    if (fresh) tensors.push_back({known->first, type, shape, {}});
+  }
+  next_ = at + 1;
+  if (tensors[at].shape != shape || tensors[at].type != type)
+    throw CheckpointError("the ranks know '" + tensors[at].name + "' with different shapes or types");
+  return at;
+}
+
+void IndexPlan::add(std::size_t rank, std::size_t tensor, StoredChunk chunk) {
+  auto& chunks = index_.tensors[tensor].chunks;
+  for (const auto& other : chunks)
     if (other.offsets == chunk.offsets && other.shape == chunk.shape) {  // a replica
-      places_[rank].push_back({at->second, kReplica});
+      places_[rank].push_back({tensor, kReplica});
       return;
     }
-  places_[rank].push_back({at->second, entry.chunks.size()});
-  entry.chunks.push_back(std::move(chunk));
+  places_[rank].push_back({tensor, chunks.size()});
+  if (chunks.size() == 1) chunks.reserve(chunks_.size());  // spread, so probably over all
+  chunks.push_back(std::move(chunk));
 }
 
 void IndexPlan::rebuild() {
@@ -150,16 +232,19 @@ void IndexPlan::rebuild() {
   shapes_.clear();
   places_.assign(chunks_.size(), {});
   for (std::size_t rank = 0; rank < chunks_.size(); ++rank) {
-    const auto& names = chunks_[rank].at("names").as_string();
+    const std::string_view names = chunks_[rank].at("names").as_string();
     Unpacked<std::int64_t> numbers(chunks_[rank].at("numbers").as_string());
+    next_ = 0;
     for (std::size_t at = 0; !numbers.ended();) {
-      const auto length = static_cast<std::size_t>(numbers.next());
+      const auto length = static_cast<std::size_t>(numbers.next()),
+                 own_length = static_cast<std::size_t>(numbers.next());
       const auto type = static_cast<at::ScalarType>(numbers.next());
       const auto dims = static_cast<std::size_t>(numbers.next());
-      auto shape = numbers.next(dims);
+      const auto tensor = place_of(names.substr(at, length), type, numbers.next(dims));
       StoredChunk chunk{rank, numbers.next(dims), numbers.next(dims)};
-      add(rank, names.substr(at, length), type, std::move(shape), std::move(chunk));
-      at += length;
+      chunk.stored_as = names.substr(at + length, own_length);
+      add(rank, tensor, std::move(chunk));
+      at += length + own_length;
     }
   }
   for (const auto& entry : index_.tensors)

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -23,9 +24,18 @@ class FABRIC_API PartPlan {
   /// False when the plan that is kept still holds.
   bool update(const std::vector<NamedTensor>& tensors, const std::map<std::string, Shard>& shards, int rank,
               int world_size);
-  /// Places in `tensors`, in their order.
-  const std::vector<std::size_t>& mine() const { return mine_; }
-  /// Of each of `mine`: its name, type, the whole tensor's shape, offsets, its own shape; packed, for IndexPlan.
+  /// What this rank writes of a tensor: all that it has, or a box of that.
+  struct Piece {
+    std::size_t tensor;  // place in `tensors`
+    std::string name;    // in the file
+    std::vector<std::int64_t> offsets = {}, sizes = {};
+    bool is_all = true;
+    at::Tensor of(const at::Tensor& tensor) const;
+  };
+  /// In the order of `tensors`.
+  const std::vector<Piece>& mine() const { return mine_; }
+  /// Of each of `mine`: its tensor's name, its own, type, the whole shape, offsets, its own shape; packed, for
+  /// IndexPlan.
   const Value& chunks() const { return chunks_; }
 
  private:
@@ -40,7 +50,7 @@ class FABRIC_API PartPlan {
   std::vector<Known> tensors_;
   std::map<std::string, Shard> shards_;
   int rank_ = -1, world_size_ = 0;
-  std::vector<std::size_t> mine_;
+  std::vector<Piece> mine_;
   Value chunks_;
 };
 
@@ -63,12 +73,14 @@ class FABRIC_API IndexPlan {
     std::size_t tensor, chunk;
   };
   void rebuild();
-  void add(std::size_t rank, std::string name, at::ScalarType type, std::vector<std::int64_t> shape, StoredChunk chunk);
+  std::size_t place_of(std::string_view name, at::ScalarType type, const std::vector<std::int64_t>& shape);
+  void add(std::size_t rank, std::size_t tensor, StoredChunk chunk);
 
   std::vector<Value> chunks_;               // by rank
   std::vector<std::vector<Place>> places_;  // of each of these in the index
   ShardedIndex index_;
   std::unordered_map<std::string, std::size_t> known_;  // places in it
+  std::size_t next_ = 0;                                // behind the one that was looked for last
   std::unordered_map<std::string, at::Tensor> shapes_;
 };
 

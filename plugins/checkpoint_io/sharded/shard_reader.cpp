@@ -3,6 +3,7 @@
 // first, once; of one that is read in part nothing can be told without reading all of it.
 #include <new>
 #include <unordered_map>
+#include <unordered_set>
 
 #include <c10/util/Exception.h>
 
@@ -77,7 +78,8 @@ struct OpenShard {
 };
 
 // The file is the one that the index was written with.
-OpenShard open_shard(const fs::path& folder, const ShardedIndex& index, std::size_t number, bool verify) {
+OpenShard open_shard(const fs::path& folder, const ShardedIndex& index,
+                     const std::unordered_set<std::string_view>& listed_names, std::size_t number, bool verify) {
   const auto& listed = index.files[number];
   auto file = MappedFile::open(folder / listed.name);
   const std::string what = "its shard '" + listed.name + "' ";
@@ -104,8 +106,6 @@ OpenShard open_shard(const fs::path& folder, const ShardedIndex& index, std::siz
   OpenShard shard{file, {}, {}};
   // Only what the index does not know is this rank's own.
   std::unordered_map<std::string, at::Tensor> mine;
-  std::unordered_map<std::string, bool> listed_names;
-  for (const auto& entry : index.tensors) listed_names.emplace(entry.name, true);
   for (auto& item : content.tensors) {
     if (listed_names.contains(item.name)) {
       shard.tensors.emplace(item.name, std::move(item));
@@ -126,7 +126,7 @@ at::Tensor stored_entry(const StoredEntry& entry, std::vector<OpenShard>& shards
   std::vector<ShardedTensor::Piece> pieces;
   std::vector<std::shared_ptr<MappedFile>> files;
   for (const auto& chunk : entry.chunks) {
-    auto found = shards[chunk.file].tensors.find(entry.name);
+    auto found = shards[chunk.file].tensors.find(entry.name_in_file(chunk));
     if (found == shards[chunk.file].tensors.end() || found->second.tensor.scalar_type() != entry.type ||
         found->second.tensor.sizes() != at::IntArrayRef(chunk.shape))
       throw CheckpointCorrupt("its shard '" + index.files[chunk.file].name + "' does not hold the part of '" +
@@ -143,8 +143,9 @@ Value read_folder(const fs::path& folder, bool verify, std::vector<std::shared_p
   auto text = MappedFile::open(folder / kIndexName);
   ShardedIndex index = ShardedIndex::parse(text->text(0, text->size()), verify);
   std::vector<OpenShard> shards;
+  const auto listed_names = index.names_in_files();
   for (std::size_t i = 0; i < index.files.size(); ++i) {
-    shards.push_back(open_shard(folder, index, i, verify));
+    shards.push_back(open_shard(folder, index, listed_names, i, verify));
     if (files) files->push_back(shards.back().file);
   }
   std::unordered_map<std::string, at::Tensor> tensors;

@@ -73,7 +73,8 @@ class ShardWriter : public PartWriter {
     const bool known = !planned && sent_in_ == at.planned_in;
     sent_in_ = at.id;
     std::vector<NamedTensor> mine;
-    for (auto i : plan_.mine()) mine.push_back(std::move(all.common.tensors[i]));
+    for (const auto& piece : plan_.mine())
+      mine.push_back({piece.name, piece.of(all.common.tensors[piece.tensor].tensor)});
     const fs::path file = fs::path(at.folder) / shard_name(rank, world_size);
     const auto sums = write_shard(file, at.id, rank, mine, std::move(all.own));
     std::error_code error;

@@ -13,7 +13,7 @@ namespace fabric::checkpoint {
 namespace {
 
 constexpr const char* kFormatName = "torchfabric-sharded";
-constexpr std::int64_t kShardedVersion = 2, kVersionWithoutSums = 1;
+constexpr std::int64_t kShardedVersion = 3, kVersionWithoutNames = 2, kVersionWithoutSums = 1;
 constexpr std::string_view kIndexSumMark = "\"crc32c\":\"";
 constexpr std::size_t kMostChunks = 4096;  // of one tensor: each is compared with each
 constexpr std::size_t kMostSizes = 64;
@@ -63,10 +63,10 @@ bool chunks_overlap(const StoredChunk& a, const StoredChunk& b) {
   return true;
 }
 
-// A list: the file, offsets, shape and, from version 2 on, the checksum.
-StoredChunk parse_chunk(const Tree& item, const std::string& where, const ShardedIndex& index) {
+// A list: the file, offsets, shape; from version 2 on, the checksum; in version 3, perhaps its name in the file.
+StoredChunk parse_chunk(const Tree& item, const std::string& where, const ShardedIndex& index, bool has_names) {
   const auto& parts = index_list(item, where);
-  if (parts.size() != (index.has_sums ? 4u : 3u))
+  if (parts.size() != (index.has_sums ? 4u : 3u) && !(has_names && parts.size() == 5))
     wrong_index("has a chunk of '" + where + "' that is not a file, offsets, a shape" +
                 (index.has_sums ? " and a checksum" : ""));
   StoredChunk chunk{static_cast<std::size_t>(index_number(parts[0], where)), index_sizes(parts[1], where),
@@ -76,10 +76,11 @@ StoredChunk parse_chunk(const Tree& item, const std::string& where, const Sharde
   if (!index.has_sums) return chunk;
   chunk.crc32c = sum_number(index_text(parts[3], "checksum"));
   if (!chunk.crc32c) wrong_index("has a checksum of '" + where + "' that is not eight hexadecimal digits");
+  if (parts.size() == 5) chunk.stored_as = index_text(parts[4], "name in the file");
   return chunk;
 }
 
-StoredEntry parse_stored(const Tree& tree, const ShardedIndex& index) {
+StoredEntry parse_stored(const Tree& tree, const ShardedIndex& index, bool has_names) {
   StoredEntry entry;
   entry.name = index_text(index_field(tree, "name"), "name");
   const std::string where = entry.name.substr(0, 200);
@@ -90,7 +91,7 @@ StoredEntry parse_stored(const Tree& tree, const ShardedIndex& index) {
   if (!checked_bytes(entry.shape, c10::elementSize(entry.type)))
     wrong_index("gives '" + where + "' an impossible shape");
   for (const auto& item : index_list(index_field(tree, "chunks"), where))
-    entry.chunks.push_back(parse_chunk(item, where, index));
+    entry.chunks.push_back(parse_chunk(item, where, index, has_names));
   if (auto why = why_not_whole(entry.shape, entry.chunks); !why.empty())
     wrong_index("does not describe '" + where + "' as a whole: " + why);
   return entry;
@@ -114,14 +115,25 @@ std::string why_not_whole(const std::vector<std::int64_t>& shape, const std::vec
   return covered == volume_of(shape) ? "" : "chunks are missing";
 }
 
+std::unordered_set<std::string_view> ShardedIndex::names_in_files() const {
+  std::unordered_set<std::string_view> names;
+  for (const auto& entry : tensors)
+    for (const auto& chunk : entry.chunks) names.insert(entry.name_in_file(chunk));
+  return names;
+}
+
 std::string ShardedIndex::to_json() const {
+  bool has_names = false;
   Tree::List files_tree, tensors_tree;
   for (const auto& file : files) files_tree.push_back(Tree::Map{{"name", file.name}, {"bytes", file.bytes}});
   for (const auto& entry : tensors) {
     Tree::List chunks;
-    for (const auto& chunk : entry.chunks)
-      chunks.push_back(Tree::List{chunk.file, sizes_tree(chunk.offsets), sizes_tree(chunk.shape),
-                                  sum_text(chunk.crc32c.value_or(0))});
+    for (const auto& chunk : entry.chunks) {
+      Tree::List item{chunk.file, sizes_tree(chunk.offsets), sizes_tree(chunk.shape),
+                      sum_text(chunk.crc32c.value_or(0))};
+      if (!chunk.stored_as.empty()) item.push_back(chunk.stored_as), has_names = true;
+      chunks.push_back(std::move(item));
+    }
     tensors_tree.push_back(Tree::Map{{"name", entry.name},
                                      {"dtype", std::string(*safetensors_name(entry.type))},
                                      {"shape", sizes_tree(entry.shape)},
@@ -129,7 +141,7 @@ std::string ShardedIndex::to_json() const {
   }
   // What stands before the index's own sum has no such mark in it.
   Tree::Map root{{"format", kFormatName},
-                 {"version", kShardedVersion},
+                 {"version", has_names ? kShardedVersion : kVersionWithoutNames},
                  {"crc32c", std::string(kSumDigits, '0')},
                  {"id", id},
                  {"files", std::move(files_tree)},
@@ -147,10 +159,10 @@ ShardedIndex ShardedIndex::parse(std::string_view text, bool verify) {
   if (!format || !format->is_string() || format->as_string() != kFormatName)
     wrong_index(std::string("is none of a sharded checkpoint: it does not say \"format\": \"") + kFormatName + "\"");
   const auto version = index_number(index_field(root, "version"), "version");
-  if (version != kShardedVersion && version != kVersionWithoutSums)
+  if (version < kVersionWithoutSums || version > kShardedVersion)
     throw CheckpointError("it has version " + std::to_string(version) +
                           " of the sharded format; this library reads versions " + std::to_string(kVersionWithoutSums) +
-                          " and " + std::to_string(kShardedVersion));
+                          " to " + std::to_string(kShardedVersion));
   ShardedIndex index;
   index.has_sums = version != kVersionWithoutSums;
   if (index.has_sums && verify)
@@ -167,7 +179,7 @@ ShardedIndex ShardedIndex::parse(std::string_view text, bool verify) {
     index.per_rank.push_back(index_text(item, "per_rank"));
   std::unordered_set<std::string> names;
   for (const auto& item : index_list(index_field(root, "tensors"), "tensors")) {
-    index.tensors.push_back(parse_stored(item, index));
+    index.tensors.push_back(parse_stored(item, index, version == kShardedVersion));
     if (!names.insert(index.tensors.back().name).second)
       wrong_index("has the tensor '" + index.tensors.back().name.substr(0, 200) + "' twice");
   }

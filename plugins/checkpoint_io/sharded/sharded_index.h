@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 #include <c10/core/ScalarType.h>
@@ -14,12 +15,13 @@ namespace fabric::checkpoint {
 
 inline constexpr const char* kIndexName = "index.json";
 
-/// A box of a tensor, and the shard that holds it under the tensor's name.
+/// A box of a tensor, and the shard that holds it.
 struct StoredChunk {
   std::size_t file;
   std::vector<std::int64_t> offsets;
   std::vector<std::int64_t> shape;
   std::optional<std::uint32_t> crc32c = {};  // of its bytes; version 1 had none
+  std::string stored_as = {};                // its name in the file, where that is not the tensor's
 };
 
 struct StoredEntry {
@@ -27,6 +29,9 @@ struct StoredEntry {
   c10::ScalarType type;
   std::vector<std::int64_t> shape;
   std::vector<StoredChunk> chunks;
+  const std::string& name_in_file(const StoredChunk& chunk) const {
+    return chunk.stored_as.empty() ? name : chunk.stored_as;
+  }
 };
 
 /// What `index.json` of a sharded checkpoint says (fabric/docs/checkpoints.md describes the format).
@@ -42,6 +47,9 @@ struct FABRIC_API ShardedIndex {
   std::vector<std::string> per_rank;  // entries of which each shard holds its own
   Tree tree;                          // all else, as in a checkpoint of one file
   bool has_sums = true;               // false: of version 1
+
+  /// Names in the files of what is a part of these tensors; all else there is a rank's own.
+  std::unordered_set<std::string_view> names_in_files() const;
 
   std::string to_json() const;
   /// Throws CheckpointCorrupt for text that is no index, or one whose chunks do not make up its tensors. `verify`: the

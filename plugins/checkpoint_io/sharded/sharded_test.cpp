@@ -11,11 +11,12 @@
 #include <functional>
 
 #include <fabric/base/error.h>
-#include <fabric/plugins/checkpoint_io/checkpoint_io.h>
+#include <fabric/plugins/checkpoint_io/read_options.h>
 
 #include "plugins/checkpoint_io/sharded/sharded_index.h"
 #include "plugins/checkpoint_io/sharded/sharded_io.h"
 #include "plugins/checkpoint_io/test_files.h"
+#include "plugins/checkpoint_io/tools/tools.h"
 #include "tests/support/catch.h"
 
 using namespace checkpoint_test;
@@ -138,6 +139,44 @@ TEST_CASE("a reader of another kind, by the page on formats, finds the same byte
       CHECK(std::system((command + " 2> /dev/null").c_str()) != 0);
     }
     write_file(folder / "c" / name, good);
+  }
+}
+
+TEST_CASE("a rank's boxes of a tensor have names of their own in its file", "[checkpoint][sharded]") {
+  Folder folder;
+  const auto path = folder / "c";
+  auto writer = fabric::checkpoint::make_shard_writer();
+  const auto place = writer->begin(path);
+  std::vector<Value> parts;
+  for (int rank = 0; rank < 2; ++rank) {
+    // Rows 0, 1 and 4 to 6, or 2 and 3; "w#1" is the name of another tensor.
+    fabric::Shard shard{{7, 5}, {}};
+    if (rank == 0) shard.boxes = {{{0, 0}, {0, 0}, {2, 5}}, {{2, 0}, {4, 0}, {3, 5}}};
+    if (rank == 1) shard.boxes = {{{0, 0}, {2, 0}, {2, 5}}};
+    auto own = rank == 0 ? torch::cat({rows().slice(0, 0, 2), rows().slice(0, 4)}) : rows().slice(0, 2, 4);
+    StatePart part{Value::Map{{"w", own}, {"w#1", torch::ones({2})}}, {{"w", shard}}};
+    parts.push_back(writer->write(place, part, rank, 2));
+  }
+  writer->commit(place, path, parts);
+  auto io = fabric::make_checkpoint_io();
+  CHECK(same(io->load(path), Value(Value::Map{{"w", rows()}, {"w#1", torch::ones({2})}})));
+  auto first = io->load(path / "shard-00000-of-00002.safetensors").at("tensors").as_list();
+  CHECK(first.size() == 2 + (parts[0].at("sums").as_string().size() == 3 * sizeof(std::uint32_t)));
+  CHECK_THAT(read_file(path / "index.json"), Contains("\"version\":3") && Contains("\"w#1#\"]"));
+  CHECK(fabric::checkpoint::verify_checkpoint(path).faults.empty());
+  if (std::system("python3 -c '' 2> /dev/null") != 0) return;
+  auto command = "python3 " FABRIC_SOURCE_ROOT "/tests/parity/read_sharded.py '" + path.string() + "' > '" +
+                 (folder / "out").string() + "'";
+  REQUIRE(std::system(command.c_str()) == 0);
+  const auto sum = rows().contiguous().view(torch::kByte).to(torch::kLong).sum().item<std::int64_t>();
+  CHECK_THAT(read_file(folder / "out"), Contains("w F32 [7, 5] " + std::to_string(sum) + "\n"));
+  // The part that a name leads to must be there, and of the right size.
+  auto index = read_file(path / "index.json");
+  for (const char* other : {"w#2#", "w", "w#1"}) {
+    auto bad = index;
+    bad.replace(bad.find("w#1#"), 4, other);
+    write_file(path / "index.json", bad);
+    CHECK_THROWS_AS(fabric::make_checkpoint_io("sharded", {.verify = false})->load(path), CheckpointCorrupt);
   }
 }
 
@@ -297,7 +336,7 @@ TEST_CASE("an index that lies is refused", "[checkpoint][sharded][bad]") {
   };
   CHECK_NOTHROW(fabric::checkpoint::ShardedIndex::parse(good));
   refused("torchfabric-sharded", "something");
-  refused("\"version\":2", "\"version\":3");
+  refused("\"version\":2", "\"version\":4");
   refused("shard-00000", "../shard-00000");
   refused("shard-00000", "shard-00001");
   refused("[7,5]", "[8,5]");

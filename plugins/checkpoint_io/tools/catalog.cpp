@@ -146,7 +146,7 @@ ListedShard list_shard(const fs::path& path, const ShardedIndex::File& listed, C
 }
 
 const TensorEntry* find_entry(const ListedShard& shard, const StoredEntry& entry, const StoredChunk& chunk) {
-  auto found = shard.by_name.find(entry.name);
+  auto found = shard.by_name.find(entry.name_in_file(chunk));
   if (found == shard.by_name.end()) return nullptr;
   return found->second->type == entry.type && found->second->shape == chunk.shape ? found->second : nullptr;
 }
@@ -174,8 +174,7 @@ void list_chunks(const StoredEntry& entry, const std::vector<ListedShard>& shard
 }
 
 void list_own(const ShardedIndex& index, const std::vector<ListedShard>& shards, Catalog& catalog) {
-  std::unordered_map<std::string_view, bool> shared;
-  for (const auto& entry : index.tensors) shared.emplace(entry.name, true);
+  const auto shared = index.names_in_files();
   for (std::size_t rank = 0; rank < shards.size(); ++rank)
     for (const auto& entry : shards[rank].opened.header.entries) {
       if (shared.contains(entry.name)) continue;
