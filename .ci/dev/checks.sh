@@ -187,5 +187,7 @@ cmd_sanitize() {
     step "$kind sanitizer"
     (sanitize "$kind") || failed+=("$kind")
   done
+  step "models of what ranks in shared memory do"
+  tests/model/run.sh || failed+=(models)
   ((${#failed[@]} == 0)) || die "failed: ${failed[*]}"
 }
