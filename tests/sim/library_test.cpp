@@ -11,6 +11,7 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <numeric>
 
@@ -104,6 +105,12 @@ TEST_CASE("an accelerator of a program's own is one like the others", "[sim][acc
   }
   CHECK(sim::current_stream().id() == 0);
   CHECK(at::equal(product.sum().cpu(), a.matmul(a).sum().cpu()));
+
+  // The host reads what is copied to it after it has waited for the device.
+  auto host = torch::zeros({50, 50}).pin_memory();
+  host.copy_(a, /*non_blocking=*/true);
+  accelerator->synchronize(sim::sim_device(0));
+  CHECK(std::isfinite(host.data_ptr<float>()[7]));
 }
 
 TEST_CASE("a module is moved with its buffers, and an optimizer's state follows", "[sim][setup]") {
@@ -330,6 +337,26 @@ TEST_CASE("fused steps are taken where the device has them", "[sim][optim]") {
   auto [ours, kernels] = steps_of("sim");
   CHECK(at::equal(ours, steps_of("cpu").first));
   CHECK(kernels == 2);  // the count of steps, and the step
+}
+
+TEST_CASE("what the fused kernels cannot do is stepped otherwise, on the device, too", "[sim][optim]") {
+  sim::CleanRun clean;
+  sim::register_parts();
+  auto steps_of = [](auto device) {
+    torch::manual_seed(2);
+    auto weight = torch::randn({30}, at::kComplexFloat).to(device).requires_grad_();
+    fabric::optim::AdamW optimizer({weight}, fabric::optim::AdamWOptions(1e-2));
+    std::uint64_t waits = 0;
+    for (int i = 0; i < 3; ++i) {
+      weight.mutable_grad() = torch::full({30}, 0.1 * (i + 1), at::kComplexFloat).to(device);
+      sim::Count count;
+      optimizer.step();
+      waits += count.host_waits();
+    }
+    CHECK(waits == 0);
+    return weight.detach().cpu();
+  };
+  CHECK(at::equal(steps_of("sim"), steps_of("cpu")));
 }
 
 TEST_CASE("dp splits a batch over two devices", "[sim][dp]") {

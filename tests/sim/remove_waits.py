@@ -10,6 +10,7 @@ switch that an environment variable throws, into the build that is there; the so
 an interruption (the next run, too, puts back what it finds).
 """
 import argparse
+import html
 import os
 import re
 import shutil
@@ -211,15 +212,13 @@ def run_tests(programs, number):
     environment = dict(os.environ, FABRIC_LOG_LEVEL="error", **{SWITCH: str(number + 1)})
     for program in programs:
         try:
-            done = subprocess.run([program, "-r", "compact", "-d", "no"], env=environment, timeout=180, capture_output=True,
-                                  text=True, errors="replace")
+            done = subprocess.run([program, "-r", "junit"], env=environment, timeout=300, capture_output=True, text=True,
+                                  errors="replace")
         except subprocess.TimeoutExpired:
             return ["the tests hang"]
         if done.returncode != 0:
-            listed = subprocess.run([program, "-r", "junit"], env=environment, timeout=180, capture_output=True, text=True,
-                                    errors="replace").stdout
-            cases = re.findall(r'<testcase [^>]*name="([^"]*)"[^>]*>\s*<(?:failure|error)', listed)
-            failed += cases or [f"it ended with {done.returncode}"]
+            cases = re.findall(r'<testcase [^>]*name="([^"]*)"[^>]*>\s*<(?:failure|error)', done.stdout)
+            failed += [html.unescape(case) for case in cases] or [f"{os.path.basename(program)} ended with {done.returncode}"]
     return sorted(set(failed))
 
 
