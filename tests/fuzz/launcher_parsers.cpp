@@ -1,5 +1,7 @@
 // Feeds bytes to every reader of foreign text that the launcher has. The first letter of the input chooses it:
-//   e error file, h host list, c counts, b heartbeats, v variables of other launchers, o command line, s small lists.
+//   e error file, h host list, c counts, b heartbeats, v variables of other launchers, o command line, s small lists,
+//   n hosts with numbers of ranks, f hostfile, w words for ssh, p packets downwards, l packets in lines, y YAML, j
+//   JSON.
 // Only the project's own errors may come out.
 #include <array>
 #include <chrono>
@@ -9,8 +11,12 @@
 #include <vector>
 
 #include <fabric/base/error.h>
+#include <fabric/base/tree_io.h>
 #include <fabric/plugins/environments/cluster_environment.h>
 
+#include "launcher/run/hosts/host_list.h"
+#include "launcher/run/hosts/host_messages.h"
+#include "launcher/run/hosts/packet.h"
 #include "launcher/run/job.h"
 #include "launcher/run/machine.h"
 #include "launcher/run/options.h"
@@ -85,6 +91,37 @@ void read_small_lists(const std::string& text) {
   allow_errors([&] { static_cast<void>(fabric::run::parse_signals(text, "--stop-on")); });
 }
 
+void read_hosts(const std::vector<fabric::run::Host>& hosts) {
+  for (const auto& host : hosts)
+    if (fabric::run::bare_name(host).empty() || host.name.starts_with("-") || host.slots < 0) finding();
+}
+
+void read_packet(const fabric::run::Packet& packet) {
+  if (fabric::run::unpack(fabric::run::pack(packet)) != packet) finding();
+  static_cast<void>(fabric::run::read_hello(packet));
+  static_cast<void>(fabric::run::read_job(packet));
+  static_cast<void>(fabric::run::read_answer(packet));
+  static_cast<void>(fabric::run::read_end(packet));
+}
+
+// As they come over a connection: in two pieces.
+void read_packets(const std::string& text) {
+  fabric::run::PacketReader reader;
+  for (auto part : {text.substr(0, text.size() / 2), text.substr(text.size() / 2)}) {
+    reader.feed(part);
+    while (auto packet = reader.next()) read_packet(*packet);
+  }
+}
+
+// What was read can be written, and is then the same.
+void read_settings(fabric::Tree (*read)(const std::string&), std::string (*write)(const fabric::Tree&),
+                   const std::string& text) {
+  allow_errors([&] {
+    auto once = write(read(text));
+    if (write(read(once)) != once) finding();
+  });
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -111,6 +148,30 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       break;
     case 's':
       read_small_lists(text);
+      break;
+    case 'n':
+      allow_errors([&] { read_hosts(fabric::run::parse_hosts(text)); });
+      break;
+    case 'f':
+      allow_errors([&] { read_hosts(fabric::run::parse_hostfile(text, "hosts")); });
+      break;
+    case 'w':
+      allow_errors([&] { static_cast<void>(fabric::run::split_words(text, "--ssh-args")); });
+      break;
+    case 'p':
+      read_packets(text);
+      break;
+    case 'l':
+      for (const auto& line : lines_of(text))
+        if (auto packet = fabric::run::read_packet_line("mark", line)) read_packet(*packet);
+      break;
+    case 'y':
+      read_settings([](const std::string& given) { return fabric::read_yaml(given); },
+                    [](const fabric::Tree& tree) { return fabric::write_yaml(tree); }, text);
+      break;
+    case 'j':
+      read_settings([](const std::string& given) { return fabric::read_json(given); },
+                    [](const fabric::Tree& tree) { return fabric::write_json(tree); }, text);
       break;
     default:
       return -1;
