@@ -51,8 +51,9 @@ require_build_packages() {
   require_packages "${packages[@]}"
 }
 
-# A real SLURM, a real sshd and networks of namespaces for their tests, which root alone can start; without them they say so.
+# A real SLURM, a real sshd, networks of namespaces and MPICH's mpiexec for their tests, of which root alone can start the
+# first three; without them they say so.
 require_test_packages() {
   ((EUID == 0)) || return 0
-  require_packages slurmctld slurmd slurm-client openssh-server openssh-client iproute2
+  require_packages slurmctld slurmd slurm-client openssh-server openssh-client iproute2 mpich
 }
