@@ -10,6 +10,9 @@ class CheckedTensor : public StoredTensor {
   /// Throws CheckpointCorrupt where the box at `offsets` of this size holds other bytes than were written, as far as
   /// the format can tell; what was found right once is not looked at again.
   virtual void check(at::IntArrayRef offsets, at::IntArrayRef sizes) const = 0;
+  /// All of it, compared and without a copy, over private pages of the file of its own. Undefined where it does not lie
+  /// in one piece, or is so small that it is no reason to keep the file.
+  virtual at::Tensor in_place() const { return {}; }
 };
 
 /// Before anything is changed: the box that `read_box` will be asked for. Does nothing for other tensors.

@@ -10,6 +10,8 @@
 #include <ATen/ops/empty.h>
 #include <fabric/base/error.h>
 
+#include "fabric/state/checked_tensor_internal.h"
+
 namespace fabric {
 namespace {
 
@@ -83,6 +85,8 @@ void read_box(const at::Tensor& source, at::IntArrayRef offsets, at::Tensor& int
 
 at::Tensor in_memory(const at::Tensor& source) {
   if (!stored_in(source)) return source;
+  if (const auto* checked = dynamic_cast<const CheckedTensor*>(stored_in(source)))
+    if (at::Tensor there = checked->in_place(); there.defined()) return there;
   at::Tensor whole = at::empty(source.sizes(), source.options().device(c10::kCPU));
   read_box(source, std::vector<std::int64_t>(static_cast<std::size_t>(source.dim()), 0), whole);
   return whole;

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include <fabric/base/atomic_file_internal.h>
@@ -27,12 +28,14 @@ namespace {
 
 struct Descriptor {
   int fd;
-  ~Descriptor() { close(fd); }
+  ~Descriptor() {
+    if (fd >= 0) close(fd);
+  }
 };
 
 }  // namespace
 
-std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) {
+std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path, bool stays_open) {
   if (auto why = why_not_local(path); !why.empty()) fail(path, why);
   // O_NONBLOCK: a named pipe must not hang the caller before it is refused.
   Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
@@ -51,7 +54,9 @@ std::shared_ptr<MappedFile> MappedFile::open(const std::filesystem::path& path) 
     if (mapped == MAP_FAILED) fail(path, std::strerror(errno));
     data = static_cast<std::byte*>(mapped);
   }
-  return std::shared_ptr<MappedFile>(new MappedFile(path, data, size));
+  std::shared_ptr<MappedFile> out(new MappedFile(path, data, size));
+  if (stays_open) out->fd_ = std::exchange(file.fd, -1);
+  return out;
 }
 
 std::shared_ptr<MappedFile> MappedFile::part(std::shared_ptr<MappedFile> whole, std::size_t offset, std::size_t size) {
@@ -62,6 +67,19 @@ std::shared_ptr<MappedFile> MappedFile::part(std::shared_ptr<MappedFile> whole, 
 
 MappedFile::~MappedFile() {
   if (data_ && !whole_) munmap(data_, size_);
+  if (fd_ >= 0) close(fd_);
+}
+
+std::shared_ptr<std::byte> MappedFile::pages(std::size_t offset, std::size_t length) const {
+  if (fd_ < 0 || peeks_ || length == 0) return nullptr;
+  const std::size_t before = offset % static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), all = before + length;
+  void* mapped =
+      mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd_, static_cast<off_t>(offset - before));
+  if (mapped == MAP_FAILED) return nullptr;  // a process may have so many mappings
+  std::shared_ptr<std::byte> out(static_cast<std::byte*>(mapped) + before,
+                                 [mapped, all](std::byte*) { munmap(mapped, all); });
+  // An unreadable page is an error of whoever reads it, as everywhere in the mapping.
+  return madvise(mapped, all, MADV_POPULATE_READ) == 0 || errno == EINVAL ? out : nullptr;
 }
 
 void MappedFile::release() const {

@@ -11,8 +11,8 @@ namespace fabric::checkpoint {
 /// mapping hold it by its shared pointer.
 class MappedFile {
  public:
-  /// Throws CheckpointError naming path and reason.
-  static std::shared_ptr<MappedFile> open(const std::filesystem::path& path);
+  /// Throws CheckpointError naming path and reason. `stays_open`: for `pages`.
+  static std::shared_ptr<MappedFile> open(const std::filesystem::path& path, bool stays_open = false);
   /// A stretch of `whole` as a file of its own, of the same pages; it must lie inside.
   static std::shared_ptr<MappedFile> part(std::shared_ptr<MappedFile> whole, std::size_t offset, std::size_t size);
   ~MappedFile();
@@ -28,6 +28,8 @@ class MappedFile {
   /// Brings all pages in at once, which is cheaper than one page fault each, and turns an unreadable page into an error
   /// here instead of a signal later. False, and nothing is done, for a file that is only looked at.
   bool populate() const;
+  /// A stretch in pages of its own, which outlive this object and are as private; null where there are none.
+  std::shared_ptr<std::byte> pages(std::size_t offset, std::size_t length) const;
   /// Reads a stretch from the disk and nothing around it: a mapping alone reads megabytes ahead.
   void fetch(std::size_t offset, std::size_t length) const;
   /// From now on only what is asked for is read.
@@ -42,6 +44,7 @@ class MappedFile {
   std::byte* data_;
   std::size_t size_;
   bool peeks_ = false;
+  int fd_ = -1;
   std::shared_ptr<MappedFile> whole_;  // whose pages these are; null: its own
 };
 

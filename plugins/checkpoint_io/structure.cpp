@@ -54,6 +54,11 @@ struct ComplexOfPairs : CheckedTensor {
   void check(at::IntArrayRef offsets, at::IntArrayRef sizes) const override {
     check_box(pairs, with_last(offsets, 0), with_last(sizes, 2));
   }
+  at::Tensor in_place() const override {
+    const auto* checked = dynamic_cast<const CheckedTensor*>(stored_in(pairs));
+    const at::Tensor there = checked ? checked->in_place() : at::Tensor();
+    return there.defined() ? at::view_as_complex(there) : there;
+  }
   static std::vector<std::int64_t> with_last(at::IntArrayRef list, std::int64_t last) {
     auto out = list.vec();
     out.push_back(last);

@@ -1,6 +1,8 @@
 // Reading a sharded checkpoint: the index first, then of each shard its header; the tensors' bytes stay in the mapped
 // files until somebody asks for a box of them. A chunk that lies in such a box as a whole is compared with its checksum
 // first, once; of one that is read in part nothing can be told without reading all of it.
+#include <algorithm>
+#include <cstring>
 #include <new>
 #include <unordered_map>
 #include <unordered_set>
@@ -35,29 +37,74 @@ class ShardedTensor : public CheckedTensor {
     std::uint64_t begin;                  // there
     std::optional<std::uint32_t> crc32c;  // none: it is not compared, or has been
   };
-  ShardedTensor(std::string name, std::vector<Piece> pieces, std::vector<std::shared_ptr<MappedFile>> files)
-      : name_(std::move(name)), pieces_(std::move(pieces)), files_(std::move(files)) {}
+  ShardedTensor(std::string name, std::vector<std::int64_t> whole, std::vector<Piece> pieces,
+                std::vector<std::shared_ptr<MappedFile>> files)
+      : name_(std::move(name)), whole_(std::move(whole)), pieces_(std::move(pieces)), files_(std::move(files)) {}
 
   void read(at::IntArrayRef offsets, at::Tensor& into) const override {
-    check(offsets, into.sizes());
-    for (const auto& piece : pieces_) copy_common(piece.content, piece.offsets, into, offsets);
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      auto& piece = pieces_[i];
+      const bool compares = piece.crc32c && lies_in(piece, offsets, into.sizes());
+      if (compares && copy_summing(i, offsets, into)) continue;
+      if (compares) require_sum(i, crc32c(0, piece.content.const_data_ptr(), piece.content.nbytes()));
+      copy_common(piece.content, piece.offsets, into, offsets);
+    }
+  }
+
+  at::Tensor in_place() const override {
+    constexpr std::size_t kWorthPages = std::size_t{1} << 20;
+    if (pieces_.size() != 1) return {};
+    const auto& piece = pieces_[0];
+    if (piece.content.nbytes() < kWorthPages || piece.content.sizes() != at::IntArrayRef(whole_)) return {};
+    // Not those that others may be given, or have changed.
+    const auto pages = files_[0]->pages(piece.begin, piece.content.nbytes());
+    if (!pages) return {};
+    if (piece.crc32c) require_sum(0, crc32c(0, pages.get(), piece.content.nbytes()));
+    return tensor_at(pages.get(), piece.content.nbytes(), whole_, piece.content.scalar_type(), pages);
   }
 
   void check(at::IntArrayRef offsets, at::IntArrayRef sizes) const override {
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
-      auto& piece = pieces_[i];
-      if (!piece.crc32c || !lies_in(piece, offsets, sizes)) continue;
-      const auto bytes = piece.content.nbytes();
-      const auto sum = crc32c(0, piece.content.const_data_ptr(), bytes);
-      if (sum != *piece.crc32c)
-        throw CheckpointCorrupt(
-            "cannot load the checkpoint '" + files_[i]->path().parent_path().string() + "': " +
-            damage_text(name_, files_[i]->path().filename(), piece.begin, piece.begin + bytes, sum, *piece.crc32c));
-      piece.crc32c.reset();
+      const auto& piece = pieces_[i];
+      if (piece.crc32c && lies_in(piece, offsets, sizes))
+        require_sum(i, crc32c(0, piece.content.const_data_ptr(), piece.content.nbytes()));
     }
   }
 
  private:
+  void require_sum(std::size_t i, std::uint32_t sum) const {
+    auto& piece = pieces_[i];
+    if (sum != *piece.crc32c)
+      throw CheckpointCorrupt("cannot load the checkpoint '" + files_[i]->path().parent_path().string() + "': " +
+                              damage_text(name_, files_[i]->path().filename(), piece.begin,
+                                          piece.begin + piece.content.nbytes(), sum, *piece.crc32c));
+    piece.crc32c.reset();
+  }
+
+  // Each block is summed up and copied while it is in the cache. False where the copy is more than one of bytes.
+  bool copy_summing(std::size_t i, at::IntArrayRef offsets, at::Tensor& into) const {
+    constexpr std::size_t kBlock = std::size_t{128} << 10;
+    const auto& piece = pieces_[i];
+    if (!into.is_cpu() || into.scalar_type() != piece.content.scalar_type()) return false;
+    at::Tensor target = into;
+    for (std::size_t d = 0; d < offsets.size(); ++d)
+      target = target.narrow(static_cast<std::int64_t>(d), piece.offsets[d] - offsets[d],
+                             piece.content.size(static_cast<std::int64_t>(d)));
+    if (!target.is_contiguous() || target.is_conj() || target.is_neg()) return false;
+    const auto bytes = piece.content.nbytes();
+    auto* from = static_cast<const char*>(piece.content.const_data_ptr());
+    auto* to = static_cast<char*>(target.mutable_data_ptr());
+    std::uint32_t sum = 0;
+    for (std::size_t done = 0; done < bytes; done += kBlock) {
+      const auto block = std::min(kBlock, bytes - done);
+      sum = crc32c(sum, from + done, block);
+      std::memcpy(to + done, from + done, block);
+    }
+    if (!into.is_inference()) into.unsafeGetTensorImpl()->bump_version();  // as copy_ does
+    require_sum(i, sum);
+    return true;
+  }
+
   static bool lies_in(const Piece& piece, at::IntArrayRef offsets, at::IntArrayRef sizes) {
     for (std::size_t d = 0; d < sizes.size(); ++d) {
       const auto begin = piece.offsets[d], end = begin + piece.content.size(static_cast<std::int64_t>(d));
@@ -67,9 +114,12 @@ class ShardedTensor : public CheckedTensor {
   }
 
   std::string name_;
+  std::vector<std::int64_t> whole_;  // its shape
   mutable std::vector<Piece> pieces_;
   std::vector<std::shared_ptr<MappedFile>> files_;  // of each piece
 };
+
+constexpr std::size_t kMostOpen = 256;  // files at a time, of some thousand that a process may have
 
 struct OpenShard {
   std::shared_ptr<MappedFile> file;
@@ -81,7 +131,7 @@ struct OpenShard {
 OpenShard open_shard(const fs::path& folder, const ShardedIndex& index,
                      const std::unordered_set<std::string_view>& listed_names, std::size_t number, bool verify) {
   const auto& listed = index.files[number];
-  auto file = MappedFile::open(folder / listed.name);
+  auto file = MappedFile::open(folder / listed.name, index.files.size() <= kMostOpen);
   const std::string what = "its shard '" + listed.name + "' ";
   if (file->size() != listed.bytes)
     throw CheckpointCorrupt(what + "has " + std::to_string(file->size()) + " bytes instead of " +
@@ -113,9 +163,9 @@ OpenShard open_shard(const fs::path& folder, const ShardedIndex& index,
     }
     std::vector<std::int64_t> begin(item.tensor.sizes().size(), 0);
     std::vector<ShardedTensor::Piece> all{{std::move(begin), item.tensor, item.begin, item.crc32c}};
-    mine.emplace(item.name,
-                 make_stored_tensor(item.tensor.sizes(), item.tensor.scalar_type(),
-                                    std::make_shared<ShardedTensor>(item.name, std::move(all), std::vector{file})));
+    mine.emplace(item.name, make_stored_tensor(item.tensor.sizes(), item.tensor.scalar_type(),
+                                               std::make_shared<ShardedTensor>(item.name, item.tensor.sizes().vec(),
+                                                                               std::move(all), std::vector{file})));
   }
   shard.per_rank = put_together(*own, mine);
   return shard;
@@ -135,8 +185,9 @@ at::Tensor stored_entry(const StoredEntry& entry, std::vector<OpenShard>& shards
     pieces.push_back({chunk.offsets, item.tensor, item.begin, verify ? chunk.crc32c : std::nullopt});
     files.push_back(shards[chunk.file].file);
   }
-  return make_stored_tensor(entry.shape, entry.type,
-                            std::make_shared<ShardedTensor>(entry.name, std::move(pieces), std::move(files)));
+  return make_stored_tensor(
+      entry.shape, entry.type,
+      std::make_shared<ShardedTensor>(entry.name, entry.shape, std::move(pieces), std::move(files)));
 }
 
 Value read_folder(const fs::path& folder, bool verify, std::vector<std::shared_ptr<MappedFile>>* files) {

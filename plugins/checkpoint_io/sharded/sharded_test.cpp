@@ -142,6 +142,30 @@ TEST_CASE("a reader of another kind, by the page on formats, finds the same byte
   }
 }
 
+TEST_CASE("a large tensor of a folder comes without a copy, and is its holder's alone", "[checkpoint][sharded]") {
+  Folder folder;
+  const auto path = folder / "c";
+  const Value value =
+      Value::Map{{"w", torch::randn({1 << 19})}, {"waves", torch::randn({1 << 17}, torch::kComplexFloat)}};
+  auto io = fabric::make_checkpoint_io("sharded");
+  io->save(value, path);
+  auto opened = io->open(path);
+  auto first = fabric::in_memory(opened), second = fabric::in_memory(opened);
+  CHECK((same(first, value) && same(second, value)));
+  for (const char* name : {"w", "waves"}) first.at(name).as<at::Tensor>().zero_();
+  CHECK((same(second, value) && same(fabric::in_memory(opened), value) && same(io->load(path), value)));
+  opened = {};
+  io->save(Value::Map{{"w", torch::zeros({1 << 19})}}, path);
+  CHECK(same(second, value));
+
+  const auto shard = path / "shard-00000-of-00001.safetensors";
+  auto bytes = read_file(shard);
+  bytes[bytes.size() - 5] = static_cast<char>(bytes[bytes.size() - 5] ^ 8);
+  write_file(shard, bytes);
+  CHECK_THROWS_WITH(io->load(path), Contains("'w' is damaged"));
+  CHECK_NOTHROW(fabric::make_checkpoint_io("sharded", {.verify = false})->load(path));
+}
+
 TEST_CASE("a rank's boxes of a tensor have names of their own in its file", "[checkpoint][sharded]") {
   Folder folder;
   const auto path = folder / "c";
