@@ -1,8 +1,11 @@
 // fabric-checkpoint: what `fabric verify`, `inspect`, `consolidate` and `shard` start.
+#include <signal.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <stdexcept>
 #include <string>
@@ -113,11 +116,38 @@ Arguments parse(const std::vector<std::string>& words) {
   return out;
 }
 
-/// A row of the terminal that says how far the work is; nothing where stderr is none.
+volatile std::sig_atomic_t asked_to_stop = 0;  // by this signal
+
+/// Leaves the work where it is, so that what is half written goes.
+struct Stopped {
+  int signal;
+};
+
+// The second time such a signal ends the program at once.
+void stop_on_signals() {
+  struct sigaction action {};
+  action.sa_handler = [](int signal) { asked_to_stop = signal; };
+  action.sa_flags = SA_RESTART | static_cast<int>(SA_RESETHAND);
+  for (int signal : {SIGTERM, SIGINT, SIGHUP}) {
+    struct sigaction before {};
+    // What whoever started this program has set to be ignored stays so.
+    if (sigaction(signal, nullptr, &before) == 0 && before.sa_handler != SIG_IGN) sigaction(signal, &action, nullptr);
+  }
+}
+
+/// As if the signal had ended it.
+[[noreturn]] void end_by(int signal) {
+  std::signal(signal, SIG_DFL);
+  raise(signal);
+  std::_Exit(128 + signal);
+}
+
+/// A row of the terminal that says how far the work is; nothing where stderr is none. Called for each piece.
 class ProgressRow {
  public:
   ~ProgressRow() { erase(); }
   void operator()(const char* doing, std::uint64_t done, std::uint64_t total) {
+    if (asked_to_stop != 0) throw Stopped{asked_to_stop};
     const auto now = std::chrono::steady_clock::now();
     if (!terminal_ || total == 0 || now - last_ < std::chrono::milliseconds(100)) return;
     last_ = now;
@@ -182,12 +212,15 @@ int main(int argc, char** argv) {
       std::cout << kHelp;
       return 0;
     }
+    stop_on_signals();
     int code = run(arguments);
     if (!std::cout.flush()) {
       std::cerr << "fabric-checkpoint: stdout cannot be written\n";
       return code == 0 ? 1 : code;
     }
     return code;
+  } catch (const Stopped& stopped) {
+    end_by(stopped.signal);
   } catch (const UsageError& error) {
     std::cerr << "fabric-checkpoint: " << printable(error.what()) << "\nTry: fabric-checkpoint --help\n";
     return 2;

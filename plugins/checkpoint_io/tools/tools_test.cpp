@@ -1,13 +1,16 @@
 // The tools on whole checkpoints: as functions, and as the program that people call.
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include <fabric/base/error.h>
 #include <fabric/plugins/checkpoint_io/checkpoint_io.h>
@@ -99,6 +102,33 @@ TEST_CASE("what ranks saved in parts consolidates to the file that one of them w
       {"w", columns}, {"own", Value::Map{{"per_rank", Value::List{torch::full({3}, 0), torch::full({3}, 1)}}}}};
   make_checkpoint_io()->save(whole, folder / "g");
   CHECK(read_file(folder / "f") == read_file(folder / "g"));
+}
+
+TEST_CASE("a tool that is told to stop leaves nothing half written", "[checkpoint][tools]") {
+  Folder folder;
+  // Holes, which read as zeros: more than is copied before the signal comes.
+  std::string header = R"({"w":{"dtype":"F32","shape":[524288,2048],"data_offsets":[0,4294967296]}})";
+  header.resize(128, ' ');
+  write_file(folder / "large", std::string("\x80\0\0\0\0\0\0\0", 8) + header);
+  fs::resize_file(folder / "large", 8 + 128 + (std::uint64_t{1} << 32));
+  for (int signal : {SIGTERM, SIGINT}) {
+    const pid_t tool = fork();
+    if (tool == 0) {
+      execl(FABRIC_CHECKPOINT, FABRIC_CHECKPOINT, "shard", (folder / "large").c_str(), (folder / "c").c_str(), "-n",
+            "2", "--no-verify", nullptr);
+      _exit(127);
+    }
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (!fs::exists(folder / ".c.partial/shard-00000-of-00002.safetensors") &&
+           !fs::exists(folder / ".c.partial/.shard-00000-of-00002.safetensors.partial") &&
+           std::chrono::steady_clock::now() < limit)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    CHECK(kill(tool, signal) == 0);
+    int status = 0;
+    REQUIRE(waitpid(tool, &status, 0) == tool);
+    CHECK((WIFSIGNALED(status) && WTERMSIG(status) == signal));
+    CHECK(folder.names() == std::vector<std::string>{"large"});
+  }
 }
 
 TEST_CASE("verify names each damaged tensor, its file and its bytes", "[checkpoint][tools]") {
