@@ -94,48 +94,54 @@ TEST_CASE("pieces of all sizes are written in their order", "[checkpoint_io][dur
 }
 
 TEST_CASE("a full disk leaves the old file and nothing else", "[checkpoint_io][durability]") {
-  Folder folder;
-  Mount disk(folder / "disk", "size=1m");
-  if (!disk.ok) return;
-  auto io = make_checkpoint_io();
-  io->save(small(), disk.path / "f");
-  CHECK_THROWS_WITH(io->save(large(), disk.path / "f"), Contains("No space left"));
-  CHECK_THROWS_AS(io->save(large(), disk.path / "f"), CheckpointError);
-  CHECK(same(io->load(disk.path / "f"), small()));
-  CHECK(std::distance(std::filesystem::directory_iterator(disk.path), {}) == 1);
+  for (const char* format : {"safetensors", "sharded"}) {
+    Folder folder;
+    Mount disk(folder / "disk", "size=1m");
+    if (!disk.ok) return;
+    auto io = make_checkpoint_io(format);
+    io->save(small(), disk.path / "f");
+    CHECK_THROWS_WITH(io->save(large(), disk.path / "f"), Contains("No space left"));
+    CHECK_THROWS_AS(io->save(large(), disk.path / "f"), CheckpointError);
+    CHECK(same(io->load(disk.path / "f"), small()));
+    CHECK(std::distance(std::filesystem::directory_iterator(disk.path), {}) == 1);
+  }
 }
 
 TEST_CASE("a read-only folder is an error that names it", "[checkpoint_io][durability]") {
-  Folder folder;
-  Mount disk(folder / "disk", "size=1m");
-  if (!disk.ok) return;
-  auto io = make_checkpoint_io();
-  io->save(small(), disk.path / "f");
-  REQUIRE(mount(nullptr, disk.path.c_str(), nullptr, MS_REMOUNT | MS_RDONLY, nullptr) == 0);
-  CHECK_THROWS_WITH(io->save(large(), disk.path / "f"), Contains("Read-only") && Contains("disk/f"));
-  CHECK_THROWS_AS(io->save(large(), disk.path / "new/f"), CheckpointError);
-  CHECK_THROWS_AS(io->remove(disk.path / "f"), CheckpointError);
-  CHECK(same(io->load(disk.path / "f"), small()));
+  for (const char* format : {"safetensors", "sharded"}) {
+    Folder folder;
+    Mount disk(folder / "disk", "size=1m");
+    if (!disk.ok) return;
+    auto io = make_checkpoint_io(format);
+    io->save(small(), disk.path / "f");
+    REQUIRE(mount(nullptr, disk.path.c_str(), nullptr, MS_REMOUNT | MS_RDONLY, nullptr) == 0);
+    CHECK_THROWS_WITH(io->save(large(), disk.path / "f"), Contains("Read-only") && Contains("disk/"));
+    CHECK_THROWS_AS(io->save(large(), disk.path / "new/f"), CheckpointError);
+    CHECK_THROWS_AS(io->remove(disk.path / "f"), CheckpointError);
+    CHECK(same(io->load(disk.path / "f"), small()));
+  }
 }
 
 TEST_CASE("a folder without the right to write is an error that names it", "[checkpoint_io][durability]") {
-  Folder folder;
-  auto io = make_checkpoint_io();
-  io->save(small(), folder / "locked/f");
-  chmod(folder.path().c_str(), 0755);
-  chmod((folder / "locked/f").c_str(), 0644);
-  chmod((folder / "locked").c_str(), 0555);
-  {
-    OrdinaryUser user;
-    if (user.ok) {
-      CHECK_THROWS_WITH(io->save(large(), folder / "locked/f"), Contains("Permission denied") && Contains("locked/f"));
-      CHECK_THROWS_AS(io->save(large(), folder / "locked/new/f"), CheckpointError);
-      CHECK_THROWS_AS(io->remove(folder / "locked/f"), CheckpointError);
-      CHECK(same(io->load(folder / "locked/f"), small()));
+  for (const char* format : {"safetensors", "sharded"}) {
+    Folder folder;
+    auto io = make_checkpoint_io(format);
+    io->save(small(), folder / "locked/f");
+    chmod(folder.path().c_str(), 0755);
+    if (std::filesystem::is_regular_file(folder / "locked/f")) chmod((folder / "locked/f").c_str(), 0644);
+    chmod((folder / "locked").c_str(), 0555);
+    {
+      OrdinaryUser user;
+      if (user.ok) {
+        CHECK_THROWS_WITH(io->save(large(), folder / "locked/f"), Contains("Permission denied") && Contains("locked/"));
+        CHECK_THROWS_AS(io->save(large(), folder / "locked/new/f"), CheckpointError);
+        CHECK_THROWS_AS(io->remove(folder / "locked/f"), CheckpointError);
+        CHECK(same(io->load(folder / "locked/f"), small()));
+      }
     }
+    chmod((folder / "locked").c_str(), 0755);  // so that it can be removed
+    CHECK(same(io->load(folder / "locked/f"), small()));
   }
-  chmod((folder / "locked").c_str(), 0755);  // so that it can be removed
-  CHECK(same(io->load(folder / "locked/f"), small()));
 }
 
 TEST_CASE("paths that cannot be written are errors", "[checkpoint_io][durability]") {
