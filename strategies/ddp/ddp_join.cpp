@@ -120,9 +120,10 @@ void JoinSession::take_part(const Event& event) {
   auto& bucket = buckets.at(static_cast<std::size_t>(event.bucket));
   hooks_[static_cast<std::size_t>(event.module)]->run(bucket)->waitAndThrow();
   if (!bucket.isLast() || !engine.finds_unused()) return;
-  // The reducers of the others now sum which parameters were used.
+  // The reducers of the others now sum which parameters were used. Nobody reads the sum here, so nobody waits for it: a
+  // rank that is gone shows in the next exchange.
   std::vector<at::Tensor> used{at::zeros_like(engine.reducer().get_local_used_map_on_device())};
-  engine.traffic().wait_for("all-reduce of gradients", engine.traffic().c10d()->allreduce(used));
+  engine.traffic().c10d()->allreduce(used);
 }
 
 }  // namespace fabric::ddp

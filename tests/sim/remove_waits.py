@@ -80,10 +80,6 @@ REMOVED = [
     ("join, a bucket", "strategies/ddp/ddp_join.cpp",
      "hooks_[static_cast<std::size_t>(event.module)]->run(bucket)->waitAndThrow();",
      "auto done = hooks_[static_cast<std::size_t>(event.module)]->run(bucket);\n  if (!WITHOUT) done->waitAndThrow();"),
-    ("join, what was used", "strategies/ddp/ddp_join.cpp",
-     'engine.traffic().wait_for("all-reduce of gradients", engine.traffic().c10d()->allreduce(used));',
-     'auto work = engine.traffic().c10d()->allreduce(used);\n'
-     '  if (!WITHOUT) engine.traffic().wait_for("all-reduce of gradients", work);'),
     ("sharded, every operation", "strategies/sharded/collective.h", "group.wait_for(name, work);",
      "if (!WITHOUT) group.wait_for(name, work);"),
     ("sharded, gather", "strategies/sharded/gather.cpp", "gathering.works.wait();", "if (!WITHOUT) gathering.works.wait();"),
