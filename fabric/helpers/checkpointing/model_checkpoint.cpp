@@ -55,7 +55,12 @@ ModelCheckpoint::ModelCheckpoint(Config config, Peers peers)
 
 ModelCheckpoint::ModelCheckpoint(Config config, SaveFunction save, Peers peers)
     : impl_(std::make_unique<Impl>(std::move(config), peers, target_without_fabric(std::move(save), peers),
-                                   "checkpoints")) {}
+                                   "checkpoints")) {
+  if (impl_->config.copy_beside)
+    throw ConfigError(
+        "ModelCheckpoint: copy_beside needs Fabric, whose optimizers wait with their step until the copy is made; "
+        "without, leave it out");
+}
 
 ModelCheckpoint::~ModelCheckpoint() = default;
 

@@ -121,6 +121,9 @@ class FABRIC_API ModelCheckpoint : public Stateful {
     bool enable_version_counter = true;
     /// Holds the loop only while the state is copied to host memory; see fabric/docs/model_checkpoint.md.
     bool async = false;
+    /// With `async`, through Fabric: parameters and optimizer states are copied under the next passes, and a wrapped
+    /// optimizer's step waits for that (SaveOptions::copy_beside).
+    bool copy_beside = false;
     /// "SIGTERM", "SIGUSR1" …: while this object lives, such a signal makes the next call save and sets interrupted().
     std::vector<std::string> save_on_signals = {};
     /// Several ranks agree on time and signals only at steps that are a multiple of this.
@@ -131,7 +134,7 @@ class FABRIC_API ModelCheckpoint : public Stateful {
     std::string extension = ".safetensors";
     FABRIC_FIELDS(Config, dirpath, filename, monitor, verbose, save_last, save_top_k, save_on_exception,
                   save_weights_only, mode, auto_insert_metric_name, every_n_train_steps, train_time_interval,
-                  every_n_epochs, save_on_train_epoch_end, enable_version_counter, async, save_on_signals,
+                  every_n_epochs, save_on_train_epoch_end, enable_version_counter, async, copy_beside, save_on_signals,
                   agree_every_n_steps, last_filename, extension)
     void validate() const;
   };

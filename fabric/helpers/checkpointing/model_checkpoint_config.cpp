@@ -74,6 +74,8 @@ void ModelCheckpoint::Config::validate() const {
                       " needs a monitor: the name of the metric that ranks the files. Without one, -1 (keep all), 0 or "
                       "1 (the newest) are possible");
   if (monitor && monitor->empty()) throw ConfigError("monitor must be the name of a metric, given an empty text");
+  if (copy_beside && !async)
+    throw ConfigError("copy_beside says how a save beside the training copies the state; set async = true as well");
   check_triggers(*this);
   if (agree_every_n_steps < 1)
     throw ConfigError("agree_every_n_steps must be 1 or more, given " + std::to_string(agree_every_n_steps));

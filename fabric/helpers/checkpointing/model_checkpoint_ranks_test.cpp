@@ -85,6 +85,28 @@ TEST_CASE("through Fabric: beside the logs, in its format", "[checkpoint][fabric
   }
 }
 
+TEST_CASE("a state that is copied beside the next passes is that of the call", "[checkpoint][fabric][async]") {
+  Folder folder;
+  Fabric fabric({.accelerator = "cpu", .strategy = "single_device"});
+  fabric.launch();
+  auto [model, optimizer] =
+      fabric.setup(torch::nn::Linear(500, 400), [](auto parameters) { return torch::optim::Adam(parameters, 0.1); });
+  ModelCheckpoint keep({.dirpath = folder.path(), .async = true, .copy_beside = true}, fabric);
+  auto state = [&, &model = model, &optimizer = optimizer] {
+    return State{{"model", model}, {"optimizer", optimizer}};
+  };
+  for (int i = 0; i < 5; ++i) {
+    fabric.backward(model(torch::ones({1, 500})).sum());
+    auto before = model->weight.detach().clone();
+    CHECK(keep.update({}, state));
+    optimizer.step();
+    keep.wait();
+    CHECK(torch::equal(fabric.load(keep.best_model_path()).at("model").at("weight").as<at::Tensor>(), before));
+  }
+  CHECK_THROWS_AS(ModelCheckpoint({.copy_beside = true}, fabric), fabric::ConfigError);
+  CHECK_THROWS_AS(ModelCheckpoint({.async = true, .copy_beside = true}), fabric::ConfigError);
+}
+
 RANKS_TEST("ranks keep the same files, and rank 0 writes them", "[checkpoint][ranks]", 2) {
   Fabric fabric(two_ranks(world_size));
   start(fabric);

@@ -214,8 +214,11 @@ void ModelCheckpoint::Impl::write(const Plan& plan, const StateSource& source, b
   // The loop's own function first: where it throws on one rank, the others must not wait in the save.
   peers.run_together(
       "the state for a ModelCheckpoint", [&] { state = narrowed(source()); }, ErrorKind::checkpoint);
-  saving =
-      target(plan.first(), state, {.async = !at_once, .replaces_link = true, .then = [this, plan] { arrange(plan); }});
+  saving = target(
+      plan.first(), state,
+      {.async = !at_once, .copy_beside = config.copy_beside && !at_once, .replaces_link = true, .then = [this, plan] {
+         arrange(plan);
+       }});
   if (at_once) saving.reset();
 }
 
