@@ -154,7 +154,7 @@ sanitize() {
     library=()
     echo "thread sanitizer: the library's tests are left out, since LibTorch is not instrumented"
   else
-    parsers+=(fabric_fuzz_values fabric_fuzz_checkpoint fabric_fuzz_sharded)
+    parsers+=(fabric_fuzz_values fabric_fuzz_checkpoint fabric_fuzz_sharded fabric_fuzz_dcp fabric_fuzz_weights)
   fi
   DEV_BUILD_TYPE=RelWithDebInfo configure "$folder" "$torch_root" -DFABRIC_SANITIZE="$kind" -DFABRIC_BENCH=OFF \
     -DFABRIC_EXAMPLES=OFF -DFABRIC_INSTALL=OFF -DFABRIC_WITH_CUDA=OFF -DFABRIC_WITH_MPI=OFF
