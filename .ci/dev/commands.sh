@@ -61,6 +61,14 @@ cmd_bench() {
   "$build_dir/tests/bench/fabric_bench" "$@"
 }
 
+cmd_soak() {
+  prepare
+  compile "$build_dir" fabric_test_shm
+  step "ranks in shared memory, mixed operations"
+  FABRIC_SOAK_OPERATIONS=${1:-10000000} FABRIC_SOAK_SEED=${2:-$RANDOM} FABRIC_SOAK_RANKS=${3:-4} \
+    "$build_dir/plugins/collectives/fabric_test_shm" "[soak]"
+}
+
 cmd_arrows() { python3 tests/layering.py "$root" --draw; }
 
 cmd_gpu_check() {

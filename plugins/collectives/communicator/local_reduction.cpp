@@ -1,11 +1,13 @@
 #include "plugins/collectives/communicator/local_reduction.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 #include <type_traits>
 
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+#include <c10/util/SmallVector.h>
 
 #include <fabric/base/error.h>
 
@@ -72,23 +74,80 @@ struct XorItems {
 template <class T>
 using Wide = std::conditional_t<std::is_arithmetic_v<T>, T, float>;
 
-// In blocks that stay in the nearest cache, each of them rank by rank: the compiler makes vectors of that.
+// Inlined into functions for older and newer processors, so that each gets vectors of its size.
+#define FABRIC_PART_OF_CALLER inline __attribute__((always_inline))
+
+// The same place of several outputs and inputs may be one: no vector of the loop reads what another one wrote.
+#define FABRIC_NO_ORDER _Pragma("GCC ivdep")
+
 template <class T, class Combine>
-void reduce_ranks(const char* first, std::size_t stride, int ranks, void* output, std::int64_t count) {
-  constexpr std::int64_t kBlock = 512;
+FABRIC_PART_OF_CALLER void reduce_two(const T* a, const T* b, T* to, std::int64_t count) {
+  FABRIC_NO_ORDER
+  for (std::int64_t i = 0; i < count; ++i)
+    to[i] = static_cast<T>(Combine::of(static_cast<Wide<T>>(a[i]), static_cast<Wide<T>>(b[i])));
+}
+
+template <class T, class Combine>
+FABRIC_PART_OF_CALLER void reduce_many(const void* const* inputs, int ranks, std::int64_t begin, T* to,
+                                       std::int64_t count, Wide<T>* block) {
+  auto input = [&](int rank) { return static_cast<const T*>(inputs[rank]) + begin; };
+  const T *first = input(0), *second = input(1), *last = input(ranks - 1);
+  for (std::int64_t i = 0; i < count; ++i)
+    block[i] = Combine::of(static_cast<Wide<T>>(first[i]), static_cast<Wide<T>>(second[i]));
+  for (int rank = 2; rank < ranks - 1; ++rank) {
+    const T* from = input(rank);
+    for (std::int64_t i = 0; i < count; ++i) block[i] = Combine::of(block[i], static_cast<Wide<T>>(from[i]));
+  }
+  FABRIC_NO_ORDER
+  for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(Combine::of(block[i], static_cast<Wide<T>>(last[i])));
+}
+
+// In blocks that stay in the nearest cache.
+template <class T, class Combine>
+FABRIC_PART_OF_CALLER void reduce_ranks(const void* const* inputs, int ranks, void* const* outputs, int places,
+                                        std::int64_t count) {
+  constexpr std::int64_t kBlock = 1024;
   Wide<T> block[kBlock];
-  auto* to = static_cast<T*>(output);
   for (std::int64_t begin = 0; begin < count; begin += kBlock) {
-    auto length = std::min(kBlock, count - begin);
-    const auto* from = reinterpret_cast<const T*>(first) + begin;
-    for (std::int64_t i = 0; i < length; ++i) block[i] = static_cast<Wide<T>>(from[i]);
-    for (int rank = 1; rank < ranks; ++rank) {
-      from = reinterpret_cast<const T*>(first + static_cast<std::size_t>(rank) * stride) + begin;
-      for (std::int64_t i = 0; i < length; ++i) block[i] = Combine::of(block[i], static_cast<Wide<T>>(from[i]));
-    }
-    for (std::int64_t i = 0; i < length; ++i) to[begin + i] = static_cast<T>(block[i]);
+    const auto length = std::min(kBlock, count - begin);
+    T* to = static_cast<T*>(outputs[0]) + begin;
+    auto input = [&](int rank) { return static_cast<const T*>(inputs[rank]) + begin; };
+    const auto bytes = static_cast<std::size_t>(length) * sizeof(T);
+    if (ranks == 1)
+      std::memmove(to, input(0), bytes);
+    else if (ranks == 2)
+      reduce_two<T, Combine>(input(0), input(1), to, length);
+    else
+      reduce_many<T, Combine>(inputs, ranks, begin, to, length, block);
+    for (int place = 1; place < places; ++place) std::memcpy(static_cast<T*>(outputs[place]) + begin, to, bytes);
   }
 }
+
+using ReduceRanks = void (*)(const void* const*, int, void* const*, int, std::int64_t);
+
+template <class T, class Combine>
+void reduce_ranks_anywhere(const void* const* inputs, int ranks, void* const* outputs, int places, std::int64_t count) {
+  reduce_ranks<T, Combine>(inputs, ranks, outputs, places, count);
+}
+
+#if defined(__x86_64__)
+template <class T, class Combine>
+__attribute__((target("avx2"))) void reduce_ranks_avx2(const void* const* inputs, int ranks, void* const* outputs,
+                                                       int places, std::int64_t count) {
+  reduce_ranks<T, Combine>(inputs, ranks, outputs, places, count);
+}
+
+template <class T, class Combine>
+ReduceRanks reduce_ranks_here() {
+  static const bool has_avx2 = __builtin_cpu_supports("avx2");
+  return has_avx2 ? reduce_ranks_avx2<T, Combine> : reduce_ranks_anywhere<T, Combine>;
+}
+#else
+template <class T, class Combine>
+ReduceRanks reduce_ranks_here() {
+  return reduce_ranks_anywhere<T, Combine>;
+}
+#endif
 
 template <class T, class Combine>
 void reduce_pair(const void* input, void* output, std::int64_t count) {
@@ -99,13 +158,13 @@ void reduce_pair(const void* input, void* output, std::int64_t count) {
 }
 
 struct Functions {
-  void (*ranks)(const char*, std::size_t, int, void*, std::int64_t) = nullptr;
+  ReduceRanks ranks = nullptr;
   void (*pair)(const void*, void*, std::int64_t) = nullptr;
 };
 
 template <class T, class Combine>
 Functions functions_of() {
-  return {reduce_ranks<T, Combine>, reduce_pair<T, Combine>};
+  return {reduce_ranks_here<T, Combine>(), reduce_pair<T, Combine>};
 }
 
 template <class T>
@@ -197,7 +256,15 @@ void require_reducible(at::ScalarType type, ReduceType op) { require_functions(t
 
 void reduce_in_rank_order(const void* first, std::size_t stride, int ranks, void* output, std::int64_t count,
                           at::ScalarType type, ReduceType op) {
-  require_functions(type, op).ranks(static_cast<const char*>(first), stride, ranks, output, count);
+  c10::SmallVector<const void*, 64> inputs;
+  for (int rank = 0; rank < ranks; ++rank)
+    inputs.push_back(static_cast<const char*>(first) + static_cast<std::size_t>(rank) * stride);
+  reduce_in_rank_order(inputs.data(), ranks, &output, 1, count, type, op);
+}
+
+void reduce_in_rank_order(const void* const* inputs, int ranks, void* const* outputs, int places, std::int64_t count,
+                          at::ScalarType type, ReduceType op) {
+  require_functions(type, op).ranks(inputs, ranks, outputs, places, count);
 }
 
 void reduce_into(const void* input, void* output, std::int64_t count, at::ScalarType type, ReduceType op) {

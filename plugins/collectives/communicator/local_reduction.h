@@ -27,6 +27,11 @@ FABRIC_API void require_reducible(at::ScalarType type, ReduceType op);
 FABRIC_API void reduce_in_rank_order(const void* first, std::size_t stride, int ranks, void* output, std::int64_t count,
                                      at::ScalarType type, ReduceType op);
 
+/// The same of inputs that lie anywhere, to `places` outputs, each of which may be one of the inputs. What this and the
+/// other form give is the same bit by bit.
+FABRIC_API void reduce_in_rank_order(const void* const* inputs, int ranks, void* const* outputs, int places,
+                                     std::int64_t count, at::ScalarType type, ReduceType op);
+
 /// output = output op input. Types and operations as above.
 FABRIC_API void reduce_into(const void* input, void* output, std::int64_t count, at::ScalarType type, ReduceType op);
 

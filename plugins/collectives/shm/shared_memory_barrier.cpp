@@ -23,7 +23,9 @@ struct alignas(64) SharedMemoryBarrier::Line {
   std::atomic<std::uint64_t> arrived;
   // Two, by the parity of the count: a rank may be one operation ahead of one that still reads.
   std::atomic<std::int64_t> mark[2];
+  std::atomic<std::int64_t> brought[2][2];
   std::atomic<std::uint32_t> gave_up;
+  std::atomic<std::uint32_t> left;
 };
 
 namespace {
@@ -77,7 +79,31 @@ std::unique_ptr<SharedMemoryBarrier> SharedMemoryBarrier::open(int rank, int siz
   return barrier;
 }
 
+void SharedMemoryBarrier::bring(std::int64_t first, std::int64_t second) {
+  auto& brought = lines_[rank_].brought[(count_ + 1) & 1];
+  brought[0].store(first, std::memory_order_relaxed);
+  brought[1].store(second, std::memory_order_relaxed);
+}
+
+std::int64_t SharedMemoryBarrier::brought(int rank, int which) const {
+  return lines_[rank].brought[count_ & 1][which].load(std::memory_order_relaxed);
+}
+
+void SharedMemoryBarrier::leave() {
+  if (!lines_ || lines_[rank_].left.load(std::memory_order_relaxed) != 0) return;
+  lines_[rank_].left.store(1);
+  bell_->ring();
+}
+
+bool SharedMemoryBarrier::has_left(int rank) const { return lines_[rank].left.load() != 0; }
+
+bool SharedMemoryBarrier::everybody_left(const void* memory, int size) {
+  const auto* lines = reinterpret_cast<const Line*>(static_cast<const char*>(memory) + Bell::kBytes);
+  return std::all_of(lines, lines + size, [](const Line& line) { return line.left.load() != 0; });
+}
+
 SharedMemoryBarrier::~SharedMemoryBarrier() {
+  leave();
   if (linked_) unlink();
   if (owned_) munmap(owned_, bytes());
 }
@@ -105,11 +131,11 @@ bool SharedMemoryBarrier::meet(std::int64_t mark, const char* operation, millise
       if (line.gave_up.load(std::memory_order_relaxed)) require_nobody_gave_up(operation);
       auto is_ready = [&] {
         if (others_.meanwhile) others_.meanwhile();
-        return line.arrived.load() >= turn || line.gave_up.load();
+        return line.arrived.load() >= turn || line.gave_up.load() != 0 || (others_.is_gone && line.left.load() != 0);
       };
       if (!patience.wait(is_ready)) give_up(operation, patience.waited());
       if (!patience.is_short() && others_.meanwhile) others_.meanwhile();
-      if (others_.is_gone && patience.is_to_look_around()) require_all_alive(operation);
+      if (others_.is_gone && (has_left(rank) || patience.is_to_look_around())) require_all_alive(operation);
       if (patience.is_to_announce()) announce(operation, patience.waited(), timeout);
     }
     same = same && line.mark[turn & 1].load(std::memory_order_relaxed) == mark;
@@ -132,7 +158,8 @@ void SharedMemoryBarrier::require_all_alive(const char* operation) const {
   std::vector<int> gone;
   for (int rank : missing())
     // One that is gone may have come here as the last thing that it did.
-    if (others_.is_gone(rank) && lines_[rank].arrived.load(std::memory_order_acquire) < count_) gone.push_back(rank);
+    if ((has_left(rank) || others_.is_gone(rank)) && lines_[rank].arrived.load(std::memory_order_acquire) < count_)
+      gone.push_back(rank);
   if (gone.empty()) return;
   throw CollectiveError("rank " + std::to_string(rank_) + ": " + operation + " cannot end, since " +
                         list_of_ranks(gone) +

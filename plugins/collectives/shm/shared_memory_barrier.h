@@ -49,6 +49,17 @@ class FABRIC_API SharedMemoryBarrier {
   /// is gone.
   bool meet(std::int64_t mark, const char* operation, std::chrono::milliseconds timeout);
 
+  /// Two numbers that this rank brings to the next meeting besides, and what a rank brought to the last one; where not
+  /// all bring them, they are anything.
+  void bring(std::int64_t first, std::int64_t second = 0);
+  std::int64_t brought(int rank, int which = 0) const;
+
+  /// This rank comes no more: whoever waits for it is told, where there is `is_gone`. The destructor does so too.
+  void leave();
+  bool has_left(int rank) const;
+  /// Whether in a barrier's memory all ranks have left, so that it may be used for something else.
+  static bool everybody_left(const void* memory, int size);
+
   int size() const { return size_; }
   /// What wakes ranks that wait here.
   Bell& bell() { return *bell_; }

@@ -2,16 +2,21 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <sstream>
 
 #include <fabric/base/error.h>
 
 namespace fabric::collectives {
 namespace {
+
+constexpr std::size_t kLeastReserve = 1 << 20;
 
 [[noreturn]] void refuse(const std::string& what, int error) {
   throw UnavailableError("the ranks cannot share memory: " + what + ": " + std::strerror(error));
@@ -33,40 +38,62 @@ std::string identity(int file) {
   return std::to_string(status.st_dev) + ":" + std::to_string(status.st_ino);
 }
 
+// Null where there are not as many addresses.
+char* map(int file, std::size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  return memory == MAP_FAILED ? nullptr : static_cast<char*>(memory);
+}
+
 }  // namespace
 
-SharedSegment::SharedSegment(Descriptor file, std::size_t bytes) : file_(std::move(file)), bytes_(bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_.get(), 0);
-  if (memory == MAP_FAILED) refuse("it cannot be mapped", errno);
-  data_ = static_cast<char*>(memory);
+SharedSegment::SharedSegment(Descriptor file, char* data, std::size_t bytes)
+    : file_(std::move(file)), bytes_(bytes), data_(data) {
+  madvise(data, bytes, MADV_DONTDUMP);  // a core file would hold all that is reserved
 }
 
 SharedSegment::~SharedSegment() {
   if (data_) munmap(data_, bytes_);
 }
 
-std::unique_ptr<SharedSegment> SharedSegment::make(std::size_t bytes) {
+std::unique_ptr<SharedSegment> SharedSegment::make(std::size_t bytes, std::size_t reserve) {
   Descriptor file(memfd_create("torchfabric", MFD_CLOEXEC));
   if (!file) refuse("none can be made", errno);
+  // The system would end the process.
+  struct rlimit largest {};
+  if (getrlimit(RLIMIT_FSIZE, &largest) == 0 && largest.rlim_cur != RLIM_INFINITY) {
+    if (bytes > largest.rlim_cur)
+      refuse("the limit of file sizes (ulimit -f) is below " + std::to_string(bytes), EFBIG);
+    reserve = std::min<std::size_t>(reserve, largest.rlim_cur - bytes);
+  }
   // Now, since a lack of it would otherwise show as SIGBUS later.
   if (int error = posix_fallocate(file.get(), 0, static_cast<off_t>(bytes)))
     refuse("there are no " + std::to_string(bytes) + " bytes for it", error);
-  return std::unique_ptr<SharedSegment>(new SharedSegment(std::move(file), bytes));
+  for (;; reserve = reserve / 2 < kLeastReserve ? 0 : reserve / 2) {
+    if (ftruncate(file.get(), static_cast<off_t>(bytes + reserve)) != 0) refuse("its size cannot be set", errno);
+    if (char* data = map(file.get(), bytes + reserve))
+      return std::unique_ptr<SharedSegment>(new SharedSegment(std::move(file), data, bytes + reserve));
+    if (reserve == 0) refuse(std::to_string(bytes) + " bytes cannot be mapped", errno);
+  }
 }
 
-std::unique_ptr<SharedSegment> SharedSegment::open(const std::string& place, std::size_t bytes) {
-  const auto space = place.find(' ');
-  const std::string path = place.substr(0, space);
+std::unique_ptr<SharedSegment> SharedSegment::open(const std::string& place) {
+  std::istringstream words(place);
+  std::string path, id;
+  std::size_t bytes = 0;
+  words >> path >> id >> bytes;
   Descriptor file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
   if (!file) refuse("that of rank 0 cannot be opened (another user's, or in another container)", errno);
   // The same number of a process may stand for another one in another container.
-  if (space == std::string::npos || identity(file.get()) != place.substr(space + 1))
+  if (bytes == 0 || identity(file.get()) != id)
     refuse("that of rank 0 is not to be found here (it is in another container)", ENOENT);
-  return std::unique_ptr<SharedSegment>(new SharedSegment(std::move(file), bytes));
+  char* data = map(file.get(), bytes);
+  if (!data) refuse(std::to_string(bytes) + " bytes cannot be mapped", errno);
+  return std::unique_ptr<SharedSegment>(new SharedSegment(std::move(file), data, bytes));
 }
 
 std::string SharedSegment::place() const {
-  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(file_.get()) + " " + identity(file_.get());
+  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(file_.get()) + " " + identity(file_.get()) +
+         " " + std::to_string(bytes_);
 }
 
 void SharedSegment::live_as(int rank) {

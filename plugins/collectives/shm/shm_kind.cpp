@@ -16,15 +16,14 @@ std::string in_text(const std::vector<std::uint8_t>& bytes) { return {bytes.begi
 // What a rank could not do; empty: nothing.
 std::string open_segment(const BackendRequest& request, std::unique_ptr<SharedSegment>& segment) {
   try {
-    const auto bytes = shm_bytes(request.size);
     if (request.rank == 0) {
-      segment = SharedSegment::make(bytes);
+      segment = make_shm_segment(request.size);
       segment->live_as(0);
       request.store->set("shm/place", in_bytes(segment->place()));
     } else {
       auto place = in_text(request.store->get("shm/place"));
       if (place.empty()) return "";  // rank 0 says why
-      segment = SharedSegment::open(place, bytes);
+      segment = SharedSegment::open(place);
       segment->live_as(request.rank);
     }
     return "";
