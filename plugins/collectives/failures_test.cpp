@@ -133,7 +133,9 @@ RANKS_TEST("a rank that dies is named within the timeout", "[collectives][failur
     for (int turn = 0; turn < 3; ++turn) group.all_reduce(torch::ones({200000}), ReduceOp::sum);
   });
   RANK_CHECK(seconds_since(begin) < 18);
-  RANK_CHECK(holds(text, "all_reduce") && holds(text, "rank 2 did not come"));
+  // As who tells it: the connection that broke, or the place where the ranks meet.
+  RANK_CHECK(holds(text, "all_reduce") &&
+             (text.find("rank 2 is gone") != text.npos || holds(text, "rank 2 did not come")));
 }
 
 RANKS_TEST("the death of the rank that serves the store is an error too", "[collectives][failures]", 2) {
@@ -197,7 +199,7 @@ TEST_CASE("a rank 0 that never comes is named", "[collectives][failures]") {
 }
 
 RANKS_TEST("freeing a group with work in flight waits for nobody", "[collectives][failures]", 2) {
-  auto group = ranks::group_from_env({.timeout_seconds = 60});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 60});
   ranks::Processes processes(group);
   if (rank == 1) {
     processes.outlive(0);

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <numeric>
 
 #include <ATen/ops/zeros.h>
@@ -30,9 +31,13 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-NamedKind choose_kind(const Identity& id) {
-  if (lower_case(id.config.backend) != "auto") return find_kind(id.config.backend);
-  auto best = best_kind(id.ranks, id.device, [](const BackendKind&) { return true; });
+bool chooses(const Identity& id) { return lower_case(id.config.backend) == "auto"; }
+
+// `below`: what suited better turned out not to be there.
+NamedKind choose_kind(const Identity& id, int below = std::numeric_limits<int>::max()) {
+  if (!chooses(id)) return find_kind(id.config.backend);
+  auto best = best_kind(id.ranks, id.device,
+                        [&](const BackendKind& kind) { return kind.suits && kind.suits(id.ranks, id.device) < below; });
   if (best.name.empty())
     throw ConfigError("no process group backend suits rank " + id.ranks.to_string() + " on " + id.device.str() +
                       "; name one");
@@ -166,6 +171,23 @@ bool needs_store(const BackendKind& kind) {
   return kind.needs_store || (kind.device != c10::kCPU && find_kind(kind.beside).kind.needs_store);
 }
 
+void join_over(Group& group, const NamedKind& chosen) {
+  auto& id = group.id;
+  id.backend = chosen.name;
+  require_ready(chosen.kind, request_of(id));  // says what is missing before any waiting
+  if (chosen.kind.device != c10::kCPU && chosen.kind.device != id.device.type())
+    throw ConfigError("process group backend '" + chosen.name + "' carries tensors on " +
+                      c10::DeviceTypeName(chosen.kind.device, /*lower_case=*/true) + ", but this rank's device is " +
+                      id.device.str() + ". Use the backend 'auto', or another accelerator");
+  if (needs_store(chosen.kind)) {
+    if (id.size > 1 && id.ranks.main_port == 0) find_meeting_point(group);
+    if (!group.transport.store)
+      group.transport.store = id.size == 1 ? open_private_store() : open_job_store(id.ranks, id.timeout);
+    join_waits(group, chosen);
+  }
+  Connecting(group, chosen).of_job();
+}
+
 }  // namespace
 
 std::string unique_group_name(const std::string& wish) {
@@ -200,18 +222,16 @@ void join_job(Group& group) {
     throw ConfigError("rank " + std::to_string(ranks.rank) + " of a world of " + std::to_string(ranks.world_size) +
                       " cannot be: ranks count from 0 to the world's size less one");
   auto chosen = choose_kind(id);
-  id.backend = chosen.name;
-  require_ready(chosen.kind, request_of(id));  // says what is missing before any waiting
-  if (chosen.kind.device != c10::kCPU && chosen.kind.device != id.device.type())
-    throw ConfigError("process group backend '" + chosen.name + "' carries tensors on " +
-                      c10::DeviceTypeName(chosen.kind.device, /*lower_case=*/true) + ", but this rank's device is " +
-                      id.device.str() + ". Use the backend 'auto', or another accelerator");
-  if (needs_store(chosen.kind)) {
-    if (id.size > 1 && ranks.main_port == 0) find_meeting_point(group);
-    group.transport.store = id.size == 1 ? open_private_store() : open_job_store(ranks, id.timeout);
-    join_waits(group, chosen);
+  while (true) {
+    try {
+      return join_over(group, chosen);
+    } catch (const UnavailableError& error) {
+      // What the system refuses to one rank all ranks do without, and all of them know it.
+      if (!chooses(id) || !chosen.kind.may_be_refused) throw;
+      chosen = choose_kind(id, chosen.kind.suits(ranks, id.device));
+      log::rank_zero_warn("the process group goes over " + chosen.name + ": " + error.what());
+    }
   }
-  Connecting(group, chosen).of_job();
 }
 
 std::shared_ptr<Group> make_subgroup(Group& parent, std::vector<int> ranks, const std::string& name) {

@@ -34,10 +34,11 @@ inline fabric::RankInfo rank_info_from_env() {
   return info;
 }
 
-/// A group of the test's ranks: Gloo, MPI under mpirun, or what FABRIC_TEST_BACKEND names. A short timeout, so that a
+/// A group of the test's ranks: what `config` names, else FABRIC_TEST_BACKEND, else "auto". A short timeout, so that a
 /// defect ends the test.
 inline fabric::ProcessGroup group_from_env(fabric::ProcessGroup::Config config = {.timeout_seconds = 30}) {
-  if (const char* backend = std::getenv("FABRIC_TEST_BACKEND")) config.backend = backend;
+  const char* backend = std::getenv("FABRIC_TEST_BACKEND");
+  if (backend && config.backend == "auto") config.backend = backend;
   return fabric::ProcessGroup::create(config, rank_info_from_env(), c10::kCPU);
 }
 
@@ -69,6 +70,7 @@ inline Options mpirun(int count) {
   options.world_size = count;
   options.env["OMP_NUM_THREADS"] = "1";
   options.env["OMPI_ALLOW_RUN_AS_ROOT"] = options.env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1";
+  options.env["FABRIC_TEST_BACKEND"] = "mpi";
   options.prefix = {"mpirun", "--oversubscribe", "--bind-to", "none", "-n", std::to_string(count)};
   return options;
 }
@@ -76,14 +78,16 @@ inline Options mpirun(int count) {
 }  // namespace ranks
 
 /// RANKS_TEST for both backends that run without a GPU: as plain processes over Gloo and under mpirun over MPI.
-#define BOTH_BACKENDS_TEST(name, tags, count)                                                \
-  TEST_CASE(name " (gloo)", tags) { ::ranks::run_and_require(name, {.world_size = count}); } \
-  TEST_CASE(name " (mpi)", tags "[mpi]") {                                                   \
-    if (!::ranks::has_mpirun())                                                              \
-      WARN("skipped: there is no mpirun");                                                   \
-    else                                                                                     \
-      ::ranks::run_and_require(name, ::ranks::mpirun(count));                                \
-  }                                                                                          \
+#define BOTH_BACKENDS_TEST(name, tags, count)                                                        \
+  TEST_CASE(name " (gloo)", tags) {                                                                  \
+    ::ranks::run_and_require(name, {.world_size = count, .env = {{"FABRIC_TEST_BACKEND", "gloo"}}}); \
+  }                                                                                                  \
+  TEST_CASE(name " (mpi)", tags "[mpi]") {                                                           \
+    if (!::ranks::has_mpirun())                                                                      \
+      WARN("skipped: there is no mpirun");                                                           \
+    else                                                                                             \
+      ::ranks::run_and_require(name, ::ranks::mpirun(count));                                        \
+  }                                                                                                  \
   RANKS_BODY(name)
 
 /// BOTH_BACKENDS_TEST, and in shared memory. The body's group is that of group_from_env.

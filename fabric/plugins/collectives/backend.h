@@ -102,11 +102,14 @@ struct BackendKind {
   /// Whether the ranks meet in the job's store first. False: it finds its peers without one.
   bool needs_store = true;
   /// How well it suits these ranks where the settings say "auto": the kind with the highest number is taken. Empty, or
-  /// 0: only when asked for by name. Built in are gloo (10), mpi (20, under mpirun), nccl (30, on CUDA devices) and
-  /// single (40, one rank on the CPU).
+  /// 0: only when asked for by name. Built in are gloo (10), mpi (20, under mpirun), shm (25, CPU ranks of one
+  /// machine), nccl (30, on CUDA devices) and single (40, one rank on the CPU).
   std::function<int(const RankInfo& ranks, c10::Device device)> suits = {};
   /// Throws UnavailableError or ConfigError where it cannot work, before anything waits for other ranks.
   std::function<void(const BackendRequest&)> require = {};
+  /// Whether `make` ends in UnavailableError on every rank where the system does not let one of them take part: "auto"
+  /// then takes what suits next, and says so.
+  bool may_be_refused = false;
 };
 
 /// Adds a kind of backend for `ProcessGroup::Config::backend`, before the first group is made. Names are

@@ -41,8 +41,8 @@ FABRIC_API ReduceOp parse_reduce_op(const std::string& name);
 class FABRIC_API ProcessGroup {
  public:
   struct Config {
-    /// "auto" (nccl on CUDA, single for one rank, mpi under mpirun, gloo otherwise), "gloo", "mpi", "nccl", "single",
-    /// or what register_backend (backend.h) added.
+    /// "auto" (nccl on CUDA, single for one rank, shm within a machine, mpi under mpirun, gloo otherwise), or one of
+    /// these by its name, or what register_backend (backend.h) added.
     std::string backend = "auto";
     double timeout_seconds = 1800;
     /// Compares operation, shape and type across the ranks before each collective that Fabric makes. Costs one small
@@ -80,7 +80,7 @@ class FABRIC_API ProcessGroup {
   int rank() const;
   int size() const;
   const Config& config() const;
-  /// The backend in use, by its registered name: "gloo", "mpi", "nccl", "single", …
+  /// The backend in use, by its registered name: "shm", "gloo", "mpi", "nccl", "single", …
   const std::string& backend() const;
   /// One line about what carries which tensors, for logs.
   std::string describe() const;

@@ -1,5 +1,6 @@
 // How the ranks of one machine come to share memory: rank 0 makes it and tells where by the store; every rank tells
-// whether it could open it, so that all go on or none does.
+// whether it could open it, so that all go on or none does. Where none does and nobody asked for shared memory by name,
+// the ranks take what suits them next (join.cpp).
 #include <fabric/base/error.h>
 
 #include "plugins/collectives/backend_kinds.h"
@@ -40,7 +41,7 @@ std::shared_ptr<CollectiveBackend> make_shm(const BackendRequest& request) {
   for (int rank = 0; rank < request.size; ++rank) {
     auto told = in_text(request.store->get("shm/rank/" + std::to_string(rank)));
     if (!told.empty())
-      throw UnavailableError("rank " + std::to_string(rank) + ": " + told + ". Use the backend 'gloo'");
+      throw UnavailableError("rank " + std::to_string(rank) + ": " + told + ". The backend 'gloo' needs none");
   }
   return make_communicator_backend(
       make_shm_communicator(request.rank, request.size, std::move(segment), request.timeout), {.name = "shm"});
@@ -55,6 +56,14 @@ void require_one_machine(const BackendRequest& request) {
 
 }  // namespace
 
-BackendKind shm_kind() { return {.make = make_shm, .require = require_one_machine}; }
+BackendKind shm_kind() {
+  return {.make = make_shm,
+          .suits =
+              [](const RankInfo& ranks, c10::Device device) {
+                return device.is_cpu() && ranks.world_size > 1 && is_on_one_machine(ranks) ? 25 : 0;
+              },
+          .require = require_one_machine,
+          .may_be_refused = true};
+}
 
 }  // namespace fabric::collectives

@@ -2,11 +2,14 @@
 #include <torch/torch.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <iostream>
 #include <thread>
 
 #include <fabric/base/error.h>
@@ -169,6 +172,60 @@ TEST_CASE("a rank that is killed is named within moments, in every kind of wait"
     CHECK(outcomes[static_cast<std::size_t>(rank)].exit_code == 7);
   }
   CHECK(outcomes[2].exit_code == 128 + SIGKILL);
+}
+
+RANKS_BODY("no shared memory") {
+  if (rank == 0) {
+    // Nothing that has a size may be made; without this the system would end the process.
+    rlimit none{4096, RLIM_INFINITY};
+    getrlimit(RLIMIT_FSIZE, &none);
+    none.rlim_cur = 4096;
+    RANK_CHECK(setrlimit(RLIMIT_FSIZE, &none) == 0);
+  }
+  auto text = failure_of<fabric::UnavailableError>([] { shm_group(); });
+  RANK_CHECK(has(text, "rank 0: the ranks cannot share memory: ") && has(text, "ulimit -f"));
+  auto group = ranks::group_from_env();
+  RANK_CHECK(group.backend() == "gloo");
+  RANK_CHECK(group.all_reduce(torch::ones({3}), ReduceOp::sum)[2].item<double>() == 2);
+  auto part = group.subgroup({0, 1});
+  part.barrier();
+  RANK_CHECK(part.backend() == "gloo");
+}
+
+TEST_CASE("where ranks cannot share memory, auto takes gloo on all of them and says why once", "[shm][failures]") {
+  auto outcomes = ranks::run("no shared memory", {});
+  std::size_t said = 0;
+  for (const auto& each : outcomes) {
+    INFO(each.output);
+    CHECK(each.exit_code == 0);
+    const std::string words = "the process group goes over gloo: rank 0: the ranks cannot share memory";
+    for (auto at = each.output.find(words); at != std::string::npos; at = each.output.find(words, at + 1)) ++said;
+  }
+  CHECK(said == 1);
+}
+
+RANKS_BODY("another view of processes") {
+  if (rank == 1) {
+    // As in another container: the other rank's descriptors are not to be seen here.
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+        mount("none", "/proc", "tmpfs", 0, nullptr) != 0)
+      std::cout << "not allowed here" << std::endl;
+  }
+  auto group = ranks::group_from_env();
+  std::cout << "over " << group.backend() << std::endl;
+  RANK_CHECK(group.all_reduce(torch::ones({3}), ReduceOp::sum)[2].item<double>() == 2);
+}
+
+TEST_CASE("ranks in another container go over gloo", "[shm][failures]") {
+  auto outcomes = ranks::run("another view of processes", {});
+  for (const auto& each : outcomes) {
+    INFO(each.output);
+    CHECK(each.exit_code == 0);
+    if (has(outcomes[1].output, "not allowed here"))
+      WARN("left out: this user cannot make a container");
+    else
+      CHECK(has(each.output, "over gloo"));
+  }
 }
 
 RANKS_TEST("more ranks than processors, and a group of some of them", "[shm]", 8) {

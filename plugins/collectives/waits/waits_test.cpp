@@ -39,7 +39,7 @@ std::string text_of(Action&& action) {
 }  // namespace
 
 RANKS_BODY("a rank that is late") {
-  auto group = ranks::group_from_env({.timeout_seconds = 12});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 12});
   group.barrier("start");
   if (rank == 1) std::this_thread::sleep_for(std::chrono::seconds(9));
   group.barrier("late");
@@ -62,7 +62,7 @@ TEST_CASE("a long wait is announced well before its end, with what the others do
 }
 
 RANKS_BODY("a rank that does not come") {
-  auto group = ranks::group_from_env({.timeout_seconds = 3});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 3});
   ranks::Processes processes(group);
   group.barrier("start");
   if (rank == 1) {
@@ -85,7 +85,7 @@ RANKS_BODY("a peer dies in an all-reduce") {
   struct sigaction action {};
   action.sa_handler = count_broken_pipe;
   sigaction(SIGPIPE, &action, nullptr);
-  auto group = ranks::group_from_env({.timeout_seconds = 20});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 20});
   auto large = torch::ones({1 << 20});
   group.all_reduce_(large, ReduceOp::max);
   if (rank == 2) {
@@ -114,7 +114,7 @@ RANKS_BODY("a peer dies in an all-reduce") {
 
 RANKS_BODY("a peer dies among messages") {
   signal(SIGPIPE, SIG_DFL);
-  auto group = ranks::group_from_env({.timeout_seconds = 20});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 20});
   auto large = torch::ones({1 << 18});
   group.barrier();
   if (rank == 1) kill(getpid(), SIGKILL);
@@ -182,7 +182,7 @@ TEST_CASE("the end of a rank is noticed though its connections stay", "[collecti
 // Their messages never meet, so that Gloo itself would wait for the deadline.
 RANKS_TEST("without the check different operations are an error on every rank within seconds", "[collectives][waits]",
            2) {
-  auto group = ranks::group_from_env({.timeout_seconds = 300, .check = false});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 300, .check = false});
   ranks::Processes processes(group);
   RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
   auto begin = steady_clock::now();
@@ -201,7 +201,7 @@ RANKS_TEST("without the check different operations are an error on every rank wi
 
 // The smaller one gets a message that is larger than its buffer, which Gloo notices in its own thread.
 RANKS_TEST("without the check tensors of unequal sizes are an error at once", "[collectives][waits]", 2) {
-  auto group = ranks::group_from_env({.timeout_seconds = 120, .check = false});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 120, .check = false});
   ranks::Processes processes(group);
   RANK_CHECK(group.all_reduce(torch::ones({1}), ReduceOp::sum).item<float>() == 2);
   auto begin = steady_clock::now();
@@ -212,7 +212,7 @@ RANKS_TEST("without the check tensors of unequal sizes are an error at once", "[
 }
 
 RANKS_TEST("without the check ranks on two lanes find out that they wait for each other", "[collectives][waits]", 2) {
-  auto group = ranks::group_from_env({.timeout_seconds = 60, .check = false});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 60, .check = false});
   ranks::Processes processes(group);
   auto apart = group.apart("second");
   RANK_CHECK(!(apart == group) && apart.size() == 2);
@@ -225,7 +225,7 @@ RANKS_TEST("without the check ranks on two lanes find out that they wait for eac
 }
 
 RANKS_TEST("two checks on two lanes meet in one", "[collectives][waits]", 3) {
-  auto group = ranks::group_from_env({.timeout_seconds = 60});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 60});
   auto pair = group.subgroup({0, 1}, "pair");
   auto text = text_of<fabric::MismatchError>([&] {
     if (rank == 0)
@@ -240,7 +240,7 @@ RANKS_TEST("two checks on two lanes meet in one", "[collectives][waits]", 3) {
 
 // Long, but of use: nobody may be told that it can have no end.
 RANKS_TEST("a wait for a slow rank on another lane is none in vain", "[collectives][waits]", 3) {
-  auto group = ranks::group_from_env({.timeout_seconds = 60});
+  auto group = ranks::group_from_env({.backend = "gloo", .timeout_seconds = 60});
   auto pair = group.subgroup({0, 1}, "pair");
   if (rank == 1) std::this_thread::sleep_for(milliseconds(3500));
   if (pair) pair.barrier();
