@@ -1,6 +1,7 @@
 #include "fabric/torch/grad_reducer_internal.h"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <unordered_map>
 #include <utility>
@@ -22,6 +23,21 @@ BucketLayout GradReducer::bucket_layout() const {
   BucketLayout layout;
   for (const auto& bucket : buckets_) layout.push_back(bucket.variable_indices);
   return layout;
+}
+
+// The storage stays, so that nobody who has a view hears of it.
+void GradReducer::lay_buckets_in(const std::function<at::Tensor(std::int64_t bytes)>& make) {
+  for (auto& bucket : buckets_) {
+    if (!bucket.gradients.defined() || !bucket.gradients.is_cpu() || !bucket.gradients.has_storage()) continue;
+    auto* storage = bucket.gradients.storage().unsafeGetStorageImpl();
+    const auto bytes = storage->nbytes();
+    if (bytes == 0) continue;
+    auto memory = std::make_unique<at::Tensor>(make(static_cast<std::int64_t>(bytes)));
+    void* data = memory->mutable_data_ptr();
+    std::memcpy(data, storage->data(), bytes);
+    storage->set_data_ptr_noswap(c10::DataPtr(
+        data, memory.release(), [](void* context) { delete static_cast<at::Tensor*>(context); }, c10::kCPU));
+  }
 }
 
 void ReducerDeleter::operator()(GradReducer* reducer) const noexcept {

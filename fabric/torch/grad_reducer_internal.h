@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,6 +32,9 @@ class GradReducer : public c10d::Reducer {
   /// Throws LibTorch's error about an unfinished reduction.
   void throw_if_unfinished() { ensure_prior_reduction_finished(); }
   BucketLayout bucket_layout() const;
+  /// Gives the buckets of CPU gradients other memory, `make(bytes)`, in which they and all views of them lie from now
+  /// on.
+  void lay_buckets_in(const std::function<at::Tensor(std::int64_t bytes)>& make);
   bool has_final_layout() const { return has_rebuilt_bucket_; }
   void keep_layout() { has_rebuilt_bucket_ = true; }
   /// The search for unused parameters reports to a logger without asking whether there is one.

@@ -25,7 +25,32 @@ at::Tensor outgoing(const Group& group, const at::Tensor& tensor) {
   return bytes_of(group.transport.needs_staging(tensor) ? tensor.cpu() : tensor);
 }
 
-at::Tensor buffer_like(const at::Tensor& bytes, std::int64_t size) { return at::empty({size}, bytes.options()); }
+// Less is not worth the look for a better place.
+constexpr std::int64_t kLarge = 16 * 1024;
+
+// Where the group moves tensors best.
+at::Tensor empty_in(const Group& group, at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const auto bytes = c10::multiply_integers(sizes) * static_cast<std::int64_t>(options.dtype().itemsize());
+  auto plain = options.requires_grad(false);
+  if (bytes < kLarge || group.id.size == 1) return at::empty(sizes, plain);
+  return group.transport.of(options.device()).empty(sizes, plain);
+}
+
+at::Tensor buffer_like(const Group& group, const at::Tensor& bytes, std::int64_t size) {
+  return empty_in(group, {size}, bytes.options());
+}
+
+// A copy of all, one behind the other.
+at::Tensor joined(const Group& group, const std::vector<at::Tensor>& flat) {
+  std::int64_t items = 0;
+  for (const auto& each : flat) items += each.numel();
+  auto all = empty_in(group, {items}, flat[0].options());
+  return at::cat_out(all, flat);
+}
+
+at::Tensor copy_of(const Group& group, const at::Tensor& tensor) {
+  return empty_in(group, tensor.sizes(), tensor.options()).copy_(tensor.detach());
+}
 
 // A tensor of `like`'s type and device over bytes that arrived; shares their memory where the device is the same. No
 // view in autograd's sense, so that the caller may write to it like to any new tensor.
@@ -58,7 +83,7 @@ void reduce_in_place(Group& group, at::Tensor& tensor, ReduceOp op, const char* 
 
 // One flat buffer with `size` bytes of each rank.
 at::Tensor gather_bytes(Group& group, const char* operation, at::Tensor mine) {
-  auto all = buffer_like(mine, mine.numel() * group.id.size);
+  auto all = buffer_like(group, mine, mine.numel() * group.id.size);
   if (all.numel() > 0)
     group.run(operation, size_of(mine), [&] { return group.transport.carrier(mine)._allgather_base(all, mine); });
   return all;
@@ -97,7 +122,8 @@ void ProcessGroup::all_reduce_(at::Tensor& tensor, ReduceOp op) const {
 
 at::Tensor ProcessGroup::all_reduce(const at::Tensor& tensor, ReduceOp op) const {
   require_dense("all_reduce", tensor);
-  auto result = tensor.detach().clone(at::MemoryFormat::Contiguous);
+  at::AutoGradMode no_grad(false);
+  auto result = copy_of(use("all_reduce"), tensor);
   all_reduce_(result, op);
   return result;
 }
@@ -108,7 +134,7 @@ at::Tensor ProcessGroup::reduce(const at::Tensor& tensor, ReduceOp op, int dst) 
   require_rank("reduce", "dst", dst, group.id.size);
   verify(group, {.operation = "reduce", .tensor = &tensor, .op = static_cast<int>(op), .root = dst});
   at::AutoGradMode no_grad(false);
-  auto result = tensor.detach().clone(at::MemoryFormat::Contiguous);
+  auto result = copy_of(group, tensor);
   if (group.id.size > 1 && tensor.numel() > 0) {
     auto reducible = make_reducible(group, result, op, "reduce");
     group.run("reduce", size_of(reducible.buffer), [&] {
@@ -155,7 +181,7 @@ std::vector<at::Tensor> ProcessGroup::all_gather(const at::Tensor& tensor, bool 
   for (const auto& shape : shapes) longest = std::max(longest, shape.front().bytes);
   auto padded = mine;
   if (mine.numel() < longest) {
-    padded = buffer_like(mine, longest);
+    padded = buffer_like(group, mine, longest);
     padded.narrow(0, 0, mine.numel()).copy_(mine);
     padded.narrow(0, mine.numel(), longest - mine.numel()).zero_();
   }
@@ -179,7 +205,7 @@ std::vector<at::Tensor> ProcessGroup::gather(const at::Tensor& tensor, int dst) 
   std::vector<std::vector<at::Tensor>> outputs;
   at::Tensor flat;
   if (group.id.rank == dst) {
-    flat = buffer_like(mine[0], mine[0].numel() * group.id.size);
+    flat = buffer_like(group, mine[0], mine[0].numel() * group.id.size);
     outputs.emplace_back();
     for (int rank = 0; rank < group.id.size; ++rank)
       outputs[0].push_back(flat.narrow(0, rank * mine[0].numel(), mine[0].numel()));
@@ -228,7 +254,7 @@ at::Tensor ProcessGroup::reduce_scatter(const std::vector<at::Tensor>& inputs, R
   if (group.id.size == 1) return own.detach().clone(at::MemoryFormat::Contiguous);
   std::vector<at::Tensor> flat_inputs;
   for (const auto& input : inputs) flat_inputs.push_back(input.detach().reshape({-1}));
-  auto reducible = make_reducible(group, at::cat(flat_inputs), op, "reduce_scatter");
+  auto reducible = make_reducible(group, joined(group, flat_inputs), op, "reduce_scatter");
   auto result = at::empty(own.sizes(), own.options().requires_grad(false).memory_format(at::MemoryFormat::Contiguous));
   bool even = std::all_of(inputs.begin(), inputs.end(), [&](const auto& each) { return each.numel() == own.numel(); });
   auto& carrier = group.transport.carrier(reducible.buffer);
@@ -276,8 +302,8 @@ std::vector<at::Tensor> ProcessGroup::all_to_all(const std::vector<at::Tensor>& 
     received.push_back(shapes[rank][group.id.rank].bytes);
     total += received.back();
   }
-  auto input = at::cat(bytes);
-  auto output = buffer_like(input, total);
+  auto input = joined(group, bytes);
+  auto output = buffer_like(group, input, total);
   auto splits = received;  // LibTorch may take the lists' contents
   group.run("all_to_all", [&] { return group.transport.carrier(input).alltoall_base(output, input, splits, sent); });
   std::vector<at::Tensor> parts;

@@ -155,10 +155,16 @@ void Engine::build(const BucketLayout& layout, const std::shared_ptr<CommHook>& 
 void Engine::build_reducer(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook) {
   options_.bucket_bytes = megabytes(bucket_cap_mb_.value_or(params_.front().is_cpu() ? 4 : 25));
   reducer_ = make_reducer(params_, names_, sparse_, traffic_.c10d(), options_, layout);
+  lay_buckets();
   for (const auto& param : params_)
     accumulators_.push_back(torch::autograd::impl::try_get_grad_accumulator(param).get());
   if (static_graph_) reducer_->set_static_graph();
   if (hook) reducer_->register_comm_hook(std::make_unique<HookAdapter>(hook));
+}
+
+// Where the group moves tensors best.
+void Engine::lay_buckets() {
+  reducer_->lay_buckets_in([this](std::int64_t bytes) { return traffic_.empty({bytes}, at::kByte); });
 }
 
 bool Engine::moved() const {
@@ -223,6 +229,7 @@ void Engine::begin_forward() {
   try {
     PlainViews plain_views;
     reducer_->rebuild_buckets();
+    lay_buckets();
   } catch (...) {
     throw_collective_failure(traffic_, "ddp step (rebuild of gradient buckets)", begin);
   }

@@ -88,6 +88,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void require_listed() const;
   void build(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook);
   void build_reducer(const BucketLayout& layout, const std::shared_ptr<CommHook>& hook);
+  void lay_buckets();
   bool moved() const;
   void follow_move();
   void begin_forward();

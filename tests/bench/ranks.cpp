@@ -3,6 +3,7 @@
 
 #include <mpi.h>
 #include <torch/torch.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include <fabric/fabric.h>
 
@@ -75,10 +76,16 @@ Steps measure(fabric::Fabric& mpi, fabric::Fabric& gloo, fabric::Fabric& shm, in
   return best;
 }
 
-// Through Fabric, over `name`, against the plain call.
-void report_all_reduce(fabric::Fabric& fabric, const std::string& name, double bar_us, double bar_1, double bar_64) {
+struct Bars {
+  double us = 0, small = 0, large = 0;
+};
+
+// Through Fabric, over `name`, against the plain call; `shared`: the tensors lie in the group's memory.
+void report_all_reduce(fabric::Fabric& fabric, const std::string& name, const Bars& bars, bool shared = false) {
+  auto group = fabric.strategy()->process_group();
   for (int64_t count : {int64_t{1}, int64_t{1} << 18, int64_t{1} << 24}) {
-    auto tensor = torch::ones({count});
+    if (shared && count == 1) continue;  // goes another way
+    auto tensor = shared ? group.empty({count}).fill_(1) : torch::ones({count});
     std::vector<float> raw(static_cast<std::size_t>(count), 1.0f);
     auto ours = [&] { fabric.all_reduce_(tensor, fabric::ReduceOp::max); };
     auto plain = [&] {
@@ -89,12 +96,79 @@ void report_all_reduce(fabric::Fabric& fabric, const std::string& name, double b
     auto what = "all_reduce over " + name;
     if (count == 1)
       bench::figure(what + ", 4 bytes: more than MPI (" + std::to_string(pair.theirs) + " us)", pair.ours - pair.theirs,
-                    "us", bar_us);
+                    "us", bars.us);
     else if (count < (1 << 20))
-      bench::row(what + ", 1 MiB / MPI_Allreduce", pair.ours, pair.theirs, "us", bar_1);
+      bench::row(what + ", 1 MiB / MPI_Allreduce", pair.ours, pair.theirs, "us", bars.small);
     else
-      bench::row(what + ", 64 MiB / MPI_Allreduce", pair.ours / 1e3, pair.theirs / 1e3, "ms", bar_64);
+      bench::row(what + ", 64 MiB / MPI_Allreduce", pair.ours / 1e3, pair.theirs / 1e3, "ms", bars.large);
   }
+}
+
+// 64 MiB in all, by LibTorch's object, against MPI's calls.
+void report_others(fabric::Fabric& shm, bool shared, double bar) {
+  constexpr int64_t kAll = 1 << 24, kEach = kAll / 2;
+  auto group = shm.strategy()->process_group();
+  auto c10d = group.c10d()->getBackend(c10::kCPU);
+  auto make = [&](int64_t count) { return shared ? group.empty({count}).fill_(1) : torch::ones({count}); };
+  auto part = make(kEach), all = make(kAll);
+  std::vector<float> raw_part(kEach, 1.0f), raw_all(kAll, 1.0f);
+  std::vector<torch::Tensor> one{all};
+  auto report = [&](const std::string& what, auto&& ours, auto&& plain) {
+    auto pair = bench::compare(ours, plain, 8, 7);
+    if (shm.global_rank() == 0)
+      bench::row(what + ", 64 MiB, " + (shared ? "in the group's memory" : "private") + " / MPI", pair.ours / 1e3,
+                 pair.theirs / 1e3, "ms", bar);
+  };
+  report(
+      "all_gather", [&] { c10d->_allgather_base(all, part)->wait(); },
+      [&] { MPI_Allgather(raw_part.data(), kEach, MPI_FLOAT, raw_all.data(), kEach, MPI_FLOAT, MPI_COMM_WORLD); });
+  report(
+      "reduce_scatter", [&] { c10d->_reduce_scatter_base(part, all)->wait(); },
+      [&] { MPI_Reduce_scatter_block(raw_all.data(), raw_part.data(), kEach, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD); });
+  report(
+      "broadcast", [&] { c10d->broadcast(one)->wait(); },
+      [&] { MPI_Bcast(raw_all.data(), kAll, MPI_FLOAT, 0, MPI_COMM_WORLD); });
+}
+
+// What an all-reduce of two ranks in place cannot do without: each reads its half of both tensors and writes both.
+void report_traffic(fabric::Fabric& shm) {
+  constexpr int64_t kCount = 1 << 24, kHalf = kCount / 2;
+  auto group = shm.strategy()->process_group();
+  auto tensor = group.empty({kCount}).fill_(1);
+  auto a = torch::ones({kHalf}), b = torch::ones({kHalf});
+  auto loop = [&] {
+    shm.barrier();
+    auto *to = a.mutable_data_ptr<float>(), *other = b.mutable_data_ptr<float>();
+    for (int64_t i = 0; i < kHalf; ++i) to[i] = other[i] = 0.5f * (to[i] + other[i]);
+    shm.barrier();
+  };
+  auto pair = bench::compare([&] { shm.all_reduce_(tensor, fabric::ReduceOp::max); }, loop, 8, 9);
+  if (shm.global_rank() == 0)
+    bench::row("all_reduce, 64 MiB, in the group's memory / its traffic", pair.ours / 1e3, pair.theirs / 1e3, "ms",
+               1.3);
+}
+
+void report_gloo(fabric::Fabric& shm, fabric::Fabric& gloo) {
+  auto tensor = torch::ones({1});
+  auto pair = bench::compare([&] { shm.all_reduce_(tensor, fabric::ReduceOp::max); },
+                             [&] { gloo.all_reduce_(tensor, fabric::ReduceOp::max); }, 300, 9);
+  if (shm.global_rank() == 0) bench::row("all_reduce, 4 bytes / Gloo", pair.ours, pair.theirs, "us", 0.02);
+}
+
+// From nothing to the end of a group's first barrier.
+void report_first_barrier(fabric::Fabric& shm) {
+  fabric::RankInfo ranks;
+  ranks.rank = ranks.local_rank = shm.global_rank();
+  ranks.world_size = ranks.local_world_size = shm.world_size();
+  ranks.main_address = "127.0.0.1";
+  ranks.main_port = std::stoi(std::getenv("MASTER_PORT"));
+  auto meet = [&](const char* backend) {
+    shm.barrier();
+    fabric::ProcessGroup::create({.backend = backend}, ranks, c10::kCPU).barrier();
+  };
+  auto pair = bench::compare([&] { meet("shm"); }, [&] { meet("gloo"); }, 1, 9);
+  if (shm.global_rank() == 0)
+    bench::row("first barrier of two ranks / Gloo", pair.ours / 1e3, pair.theirs / 1e3, "ms", 1.0);
 }
 
 // More ranks than processors: who waits has to stand back.
@@ -134,8 +208,13 @@ int main(int argc, char** argv) {
   gloo.launch();
   shm.launch();
   if (mpi.global_rank() == 0) bench::header();
-  report_all_reduce(mpi, "MPI", 3.0, 1.15, 1.15);
-  report_all_reduce(shm, "shared memory", 1.5, 0.9, 1.0);
+  report_all_reduce(mpi, "MPI", {3.0, 1.15, 1.15});
+  report_all_reduce(shm, "shared memory", {1.5, 0.9, 1.0});
+  report_all_reduce(shm, "shared memory, in the group's memory", {0, 0.25, 0.2}, true);
+  for (bool shared : {false, true}) report_others(shm, shared, shared ? 0.3 : 1.0);
+  report_traffic(shm);
+  report_gloo(shm, gloo);
+  report_first_barrier(shm);
   auto mlp = measure<Mlp>(mpi, gloo, shm, 500, 9);
   auto text = measure<Text>(mpi, gloo, shm, 2, 20);
   if (mpi.global_rank() != 0) return 0;

@@ -2,12 +2,15 @@
 // and others do not, in subgroups, and after the group.
 #include <torch/torch.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/comm.hpp>
 
 #include <fstream>
 #include <sstream>
 
 #include <fabric/base/error.h>
+#include <fabric/fabric.h>
 #include <fabric/plugins/collectives/process_group.h>
+#include <fabric/strategies/ddp_comm_hooks.h>
 
 #include "tests/support/group_of_ranks.h"
 
@@ -152,6 +155,58 @@ RANKS_TEST("tensors of a group serve its subgroups, whose own memory is used aga
     RANK_CHECK(text.find("rank 1 is gone: its process ended, or it left the group") != std::string::npos);
   }
   group.barrier();
+}
+
+namespace {
+
+// Counts the buckets that lie where all ranks see them.
+class LookingHook : public fabric::CommHook {
+ public:
+  explicit LookingHook(const ProcessGroup& group) : inner_(fabric::make_comm_hook({"allreduce"}, "", group)) {}
+  Future run(c10d::GradBucket& bucket) override {
+    ++(is_shared(bucket.getBuffer()) ? shared : elsewhere);
+    return inner_->run(bucket);
+  }
+  int shared = 0, elsewhere = 0;
+
+ private:
+  std::shared_ptr<CommHook> inner_;
+};
+
+}  // namespace
+
+RANKS_TEST("ddp's buckets lie in memory that the ranks see, before and after they are laid anew", "[shm][arena][ddp]",
+           2) {
+  at::set_num_threads(1);
+  std::shared_ptr<LookingHook> hook;
+  fabric::register_comm_hook("looking", [&](const ProcessGroup& group, const fabric::Tree&) {
+    return hook = std::make_shared<LookingHook>(group);
+  });
+  std::vector<Tensor> weights;
+  for (bool views : {false, true})
+    for (const char* backend : {"gloo", "shm"}) {
+      fabric::Fabric fabric(
+          {.accelerator = "cpu",
+           .strategy = fabric::Choice("ddp", {{"process_group", fabric::Tree::Map{{"backend", backend}}},
+                                              {"gradient_as_bucket_view", views},
+                                              {"bucket_cap_mb", 0.05},
+                                              {"first_bucket_mb", 0.05},
+                                              {"comm_hook", "looking"}}),
+           .devices = 2});
+      fabric.launch();
+      fabric.seed_everything(3, true, false);
+      torch::nn::Sequential net(torch::nn::Linear(100, 200), torch::nn::Tanh(), torch::nn::Linear(200, 100));
+      auto [model, optimizer] = fabric.setup(net, [](auto parameters) { return torch::optim::SGD(parameters, 0.1); });
+      for (int step = 0; step < 4; ++step) {
+        optimizer.zero_grad();
+        fabric.backward(model(torch::full({4, 100}, 0.1 * (step + rank))).square().mean());
+        optimizer.step();
+      }
+      RANK_CHECK(std::string(backend) == "shm" ? hook->shared >= 8 && hook->elsewhere == 0 : hook->shared == 0);
+      weights.push_back(model->parameters()[0].detach().clone());
+      fabric.shutdown();
+    }
+  for (const auto& each : weights) RANK_CHECK(torch::equal(each, weights[0]));
 }
 
 RANKS_TEST("tensors outlive the group that gave them", "[shm][arena]", 2) {
