@@ -99,6 +99,37 @@ TEST_CASE("closed connections of Gloo end a wait of the other rank with an error
   CHECK_FALSE(torch_messages::is_timeout(torch_messages::core(text)));
 }
 
+TEST_CASE("gathers and reductions of pieces are exchanged between every two ranks of Gloo", "[torch]") {
+  auto [mine, other] = two_ranks(milliseconds(20000));
+  c10d::ReduceScatterOptions sum;
+  sum.reduceOp = c10d::ReduceOp::SUM;
+  for (auto type : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf, at::kLong})
+    for (std::int64_t count : {1, 1000, 300'000}) {
+      auto first = torch::arange(count).remainder(50).to(type), second = first + 1;
+      auto wholes = std::pair(torch::empty({2 * count}, type), torch::empty({2, count}, type));
+      auto works = std::pair(mine->_allgather_base(wholes.first, first), other->_allgather_base(wholes.second, second));
+      works.first->wait();
+      works.second->wait();
+      auto both = at::cat({first, second});
+      CHECK((wholes.first.equal(both) && wholes.second.view({-1}).equal(both)));
+      auto pieces = std::pair(torch::empty({count}, type), torch::empty({count}, type));
+      works = {mine->_reduce_scatter_base(pieces.first, wholes.first, sum),
+               other->_reduce_scatter_base(pieces.second, both, sum)};
+      works.second->wait();
+      works.first->wait();
+      CHECK((pieces.first.equal(first * 2) && pieces.second.equal(second * 2)));
+    }
+  // One that does not come: the wait may be looked at in between, and ends with the connections.
+  auto whole = torch::empty({8}), piece = torch::ones({4});
+  auto work = mine->_allgather_base(whole, piece);
+  CHECK_THROWS(work->wait(milliseconds(50)));
+  CHECK_FALSE(work->isCompleted());
+  CHECK(torch_gloo::is_busy(*mine));
+  torch_gloo::close_connections(*other);
+  message_of([&] { work->wait(); });
+  CHECK_FALSE(torch_gloo::is_busy(*mine));
+}
+
 TEST_CASE("a store that is not served in time says so", "[torch]") {
   c10d::TCPStoreOptions options;
   options.isServer = true;

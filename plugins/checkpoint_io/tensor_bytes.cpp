@@ -1,12 +1,9 @@
 #include "plugins/checkpoint_io/tensor_bytes.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
-#include <new>
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
@@ -15,6 +12,8 @@
 
 #include <fabric/base/error.h>
 #include <fabric/state/sharding.h>
+
+#include "fabric/torch/pages_internal.h"
 
 namespace fabric::checkpoint {
 namespace {
@@ -48,16 +47,6 @@ constexpr std::array kTypes{
 };
 constexpr std::int64_t kPieceBytes = std::int64_t{16} << 20;
 
-// Pages of its own, which go back to the system: on the heap small blocks would settle where the last piece was, and
-// every piece would take memory anew.
-at::Tensor piece_memory(std::size_t bytes) {
-  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (pages == MAP_FAILED) throw std::bad_alloc();
-  return at::from_blob(
-      pages, {static_cast<std::int64_t>(bytes)}, [bytes](void* start) { munmap(start, bytes); },
-      at::TensorOptions(at::kByte));
-}
-
 // Boxes of whole rows of the outermost dimension whose rows fit a piece, one after another. What lies in dimensions
 // before it is one index each. Pairs of reals stay together, as two of them fit.
 void for_each_stored_piece(const at::Tensor& tensor, const std::function<void(const void*, std::size_t)>& use) {
@@ -71,7 +60,7 @@ void for_each_stored_piece(const at::Tensor& tensor, const std::function<void(co
   for (std::size_t d = 0; d < split; ++d) box[d] = 1;
   const std::int64_t step = dims == 0 ? 1 : std::max<std::int64_t>(1, kPieceBytes / row);
   const at::Tensor memory =
-      piece_memory(dims == 0 ? tensor.nbytes() : static_cast<std::size_t>(std::min(step, sizes[split]) * row));
+      pages({dims == 0 ? static_cast<std::int64_t>(tensor.nbytes()) : std::min(step, sizes[split]) * row});
   while (true) {
     if (dims > 0) box[split] = std::min(step, sizes[split] - at[split]);
     at::Tensor piece = at::from_blob(memory.mutable_data_ptr(), box, at::TensorOptions(tensor.scalar_type()));

@@ -3,8 +3,10 @@
 #include <utility>
 
 #include <ATen/ops/empty.h>
+#include <c10/util/accumulate.h>
 
 #include "fabric/base/registry/registry_internal.h"
+#include "fabric/torch/pages_internal.h"
 #include "plugins/collectives/backend_kinds.h"
 #include "plugins/collectives/communicator/work.h"
 
@@ -62,6 +64,9 @@ bool CollectiveBackend::agree(std::int64_t mark, const char*) {
 }
 
 at::Tensor CollectiveBackend::empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const auto bytes = c10::multiply_integers(sizes) * static_cast<std::int64_t>(options.dtype().itemsize());
+  if (options.device().is_cpu() && !options.pinned_memory() && bytes >= kLeastPages)
+    return pages(sizes, options.dtype().toScalarType());
   return at::empty(sizes, options);
 }
 
