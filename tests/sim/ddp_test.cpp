@@ -192,35 +192,6 @@ RANKS_BODY("sim timeout") {
   group.broadcast_value(fabric::Value("done"), 0);
 }
 
-TEST_CASE("an abort ends what waits for a rank that stays away", "[sim][collectives]") {
-  auto outcomes = ranks::run("sim abort", {.world_size = 2, .timeout_seconds = 60});
-  for (const auto& outcome : outcomes) {
-    INFO(outcome.output);
-    CHECK(outcome.exit_code == 0);
-  }
-}
-RANKS_BODY("sim abort") {
-  CleanRank self(rank);
-  auto group = make_group(self.device);
-  if (rank == 1) {
-    group.broadcast_value(fabric::Value(), 0);
-    return;
-  }
-  std::vector<Tensor> tensors{at::ones({10}, sim::on(self.device.index()))};
-  auto work = group.c10d()->allreduce(tensors);
-  auto begin = std::chrono::steady_clock::now();
-  group.c10d()->getBackend(c10::DeviceType::PrivateUse1)->abort();
-  bool failed = false;
-  try {
-    tensors[0].add_(1);
-  } catch (const std::exception&) {
-    failed = true;
-  }
-  RANK_CHECK(failed);
-  RANK_CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));
-  group.broadcast_value(fabric::Value("done"), 0);
-}
-
 RANKS_TEST("two groups have streams and communicators of their own", "[sim][collectives]", 2) {
   CleanRank self(rank);
   auto group = make_group(self.device);
