@@ -65,6 +65,13 @@ class FABRIC_API FSDPStrategy : public ParallelStrategy {
     std::string state_dict_type = {};
     /// {replicas, ranks that share a copy} of the hybrid strategies; empty: a copy per node.
     std::vector<std::int64_t> device_mesh = {};
+    /// Units are gathered while those before them compute, in the order of the last pass. In the backward pass:
+    /// "BACKWARD_PRE" (before a unit's gradients are computed), "BACKWARD_POST" (after they are reduced: less memory),
+    /// "none".
+    std::string backward_prefetch = "BACKWARD_PRE";
+    bool forward_prefetch = false;
+    /// At most one unit is gathered ahead; false: two.
+    bool limit_all_gathers = true;
     /// Parameters are always the module's own.
     bool use_orig_params = true;
     ProcessGroup::Config process_group = {};
@@ -73,8 +80,8 @@ class FABRIC_API FSDPStrategy : public ParallelStrategy {
     /// Throws ConfigError for settings that make no sense, and for those of PyTorch's that are not there.
     void validate() const;
     FABRIC_FIELDS(Config, sharding_strategy, auto_wrap_policy, min_num_params, wrap, ignored, mixed_precision,
-                  cpu_offload, sync_module_states, state_dict_type, device_mesh, use_orig_params, process_group,
-                  start_method)
+                  cpu_offload, sync_module_states, state_dict_type, device_mesh, backward_prefetch, forward_prefetch,
+                  limit_all_gathers, use_orig_params, process_group, start_method)
   };
 
   FSDPStrategy();

@@ -2,6 +2,10 @@
 // (strategies/sharded/).
 #include <fabric/strategies/fsdp.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 
@@ -59,6 +63,13 @@ void cast_buffers(torch::nn::Module& module, const Types& types) {
       if (buffer.value().defined() && buffer.value().is_floating_point())
         buffer.value().set_data(buffer.value().to(*types.buffers));
   }
+}
+
+// Of the whole parameters that were cut.
+void give_back_free_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 }  // namespace
@@ -151,15 +162,18 @@ std::unique_ptr<StrategyModule> FSDPStrategy::setup_module(std::shared_ptr<torch
   if (world.size() > 1) ddp::check_same_parameters(*module, world);
 
   const Groups& groups = this->groups();
-  sharded::Settings settings{.all = groups.all,
-                             .shards = groups.shards,
-                             .replicas = groups.replicas,
-                             .device = root_device(),
-                             .home_device = config_.cpu_offload ? c10::Device(c10::kCPU) : root_device(),
-                             .param_type = types.params,
-                             .reduce_type = types.reduction,
-                             .reshard_after_forward = config_.sharding_strategy == "FULL_SHARD" ||
-                                                      config_.sharding_strategy == "HYBRID_SHARD"};
+  sharded::Settings settings{
+      .all = groups.all,
+      .shards = groups.shards,
+      .replicas = groups.replicas,
+      .device = root_device(),
+      .home_device = config_.cpu_offload ? c10::Device(c10::kCPU) : root_device(),
+      .param_type = types.params,
+      .reduce_type = types.reduction,
+      .reshard_after_forward = config_.sharding_strategy == "FULL_SHARD" || config_.sharding_strategy == "HYBRID_SHARD",
+      .forward_prefetch = config_.forward_prefetch,
+      .backward = fsdp::backward_prefetch_of(config_),
+      .ahead = config_.limit_all_gathers ? std::size_t{1} : std::size_t{2}};
   auto engine = Engine::make(settings);
   // Unit by unit, so that no more than one of them is whole on the device.
   std::unordered_set<const void*> taken;
@@ -189,6 +203,7 @@ std::unique_ptr<StrategyModule> FSDPStrategy::setup_module(std::shared_ptr<torch
   }
   if (world.size() > 1 && config_.sync_module_states) ddp::broadcast_tensors(others, world, 0);
   engine->follow_requires_grad();
+  give_back_free_memory();
   return std::make_unique<ShardedModule>(*this, std::move(module), std::move(engine),
                                          sharded::Conversions{types.inputs, types.outputs});
 }

@@ -29,6 +29,15 @@ std::optional<at::ScalarType> type_named(const char* setting, const std::string&
   return found->second;
 }
 
+void require_any(const FSDPStrategy::Config& config, const torch::nn::Module& module) {
+  for (const auto& item : module.named_modules())
+    if (config.wrap_if(item.key(), *item.value())) return;
+  throw ConfigError(
+      "fsdp: wrap_if calls neither the model nor a module in it a unit. For one unit of all set auto_wrap_policy = "
+      "\"none\" and "
+      "leave wrap_if out; fabric::Unit takes the class that holds the parameters (BlockImpl, not Block)");
+}
+
 template <class... Layers>
 bool is_any_of(const torch::nn::Module& module) {
   return (dynamic_cast<const Layers*>(&module) || ...);
@@ -63,15 +72,28 @@ Types types_of(const FSDPStrategy::Config& config, const std::string& precision)
 }
 
 sharded::IsUnit unit_policy(const FSDPStrategy::Config& config, const torch::nn::Module& module) {
-  if (config.wrap_if) return config.wrap_if;
+  if (config.wrap_if) {
+    require_any(config, module);
+    return config.wrap_if;
+  }
   if (!config.wrap.empty()) return sharded::units_by_pattern(module, config.wrap);
   if (config.auto_wrap_policy == "size") return sharded::units_of_size(module, config.min_num_params);
   if (config.auto_wrap_policy == "none") return [](const std::string&, const torch::nn::Module&) { return false; };
   return sharded::blocks_of(module);
 }
 
+sharded::Settings::Backward backward_prefetch_of(const FSDPStrategy::Config& config) {
+  using Backward = sharded::Settings::Backward;
+  if (config.backward_prefetch == "none") return Backward::no_prefetch;
+  return config.backward_prefetch == "BACKWARD_PRE" ? Backward::prefetch_before : Backward::prefetch_after;
+}
+
 int ranks_of_a_copy(const FSDPStrategy::Config& config, const RankInfo& ranks) {
   std::int64_t replicas = ranks.num_nodes, copy = ranks.local_world_size;
+  if (config.device_mesh.empty() && replicas == 1 && copy > 1)
+    throw ConfigError("fsdp: " + config.sharding_strategy +
+                      " keeps a copy per node, and this job has one node; set device_mesh = [copies, ranks of a copy], "
+                      "or sharding_strategy = FULL_SHARD");
   if (!config.device_mesh.empty()) {
     replicas = config.device_mesh[0];
     copy = config.device_mesh[1];
@@ -91,6 +113,7 @@ void FSDPStrategy::Config::validate() const {
   require_setting("sharding_strategy", sharding_strategy,
                   {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "_HYBRID_SHARD_ZERO2"});
   require_setting("auto_wrap_policy", auto_wrap_policy, {"blocks", "size", "none"});
+  require_setting("backward_prefetch", backward_prefetch, {"BACKWARD_PRE", "BACKWARD_POST", "none"});
   require_setting("start_method", start_method, {"auto", "popen", "copy", "spawn", "fork"});
   if (!state_dict_type.empty()) require_setting("state_dict_type", state_dict_type, {"full", "sharded"});
   if (min_num_params < 1)

@@ -8,6 +8,7 @@
 #include <fabric/base/rank_info.h>
 #include <fabric/strategies/fsdp.h>
 
+#include "strategies/sharded/unit.h"
 #include "strategies/sharded/unit_plan.h"
 
 namespace fabric::fsdp {
@@ -23,6 +24,7 @@ struct Types {
 /// Of the settings, and of the precision where they are silent.
 Types types_of(const FSDPStrategy::Config& config, const std::string& precision);
 sharded::IsUnit unit_policy(const FSDPStrategy::Config& config, const torch::nn::Module& module);
+sharded::Settings::Backward backward_prefetch_of(const FSDPStrategy::Config& config);
 /// How many ranks hold one copy of the model together under the hybrid strategies. Throws ConfigError for a mesh that
 /// does not fit the ranks.
 int ranks_of_a_copy(const FSDPStrategy::Config& config, const RankInfo& ranks);

@@ -30,6 +30,10 @@ void BufferPool::give(at::Tensor buffer) {
   if (buffer.defined()) free_.push_back(std::move(buffer));
 }
 
+void BufferPool::lose(at::Tensor buffer) {
+  if (buffer.defined()) lost_.push_back(std::move(buffer));
+}
+
 at::Tensor typed(const at::Tensor& bytes, at::ScalarType type, std::int64_t numel) {
   return bytes.narrow(0, 0, numel * static_cast<std::int64_t>(c10::elementSize(type))).view(type);
 }

@@ -17,13 +17,15 @@ class BufferPool {
   /// A tensor of at least that many bytes, with any content.
   at::Tensor take(std::int64_t bytes);
   void give(at::Tensor buffer);
+  /// Keeps it as long as the pool lives, for an operation that failed and may not have ended.
+  void lose(at::Tensor buffer);
   /// Of all that it ever allocated and did not free.
   std::int64_t bytes() const { return bytes_; }
 
  private:
   ProcessGroup group_;
   c10::Device device_;
-  std::vector<at::Tensor> free_;
+  std::vector<at::Tensor> free_, lost_;
   std::int64_t bytes_ = 0;
 };
 

@@ -12,6 +12,21 @@
 
 namespace fabric::sharded {
 
+/// Runs `work`, which all ranks of the group have come to do together. What keeps this rank from it, its memory
+/// perhaps, fails the group: the others would wait for this rank as long as the timeout lets them.
+template <class Work>
+void together(const ProcessGroup& group, const char* name, Work&& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  try {
+    work();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    if (group.size() == 1) throw;
+    group.report_failure(name, error, begin);
+  }
+}
+
 /// Operations that are started together and waited for together. Names are literals.
 class Collectives {
  public:

@@ -16,6 +16,8 @@
 // - At the end of a backward pass the ranks tell one another which units have gradients left, so that a parameter may
 // be
 //   used by some of them only.
+// - What is gathered ahead of its touch follows from the order of the last pass of the kind, and so from touches as
+//   well. It is given up when something else is touched.
 // - Outside of passes nothing is gathered but what the last forward pass left for its backward pass; `release` ends
 // that.
 #include "strategies/sharded/engine.h"
@@ -109,11 +111,13 @@ Scope Engine::begin_forward() {
     for (auto& unit : units_) unit->forget_use();
   if (!summoned_)
     for (auto& unit : units_) unit->show_whole();
+  if (forward_depth_ == 0 && !in_backward()) forward_order_.begin();
   ++forward_depth_;
   forward_failed_ = true;
   return Scope([self = shared_from_this()] {
     if (--self->forward_depth_ > 0) return;
     if (self->in_backward() || self->summoned_) return;
+    self->drop_what_is_ahead();
     if (self->forward_failed_ || !at::GradMode::is_enabled()) self->let_all_go();
   });
 }
@@ -123,10 +127,50 @@ void Engine::touch(c10::ArrayRef<Unit*> units) {
   if (forward_depth_ == 0 && !backward) refuse_touch(*units.front());
   if (backward) expect_end_of_backward();
   let_go_of_others(units);
+  Order& order = backward ? backward_order_ : forward_order_;
+  bool is_new = false;
   for (Unit* unit : units) {
-    unit->gather();
+    if (!unit->is_gathered()) {
+      if (!is_among(ahead_, unit)) drop_what_is_ahead();
+      unit->gather();
+      std::erase(ahead_, unit);
+      if (unit->is_gathered()) order.note(*unit), is_new = true;
+    }
     if (!is_among(present_, unit)) present_.push_back(unit);
   }
+  // The unit that stayed from the forward pass is the first of the backward pass.
+  if (backward && !is_new && order.now.empty()) order.note(*units.back()), is_new = true;
+  if (!is_new) return;
+  if (backward ? settings_.backward == Settings::Backward::prefetch_before : settings_.forward_prefetch) gather_ahead();
+}
+
+// --- ahead
+
+void Engine::Order::begin() {
+  if (!now.empty()) before.swap(now);
+  now.clear();
+  place = 0;
+}
+
+void Engine::Order::note(Unit& unit) {
+  now.push_back(&unit);
+  auto found = std::find(before.begin() + static_cast<std::ptrdiff_t>(place), before.end(), &unit);
+  if (found != before.end()) place = static_cast<std::size_t>(found - before.begin()) + 1;
+}
+
+void Engine::gather_ahead() {
+  const Order& order = in_backward() ? backward_order_ : forward_order_;
+  for (std::size_t i = order.place; i < order.before.size() && ahead_.size() < settings_.ahead; ++i) {
+    Unit* unit = order.before[i];
+    if (unit->is_gathered() || is_among(ahead_, unit)) continue;
+    unit->begin_gather();
+    ahead_.push_back(unit);
+  }
+}
+
+void Engine::drop_what_is_ahead() {
+  for (Unit* unit : ahead_) unit->let_go();
+  ahead_.clear();
 }
 
 void Engine::let_go_of_others(c10::ArrayRef<Unit*> needed) {
@@ -141,6 +185,7 @@ void Engine::let_go_of_others(c10::ArrayRef<Unit*> needed) {
 void Engine::let_all_go() {
   for (auto& unit : units_) unit->show_pieces();
   present_.clear();
+  ahead_.clear();
 }
 
 void Engine::release() {
@@ -160,6 +205,8 @@ void Engine::expect_end_of_backward() {
   if (summoned_)
     throw MisuseError("a backward pass began while `summon` lends out the model's parameters: close that scope first");
   backward_ = pass;
+  drop_what_is_ahead();
+  backward_order_.begin();
   for (auto& unit : units_) unit->show_whole();
   torch::autograd::Engine::get_default_engine().queue_callback([link = link_, pass] {
     if (link->engine && link->engine->backward_ == pass) link->engine->backward_ended();
@@ -169,8 +216,7 @@ void Engine::expect_end_of_backward() {
 void Engine::gradient_arrived(Unit& unit, Parameter& parameter, at::Tensor gradient) {
   expect_end_of_backward();
   at::NoGradGuard no_grad;
-  gradient = gradient.detach();
-  parameter.arrived = parameter.arrived.defined() ? parameter.arrived + gradient : std::move(gradient);
+  unit.take_gradient(parameter, gradient.detach(), local_depth_ == 0);
   if (unit.is_complete()) finish_unit(unit);
 }
 
@@ -182,6 +228,7 @@ void Engine::finish_unit(Unit& unit) {
   if (local_depth_ > 0 && !settings_.reshard_after_forward) return;
   unit.let_go();
   std::erase(present_, &unit);
+  if (settings_.backward == Settings::Backward::prefetch_after) gather_ahead();
 }
 
 void Engine::backward_ended() {

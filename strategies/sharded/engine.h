@@ -59,6 +59,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::int64_t pool_bytes() const { return pool_.bytes(); }
 
  private:
+  // In which order units were gathered: by the last pass of a kind, and by this one.
+  struct Order {
+    std::vector<Unit*> before = {}, now = {};
+    std::size_t place = 0;  // in `before`, behind the unit that came last
+    void begin();
+    void note(Unit& unit);
+  };
   struct Link;
   struct Capture;
   explicit Engine(Settings settings);
@@ -68,6 +75,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void finish_unit(Unit& unit);
   void let_go_of_others(c10::ArrayRef<Unit*> needed);
   void let_all_go();
+  void gather_ahead();
+  void drop_what_is_ahead();
 
   Settings settings_;
   BufferPool pool_;
@@ -75,6 +84,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::unordered_map<const void*, const Parameter*> by_tensor_;
   std::shared_ptr<Link> link_;  // what hooks hold: they may outlive the engine
   std::vector<Unit*> present_;  // touched last, and gathered
+  std::vector<Unit*> ahead_;    // on their way, for nobody has touched them yet
+  Order forward_order_, backward_order_;
   int forward_depth_ = 0;
   bool forward_failed_ = false;
   int local_depth_ = 0;

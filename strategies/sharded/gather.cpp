@@ -54,27 +54,73 @@ void Unit::finish_gather(Bundle& bundle, Gathering& gathering) {
     }
   }
   for (auto& buffer : gathering.borrowed) pool_.give(std::move(buffer));
+  gathering.borrowed.clear();
+  gathering.arrived.reset();
+}
+
+void Unit::begin_gather() {
+  if (is_gathered_ || is_arriving_ || is_resident()) return;
+  c10::InferenceMode outside(false);
+  at::NoGradGuard no_grad;
+  if (settings_.shards.size() > 1) settings_.shards.require_same(kGather, name_);
+  is_arriving_ = true;
+  gatherings_.resize(bundles_.size());
+  try {
+    together(settings_.shards, kGather, [&] {
+      for (std::size_t i = 0; i < bundles_.size(); ++i) {
+        if (bundles_[i]->is_resident) continue;
+        if (!gatherings_[i]) gatherings_[i] = std::make_shared<Gathering>();
+        start_gather(*bundles_[i], *gatherings_[i]);
+      }
+    });
+  } catch (...) {
+    lose_gathers();
+    throw;
+  }
 }
 
 void Unit::gather() {
   if (is_gathered_ || is_resident()) return;
-  c10::InferenceMode outside(false);
-  at::NoGradGuard no_grad;
-  if (settings_.shards.size() > 1) settings_.shards.require_same(kGather, name_);
-  try {
-    for (auto& bundle : bundles_) {
-      if (bundle->is_resident) continue;
-      Gathering gathering;
-      start_gather(*bundle, gathering);
-      finish_gather(*bundle, gathering);
-    }
-  } catch (...) {
-    for (auto& bundle : bundles_)
-      if (!bundle->is_resident) bundle->gathered.fill({});  // not to the pool: somebody may still write there
-    throw;
-  }
+  begin_gather();
+  finish_gathers();
   show_whole();
   is_gathered_ = true;
+}
+
+void Unit::finish_gathers() {
+  c10::InferenceMode outside(false);
+  at::NoGradGuard no_grad;
+  try {
+    together(settings_.shards, kGather, [&] {
+      for (std::size_t i = 0; i < bundles_.size(); ++i)
+        if (!bundles_[i]->is_resident) finish_gather(*bundles_[i], *gatherings_[i]);
+    });
+  } catch (...) {
+    lose_gathers();
+    throw;
+  }
+  is_arriving_ = false;
+}
+
+// Not back to the pool: somebody may still write there.
+void Unit::lose_gathers() {
+  is_arriving_ = false;
+  for (auto& gathering : gatherings_) {
+    if (!gathering) continue;
+    for (auto& buffer : gathering->borrowed) pool_.lose(std::move(buffer));
+    gathering.reset();
+  }
+  for (auto& bundle : bundles_)
+    if (!bundle->is_resident) pool_.lose(bundle->gathered.empty());
+}
+
+// What nobody came to use. A group that failed says so in its next operation.
+void Unit::give_up_gathers() noexcept {
+  try {
+    finish_gathers();
+    is_gathered_ = true;  // so that it is let go of
+  } catch (const std::exception&) {
+  }
 }
 
 }  // namespace fabric::sharded

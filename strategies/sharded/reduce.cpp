@@ -5,6 +5,7 @@
 // Sums are divided afterwards. In 16 bits of float16 they could overflow first, so there the larger half of the
 // division comes before.
 #include <cmath>
+#include <utility>
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
@@ -28,6 +29,45 @@ at::Tensor gradient_of(const Parameter& parameter) {
 }
 
 }  // namespace
+
+at::ScalarType Unit::reduced_type(const Parameter& parameter) const {
+  const auto type = parameter.compute_type;
+  return c10::isFloatingType(type) ? settings_.reduce_type.value_or(type) : type;
+}
+
+bool Unit::is_reduced_alone(const Parameter& parameter) const {
+  const auto size = static_cast<std::int64_t>(c10::elementSize(reduced_type(parameter)));
+  return parameter.cut.padded() * size >= kAloneBytes;
+}
+
+// On the CPU a large gradient is moved to where it is sent from as soon as it is there: whole ones that wait for the
+// rest of their unit would spread over the heap, whose holes fit the next ones seldom.
+void Unit::take_gradient(Parameter& parameter, at::Tensor gradient, bool at_once) {
+  if (parameter.arrived.defined()) {
+    if (parameter.staged.defined() && !gradient.is_sparse())
+      parameter.arrived.add_(gradient);
+    else
+      parameter.arrived = parameter.arrived + gradient;
+    return;
+  }
+  if (!at_once || !settings_.device.is_cpu() || settings_.all.size() == 1 || !is_reduced_alone(parameter) ||
+      parameter.kept.defined() || gradient.layout() != at::kStrided) {
+    parameter.arrived = std::move(gradient);
+    return;
+  }
+  c10::InferenceMode outside(false);
+  const Cut& cut = parameter.cut;
+  const auto type = reduced_type(parameter);
+  parameter.staged = pool_.take(cut.padded() * static_cast<std::int64_t>(c10::elementSize(type)));
+  at::Tensor flat = typed(parameter.staged, type, cut.padded());
+  parameter.arrived = flat.as_strided(cut.shape(), cut.strides());
+  parameter.arrived.copy_(gradient);
+  if (!cut.is_even()) flat.narrow(0, cut.numel(), cut.padded() - cut.numel()).zero_();
+}
+
+void Unit::unstage(Parameter& parameter) {
+  if (parameter.staged.defined()) pool_.give(std::exchange(parameter.staged, {}));
+}
 
 struct Unit::Reduction {
   struct Part {
@@ -100,7 +140,10 @@ void Unit::start_reduction(Bundle& bundle, Reduction& reduction) {
     const Cut& cut = parameter.cut;
     const at::Tensor& gradient = part.gradient;
     at::Tensor input;
-    if (gradient.defined() && gradient.scalar_type() == type && cut.is_even() && gradient.strides() == cut.strides()) {
+    const bool is_staged = gradient.defined() && parameter.staged.defined() &&
+                           gradient.const_data_ptr() == parameter.staged.const_data_ptr();
+    if (is_staged || (gradient.defined() && gradient.scalar_type() == type && cut.is_even() &&
+                      gradient.strides() == cut.strides())) {
       input = gradient.as_strided({cut.padded()}, {1});
     } else {
       input = borrow(cut.padded());
@@ -114,14 +157,25 @@ void Unit::start_reduction(Bundle& bundle, Reduction& reduction) {
     // Straight to where `.grad` will show it, unless there is something to add to.
     const bool in_place =
         type == parameter.type && settings_.home_device == settings_.device && !parameter.tensor.grad().defined();
-    if (in_place && !parameter.grad_memory.defined())
-      parameter.grad_memory = at::zeros({cut.piece()}, at::TensorOptions(settings_.home_device).dtype(parameter.type));
+    if (in_place) give_grad_memory(bundle, parameter);
     part.sum = in_place ? parameter.grad_memory : borrow(cut.piece());
     reduction.works.reduce_scatter(settings_.shards, kReduce, part.sum, input);
   }
 }
 
-void Unit::finish_reduction(Reduction& reduction) {
+// Of all parameters together where memory is taken as it is touched: made one by one in the first backward pass, they
+// would lie among what comes and goes there.
+void Unit::give_grad_memory(const Bundle& bundle, Parameter& parameter) const {
+  if (parameter.grad_memory.defined()) return;
+  const std::int64_t piece = parameter.cut.piece();
+  parameter.grad_memory =
+      bundle.grads.defined()
+          ? bundle.grads.narrow(0, parameter.offset * parameter.itemsize(), piece * parameter.itemsize())
+                .view(parameter.type)
+          : at::zeros({piece}, at::TensorOptions(settings_.home_device).dtype(parameter.type));
+}
+
+void Unit::finish_reduction(const Bundle& bundle, Reduction& reduction) {
   if (reduction.parts.empty()) return;
   reduction.works.wait();
   if (settings_.replicas.size() > 1) {
@@ -146,8 +200,7 @@ void Unit::finish_reduction(Reduction& reduction) {
       grad.add_(own.to(grad.device(), grad.scalar_type()));
       continue;
     }
-    if (!parameter.grad_memory.defined())
-      parameter.grad_memory = at::zeros({cut.piece()}, at::TensorOptions(settings_.home_device).dtype(parameter.type));
+    give_grad_memory(bundle, parameter);
     if (!parameter.grad_memory.is_same(part.sum)) parameter.grad_memory.copy_(part.sum);
     // No view in autograd's eyes: LibTorch's zero_grad detaches gradients in place.
     if (!parameter.own_grad.defined())
@@ -163,8 +216,16 @@ void Unit::reduce() {
   if (settings_.all.size() > 1) settings_.all.require_same(kReduce, name_);
   for (auto& bundle : bundles_) {
     Reduction reduction;
-    start_reduction(*bundle, reduction);
-    finish_reduction(reduction);
+    try {
+      together(settings_.all, kReduce, [&] {
+        start_reduction(*bundle, reduction);
+        finish_reduction(*bundle, reduction);
+      });
+    } catch (...) {
+      for (auto& buffer : reduction.borrowed) pool_.lose(std::move(buffer));
+      for (auto& parameter : parameters_) pool_.lose(std::exchange(parameter->staged, {}));
+      throw;
+    }
   }
   forget_arrived();
   forget_kept();

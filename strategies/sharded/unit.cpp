@@ -23,6 +23,7 @@
 
 #include <fabric/dispatch/operator_hooks.h>
 
+#include "fabric/torch/pages_internal.h"
 #include "strategies/sharded/engine.h"
 
 namespace fabric::sharded {
@@ -102,7 +103,12 @@ void Unit::move_in(Bundle& bundle) {
   bundle.shards = Home(this, settings_.home_device);
   bundle.gathered = Home(this, settings_.device);
   auto bytes = std::max<std::int64_t>(end * static_cast<std::int64_t>(c10::elementSize(bundle.type)), 1);
-  bundle.shards.fill(at::zeros({bytes}, at::TensorOptions(settings_.home_device).dtype(at::kByte)));
+  auto zeros = [&] {
+    if (settings_.home_device.is_cpu() && bytes >= kLeastPages) return pages({bytes});
+    return at::zeros({bytes}, at::TensorOptions(settings_.home_device).dtype(at::kByte));
+  };
+  bundle.shards.fill(zeros());
+  if (settings_.home_device.is_cpu()) bundle.grads = zeros();
   for (auto* list : {&bundle.small, &bundle.uncut, &bundle.large})
     for (Parameter* p : *list) {
       const Cut& cut = p->cut;
@@ -146,6 +152,7 @@ void Unit::show_pieces() {
 }
 
 void Unit::let_go() {
+  if (is_arriving_) give_up_gathers();
   if (!std::exchange(is_gathered_, false)) return;
   for (auto& bundle : bundles_)
     if (!bundle->is_resident) pool_.give(bundle->gathered.empty());
@@ -194,14 +201,19 @@ void Unit::keep_gradients() {
   at::NoGradGuard no_grad;
   for (auto& parameter : parameters_) {
     if (!parameter->arrived.defined()) continue;
+    if (parameter->staged.defined()) parameter->arrived = parameter->arrived.clone();
     // Never in place: what arrived may be somebody else's as well.
     parameter->kept = parameter->kept.defined() ? parameter->kept + parameter->arrived : parameter->arrived;
+    unstage(*parameter);
     parameter->arrived.reset();
   }
 }
 
 void Unit::forget_arrived() {
-  for (auto& parameter : parameters_) parameter->arrived.reset();
+  for (auto& parameter : parameters_) {
+    parameter->arrived.reset();
+    unstage(*parameter);
+  }
 }
 
 void Unit::forget_kept() {

@@ -34,6 +34,11 @@ struct Settings {
   std::optional<at::ScalarType> reduce_type = {};  // in which gradients travel; empty: as they are
   /// Units are let go of in the forward pass and gathered again in the backward pass.
   bool reshard_after_forward = true;
+  /// Units that the last pass of the kind touched next are gathered ahead: in the forward pass; in the backward pass,
+  /// before a unit's gradients are computed or after they are reduced.
+  bool forward_prefetch = false;
+  enum class Backward { no_prefetch, prefetch_before, prefetch_after } backward = Backward::no_prefetch;
+  std::size_t ahead = 1;  // so many of them
   std::int64_t contributions() const { return std::int64_t{shards.size()} * replicas.size(); }
 };
 
@@ -50,6 +55,7 @@ struct Parameter {
   bool is_trained = false;
   bool is_used = false;                        // in the last forward passes
   at::Tensor arrived = {};                     // whole gradient of this backward pass
+  at::Tensor staged = {};                      // memory of the pool's that it was moved to
   at::Tensor kept = {};                        // of earlier ones that were not synchronised
   at::Tensor grad_memory = {}, own_grad = {};  // what `.grad` shows of it
 
@@ -64,6 +70,7 @@ struct Bundle {
   // Large ones travel alone and arrive where they are used; small ones together. Uncut ones do not travel.
   std::vector<Parameter*> small = {}, large = {}, uncut = {};
   Home shards = {}, gathered = {};
+  at::Tensor grads = {};  // on the CPU, memory of all pieces' gradients, laid out as the shards
   std::int64_t small_piece = 0, gathered_elements = 0;
   bool is_resident = false;  // whole and in its final type at all times
 };
@@ -90,6 +97,8 @@ class Unit {
   void show_pieces();
   bool is_gathered() const { return is_gathered_; }
   void gather();
+  /// Starts to gather; `gather` then waits for it. Every rank starts the same.
+  void begin_gather();
   void let_go();
   /// Whether a tensor of this unit's is, or is a view of, a gathered content.
   bool holds_gathered(const at::Tensor& tensor) const;
@@ -102,6 +111,8 @@ class Unit {
   /// A trained parameter that nobody told us of, or null.
   const Parameter* untold() const;
 
+  /// The gradient of this backward pass, or what is to be added to it. `at_once`: it will be reduced in this pass.
+  void take_gradient(Parameter& parameter, at::Tensor gradient, bool at_once);
   /// All gradients that the last forward passes can give have arrived.
   bool is_complete() const;
   bool has_gradients() const;
@@ -127,9 +138,16 @@ class Unit {
   struct Gathering;
   void start_gather(Bundle& bundle, Gathering& gathering);
   void finish_gather(Bundle& bundle, Gathering& gathering);
+  void finish_gathers();
+  void lose_gathers();
+  void give_up_gathers() noexcept;
+  at::ScalarType reduced_type(const Parameter& parameter) const;
+  bool is_reduced_alone(const Parameter& parameter) const;
+  void unstage(Parameter& parameter);
+  void give_grad_memory(const Bundle& bundle, Parameter& parameter) const;
   struct Reduction;
   void start_reduction(Bundle& bundle, Reduction& reduction);
-  void finish_reduction(Reduction& reduction);
+  void finish_reduction(const Bundle& bundle, Reduction& reduction);
   at::Tensor whole_of(const Parameter& parameter, const at::Tensor& piece) const;
 
   Engine& engine_;
@@ -139,7 +157,8 @@ class Unit {
   std::vector<std::unique_ptr<Parameter>> parameters_;
   std::vector<std::unique_ptr<Bundle>> bundles_;
   bool shows_whole_ = false;
-  bool is_gathered_ = false;
+  bool is_gathered_ = false, is_arriving_ = false;
+  std::vector<std::shared_ptr<Gathering>> gatherings_;  // by bundle
 };
 
 /// Gives a tensor another content; members, dictionaries and optimizers keep the tensor, and graphs their version of
