@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the benchmarks: fabric_bench [--peer PYTHON] [step|dispatch|ranks|launch|launcher|checkpoint|async_checkpoint|sharded_checkpoint|finetuning|sim …]. Each figure stands next to what it is
+# Runs the benchmarks: fabric_bench [--peer PYTHON] [step|dispatch|ranks|launch|launcher|checkpoint|async_checkpoint|sharded_checkpoint|sharding|finetuning|sim …]. Each figure stands next to what it is
 # compared with, measured in turn in the same run; minima are compared. --peer names a Python with torch and lightning, and
 # runs the same work there.
 set -euo pipefail
@@ -9,11 +9,11 @@ names=()
 while (($#)); do
   case $1 in
     --peer) peer=${2:?--peer needs a Python}; shift 2 ;;
-    step | dispatch | ranks | launch | launcher | checkpoint | async_checkpoint | sharded_checkpoint | finetuning | sim) names+=("$1"); shift ;;
-    *) echo "fabric_bench: unknown argument '$1'; valid: --peer PYTHON, step, dispatch, ranks, launch, launcher, checkpoint, async_checkpoint, sharded_checkpoint, finetuning, sim" >&2; exit 2 ;;
+    step | dispatch | ranks | launch | launcher | checkpoint | async_checkpoint | sharded_checkpoint | sharding | finetuning | sim) names+=("$1"); shift ;;
+    *) echo "fabric_bench: unknown argument '$1'; valid: --peer PYTHON, step, dispatch, ranks, launch, launcher, checkpoint, async_checkpoint, sharded_checkpoint, sharding, finetuning, sim" >&2; exit 2 ;;
   esac
 done
-((${#names[@]})) || names=(step dispatch ranks launch launcher checkpoint async_checkpoint sharded_checkpoint finetuning sim)
+((${#names[@]})) || names=(step dispatch ranks launch launcher checkpoint async_checkpoint sharded_checkpoint sharding finetuning sim)
 export OMP_NUM_THREADS=1 FABRIC_LOG_LEVEL=error
 for name in "${names[@]}"; do
   echo "== $name"
@@ -42,4 +42,8 @@ fi
 if [[ -n $peer && " ${names[*]} " == *" sharded_checkpoint "* ]]; then
   echo "== checkpoints in parts in Python"
   "$peer" "$here/peer_checkpoint.py" "$here"
+fi
+if [[ -n $peer && " ${names[*]} " == *" sharding "* ]]; then
+  echo "== sharding in Python"
+  "$peer" "$here/peer_sharding.py" "$here"
 fi
