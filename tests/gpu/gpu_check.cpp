@@ -22,6 +22,7 @@
 #include <fabric/optim/clip.h>
 #include <fabric/optim/fused.h>
 #include <fabric/plugins/precision/mixed_precision.h>
+#include <fabric/strategies/summon.h>
 
 #include "tests/support/free_port.h"
 
@@ -280,8 +281,8 @@ constexpr int kRanks = 2;
 
 // One rank, alone on what it takes for a node: so all ranks use the first GPU. NCCL refuses two ranks on one GPU unless
 // they seem to be on different hosts.
-std::string run_rank(int rank) {
-  fabric::Fabric fabric({.accelerator = "cuda", .strategy = "ddp", .devices = 1, .num_nodes = kRanks});
+std::string run_rank(int rank, const fabric::Choice& strategy, double bound) {
+  fabric::Fabric fabric({.accelerator = "cuda", .strategy = strategy, .devices = 1, .num_nodes = kRanks});
   fabric.launch();
   require(fabric.world_size() == kRanks && fabric.global_rank() == rank, "ranks are numbered wrongly");
   auto sum = fabric.all_reduce(torch::full({3}, rank + 1.0, fabric.device()), fabric::ReduceOp::sum);
@@ -313,14 +314,16 @@ std::string run_rank(int rank) {
     loss_of(alone->forward(data), target).backward();
     reference.step();
   }
+  auto whole = fabric::summon(model);  // under fsdp
   double difference = largest_difference(*model, *alone);
-  require(difference <= 1e-5, text("parameters differ from one process's by ", difference));
+  whole.close();
+  require(difference <= bound, text("parameters differ from one process's by ", difference));
   fabric.barrier("end");
   fabric.shutdown();
   return text(kRanks, " ranks on one GPU, differs from one process by ", difference);
 }
 
-[[noreturn]] void become_rank(int rank, const std::string& port) {
+[[noreturn]] void become_rank(int rank, const std::string& port, const fabric::Choice& strategy, double bound) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   for (const auto& [name, value] :
        std::map<std::string, std::string>{{"TORCHELASTIC_RUN_ID", "gpu_check"},
@@ -335,7 +338,7 @@ std::string run_rank(int rank) {
                                           {"NCCL_HOSTID", "gpu_check_" + std::to_string(rank)}})
     setenv(name.c_str(), value.c_str(), 1);
   try {
-    std::string seen = run_rank(rank);
+    std::string seen = run_rank(rank, strategy, bound);
     if (rank == 0) std::cout << "      " << seen << std::endl;
     _exit(0);
   } catch (const std::exception& error) {
@@ -345,13 +348,13 @@ std::string run_rank(int rank) {
 }
 
 // Forks, and so has to come before anything that initialises CUDA here.
-std::string check_ddp() {
+std::string check_ranks(const fabric::Choice& strategy, double bound = 1e-5) {
   constexpr int kSeconds = 240;
   std::string port = std::to_string(free_port());
   std::vector<pid_t> children;
   for (int rank = 0; rank < kRanks; ++rank) {
     pid_t child = fork();
-    if (child == 0) become_rank(rank, port);
+    if (child == 0) become_rank(rank, port, strategy, bound);
     children.push_back(child);
   }
   bool all_well = true;
@@ -368,6 +371,26 @@ std::string check_ddp() {
   return "all_reduce, all_gather, broadcast, barrier, 20 steps";
 }
 
+void check_fsdp() {
+  using fabric::Tree;
+  auto check_with = [](const std::string& what, Tree::Map settings, double bound = 1e-5) {
+    fabric::Choice strategy("fsdp", std::move(settings));
+    check("fsdp over NCCL, " + what, [&] { return check_ranks(strategy, bound); });
+  };
+  for (const char* mode : {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD"})
+    check_with(mode, Tree::Map{{"sharding_strategy", mode}});
+  for (const char* mode : {"HYBRID_SHARD", "_HYBRID_SHARD_ZERO2"})
+    check_with(mode, Tree::Map{{"sharding_strategy", mode}, {"device_mesh", Tree::List{2, 1}}});
+  check_with("cpu_offload", Tree::Map{{"cpu_offload", true}});
+  for (const char* order : {"none", "BACKWARD_PRE", "BACKWARD_POST"})
+    check_with(std::string("gathered ahead: ") + order,
+               Tree::Map{{"backward_prefetch", order}, {"forward_prefetch", true}, {"limit_all_gathers", false}});
+  check_with("one unit", Tree::Map{{"auto_wrap_policy", "none"}});
+  // Sixteen bits on the way, of numbers around one.
+  Tree::Map low{{"param_dtype", "bf16"}, {"reduce_dtype", "fp32"}, {"output_dtype", "fp32"}};
+  check_with("mixed_precision", Tree::Map{{"mixed_precision", low}}, 5e-2);
+}
+
 }  // namespace
 
 int main() {
@@ -376,7 +399,8 @@ int main() {
     std::cout << "no GPU here: " << cuda.unavailable_reason() << std::endl;
     return 77;
   }
-  check("ddp over NCCL", check_ddp);
+  check("ddp over NCCL", [] { return check_ranks("ddp"); });
+  check_fsdp();
   check("accelerator", check_accelerator);
   check("memory", check_memory);
   check("streams", check_streams);
