@@ -40,7 +40,7 @@ bool over_mpi() { return std::getenv("OMPI_COMM_WORLD_RANK") != nullptr; }
 
 struct Trained {
   Fabric fabric{{.accelerator = "cpu",
-                 .strategy = "ddp",
+                 .strategy = ranks::ddp_from_env(),
                  .devices = std::stoi(std::getenv(over_mpi() ? "OMPI_COMM_WORLD_SIZE" : "WORLD_SIZE"))}};
   torch::nn::Linear net{nullptr};
   std::unique_ptr<torch::optim::SGD> sgd;

@@ -18,7 +18,7 @@ using fabric::Value;
 
 namespace {
 
-Fabric::Config two_ranks() { return {.accelerator = "cpu", .strategy = "ddp", .devices = 2}; }
+Fabric::Config two_ranks() { return {.accelerator = "cpu", .strategy = ranks::ddp_from_env(), .devices = 2}; }
 
 template <class Error, class Action>
 std::string error_of(Action&& action) {

@@ -42,6 +42,12 @@ inline fabric::ProcessGroup group_from_env(fabric::ProcessGroup::Config config =
   return fabric::ProcessGroup::create(config, rank_info_from_env(), c10::kCPU);
 }
 
+/// The strategy of a Fabric over the same.
+inline fabric::Choice ddp_from_env() {
+  const char* backend = std::getenv("FABRIC_TEST_BACKEND");
+  return {"ddp", {{"process_group", fabric::Tree::Map{{"backend", backend ? backend : "auto"}}}}};
+}
+
 /// The processes of a group's ranks.
 class Processes {
  public:
