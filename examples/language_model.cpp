@@ -11,6 +11,7 @@
 #include <fabric/fabric.h>
 #include <fabric/optim/fused.h>
 
+#include "memory_of_ranks.h"
 #include "transformer.h"
 
 struct Config {
@@ -101,4 +102,5 @@ int main(int argc, char** argv) {
   std::string path = config.out + "/language_model.safetensors";
   fabric.save(path, {{"model", model}, {"optimizer", optimizer}, {"loader", loader}, {"step", step}});
   fabric.print("saved ", path);
+  print_memory_of_ranks(fabric);
 }

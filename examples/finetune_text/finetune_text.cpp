@@ -20,6 +20,7 @@
 #include <fabric/optim/fused.h>
 #include <fabric/utilities/learning_curve.h>
 
+#include "../memory_of_ranks.h"
 #include "classifier.h"
 #include "reviews.h"
 
@@ -275,4 +276,5 @@ int main(int argc, char** argv) {
   }
   print_outcomes(fabric, outcomes, experiment.test_size());
   fabric.print("learning curve: ", config.out, "/learning_curve.svg");
+  print_memory_of_ranks(fabric);
 }

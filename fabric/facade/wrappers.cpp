@@ -21,6 +21,8 @@ void ModuleCore::run(ForwardCall& call) {
   {
     Scope context;
     if (converts_) context = precision.forward_context();
+    const auto& forward_scope = module_->forward_scope();
+    Scope around = forward_scope ? forward_scope() : Scope();
     module_->call(call);
   }
   if (converts_) call.for_each_output([&](at::Tensor& tensor) { tensor = precision.convert_output(tensor); });

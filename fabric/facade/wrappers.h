@@ -31,7 +31,7 @@ class FABRIC_API ModuleCore {
   ModuleCore(std::shared_ptr<Strategy> strategy, std::unique_ptr<StrategyModule> module,
              std::shared_ptr<std::atomic<int>> backward_depth, c10::Device device);
   /// True when a call may go straight to the user's module.
-  bool direct() const { return direct_; }
+  bool direct() const { return direct_ && !module_->forward_scope(); }
   /// Converts inputs, runs the call the strategy's way under the precision's context, converts and guards the outputs.
   void run(ForwardCall& call);
   ~ModuleCore() { strategy_->remove_module(*module_); }

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -32,17 +33,25 @@ class FABRIC_API SavePolicy {
                     c10::ArrayRef<c10::IValue> outputs) = 0;
 };
 
-/// What happened in one region.
+/// What happened in one region: what its operators made, and whether that was kept or will be computed again.
 struct CheckpointReport {
   struct Count {
     std::int64_t saved = 0, recomputed = 0;
-    std::int64_t saved_bytes = 0;
+    std::int64_t saved_bytes = 0, recomputed_bytes = 0;
   };
-  std::map<std::string, Count> operators;
-  std::int64_t saved_bytes() const {
-    std::int64_t bytes = 0;
-    for (const auto& [name, count] : operators) bytes += count.saved_bytes;
-    return bytes;
+  /// The unit, where apply_activation_checkpointing made the region.
+  std::string region = {};
+  /// Of the tensors that it needs from outside, other than parameters and buffers.
+  std::int64_t input_bytes = 0;
+  std::map<std::string, Count> operators = {};
+  std::int64_t saved_bytes() const { return sum(&Count::saved_bytes); }
+  std::int64_t recomputed_bytes() const { return sum(&Count::recomputed_bytes); }
+
+ private:
+  std::int64_t sum(std::int64_t Count::*member) const {
+    std::int64_t total = 0;
+    for (const auto& [name, count] : operators) total += count.*member;
+    return total;
   }
 };
 
@@ -54,12 +63,29 @@ struct CheckpointOptions {
   bool preserve_rng_state = true;
   /// Shape, type and device of each tensor must be the same when the region runs again.
   bool determinism_check = true;
-  /// The second run ends as soon as it has what the backward pass needs. Not with a policy: the last kept operator
-  /// would not be reached.
-  bool early_stop = true;
+  /// The second run ends as soon as it has what the backward pass needs. Empty: yes, but not with a policy, which
+  /// counts on all operators being run.
+  std::optional<bool> early_stop = {};
   /// Filled while the region runs.
   std::shared_ptr<CheckpointReport> report = {};
+  /// What is kept is moved to the host's memory, and back when the backward pass comes to it.
+  bool offload = false;
 };
+
+/// What operators make within this scope is kept, when it is inside of a region that is computed again:
+/// `{ auto keep = fabric::save_region(); x = attention(x); }`. On one thread, and not around a backward pass.
+class [[nodiscard]] SaveRegion {
+ public:
+  FABRIC_API SaveRegion();
+  FABRIC_API ~SaveRegion();
+  SaveRegion(const SaveRegion&) = delete;
+  SaveRegion& operator=(const SaveRegion&) = delete;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+[[nodiscard]] inline SaveRegion save_region() { return {}; }
 
 /// Settings of the usual policy: matrix products, convolutions and attention are kept, and of the plain products (mm)
 /// every second one, the others are computed again.

@@ -9,6 +9,7 @@
 
 #include <torch/nn/module.h>
 
+#include <fabric/strategies/activation_checkpointing.h>
 #include <fabric/strategies/strategy.h>
 
 namespace fabric {
@@ -72,6 +73,8 @@ class FABRIC_API FSDPStrategy : public ParallelStrategy {
     bool forward_prefetch = false;
     /// At most one unit is gathered ahead; false: two.
     bool limit_all_gathers = true;
+    /// What is computed again in the backward pass; with a policy in code, too.
+    ActivationCheckpointing::Config activation_checkpointing = {.mode = "none"};
     /// Parameters are always the module's own.
     bool use_orig_params = true;
     ProcessGroup::Config process_group = {};
@@ -81,7 +84,7 @@ class FABRIC_API FSDPStrategy : public ParallelStrategy {
     void validate() const;
     FABRIC_FIELDS(Config, sharding_strategy, auto_wrap_policy, min_num_params, wrap, ignored, mixed_precision,
                   cpu_offload, sync_module_states, state_dict_type, device_mesh, backward_prefetch, forward_prefetch,
-                  limit_all_gathers, use_orig_params, process_group, start_method)
+                  limit_all_gathers, activation_checkpointing, use_orig_params, process_group, start_method)
   };
 
   FSDPStrategy();
@@ -90,7 +93,7 @@ class FABRIC_API FSDPStrategy : public ParallelStrategy {
 
   std::string name() const override { return "fsdp"; }
   const Config& config() const { return config_; }
-  std::string finetuning_adapter() const override { return "base"; }
+  std::string finetuning_adapter() const override { return "fsdp"; }
   void set_precision(std::shared_ptr<fabric::Precision> precision) override;
   void set_checkpoint_io(std::shared_ptr<fabric::CheckpointIO> io) override;
 

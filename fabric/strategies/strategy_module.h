@@ -58,6 +58,9 @@ class FABRIC_API StrategyModule {
   virtual bool intercepts_forward() const { return false; }
   /// Runs one forward pass (or another method) the strategy's way.
   virtual void call(ForwardCall& forward) { forward.run(*module_); }
+  /// Opened around every call, conversions of its inputs and outputs left out; empty: nothing.
+  const std::function<Scope()>& forward_scope() const { return forward_scope_; }
+  void set_forward_scope(std::function<Scope()> scope) { forward_scope_ = std::move(scope); }
 
   // --- gradients
   /// Gradients stay local until the scope closes, which covers forward and backward; nothing when not `enabled`, or
@@ -87,6 +90,7 @@ class FABRIC_API StrategyModule {
  private:
   Strategy& strategy_;
   std::shared_ptr<torch::nn::Module> module_;
+  std::function<Scope()> forward_scope_;
 };
 
 /// What Fabric::setup does with a module beside wrapping it.

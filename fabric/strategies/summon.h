@@ -1,5 +1,8 @@
 #pragma once
 
+#include <optional>
+#include <string>
+
 #include <fabric/base/scope.h>
 #include <fabric/strategies/strategy_module.h>
 
@@ -23,5 +26,8 @@ FABRIC_API Scope summon(StrategyModule& module, const SummonOptions& options = {
 template <class Model>
 requires requires(const Model& model) { model.strategy_module().module(); }
 Scope summon(const Model& model, const SummonOptions& options = {}) { return summon(model.strategy_module(), options); }
+
+/// The name of the unit that a parameter is gathered with; nothing for one that the strategy leaves whole.
+FABRIC_API std::optional<std::string> unit_of(const StrategyModule& module, const at::Tensor& parameter);
 
 }  // namespace fabric

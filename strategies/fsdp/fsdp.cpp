@@ -204,8 +204,11 @@ std::unique_ptr<StrategyModule> FSDPStrategy::setup_module(std::shared_ptr<torch
   if (world.size() > 1 && config_.sync_module_states) ddp::broadcast_tensors(others, world, 0);
   engine->follow_requires_grad();
   give_back_free_memory();
-  return std::make_unique<ShardedModule>(*this, std::move(module), std::move(engine),
-                                         sharded::Conversions{types.inputs, types.outputs});
+  auto made = std::make_unique<ShardedModule>(*this, std::move(module), std::move(engine),
+                                              sharded::Conversions{types.inputs, types.outputs});
+  if (config_.activation_checkpointing.is_on())
+    run_together("setup", [&] { apply_activation_checkpointing(*made, config_.activation_checkpointing); });
+  return made;
 }
 
 namespace {

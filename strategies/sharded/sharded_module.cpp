@@ -20,6 +20,15 @@ Scope summon(StrategyModule& module, const SummonOptions& options) {
   return sharded ? sharded->engine().summon(options) : Scope();
 }
 
+std::optional<std::string> unit_of(const StrategyModule& module, const at::Tensor& parameter) {
+  const auto* sharded = dynamic_cast<const sharded::ShardedModule*>(&module);
+  if (!sharded) return std::nullopt;
+  for (const auto& unit : sharded->engine().units())
+    for (const auto& known : unit->parameters())
+      if (known->tensor.is_same(parameter)) return unit->name();
+  return std::nullopt;
+}
+
 }  // namespace fabric
 
 namespace fabric::sharded {

@@ -3,6 +3,7 @@
 #include <fabric/fabric.h>
 #include <fabric/helpers/finetuning/schedule_reader.h>
 #include <fabric/helpers/finetuning/strategy_adapter.h>
+#include <fabric/strategies/summon.h>
 
 #include "tests/support/finetuning_trace.h"
 #include "tests/support/halved_strategy.h"
@@ -142,6 +143,11 @@ Seen together(const std::string& folder, Fabric& fabric, const Options& options)
       net, optimizer, schedule, stop, keep, *raw, fabric.global_rank(), fabric.world_size(),
       [&](auto& model, const at::Tensor& x) { fabric.backward(model(x).square().mean()); }, schedule.ft_epoch() + 1,
       options.epochs);
+  {
+    auto whole = fabric::summon(net);
+    seen.weights.clear();
+    for (const auto& parameter : raw->parameters()) seen.weights.push_back(parameter.detach().clone());
+  }
   if (auto* split = dynamic_cast<halved::Module*>(&net.strategy_module())) {
     seen.weights.clear();
     for (const auto& parameter : raw->parameters()) seen.weights.push_back(split->whole(parameter));
@@ -198,6 +204,12 @@ RANKS_TEST("two ranks that do not keep gradients in buckets go through a schedul
 RANKS_TEST("two ranks of a strategy that shards parameters go through a schedule", "[finetuning][ranks][sharded]", 2) {
   halved::register_strategy();
   compare_with_one_process(rank, "halved");
+}
+
+RANKS_TEST("two ranks of fsdp go through a schedule", "[finetuning][ranks][fsdp]", 2) {
+  compare_with_one_process(rank, "fsdp");
+  compare_with_one_process(rank,
+                           Choice("fsdp", {{"sharding_strategy", "SHARD_GRAD_OP"}, {"auto_wrap_policy", "none"}}));
 }
 
 RANKS_TEST("ranks that disagree about the end of a phase go on together, with a warning", "[finetuning][ranks]", 2) {

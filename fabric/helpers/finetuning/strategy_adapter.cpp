@@ -6,6 +6,7 @@
 #include <fabric/base/error.h>
 #include <fabric/base/nearest_name.h>
 #include <fabric/helpers/finetuning/frozen_parameters.h>
+#include <fabric/helpers/finetuning/fsdp_adapter.h>
 #include <fabric/state/state.h>
 
 #include "fabric/base/registry/registry_internal.h"
@@ -40,7 +41,10 @@ std::shared_ptr<StrategyAdapter> make_base(const Tree& config) {
 
 Registry<StrategyAdapterRegistry::Make>& adapter_makers() {
   static Registry<StrategyAdapterRegistry::Make> all(
-      "strategy adapter", {{"base", make_base, "parameters stay as the module has them"}}, {.key = normalized});
+      "strategy adapter",
+      {{"base", make_base, "parameters stay as the module has them"},
+       {"fsdp", [](const Tree& config) { return std::make_shared<FsdpAdapter>(config); }, "units of FSDP"}},
+      {.key = normalized});
   return all;
 }
 

@@ -111,6 +111,8 @@ TEST_CASE("strategies without an adapter", "[finetuning][adapter]") {
   for (const char* name :
        {"single_device", "ddp", "ddp_find_unused_parameters_true", "ddp_spawn", "ddp_fork", "ddp_notebook"})
     CHECK(registry.get(name)->finetuning_adapter() == "base");
+  CHECK(registry.get("fsdp")->finetuning_adapter() == "fsdp");
+  CHECK(registry.get("fsdp_cpu_offload")->finetuning_adapter() == "fsdp");
   CHECK(registry.get("dp")->finetuning_adapter().empty());
   CHECK(resolve_strategy_adapter({.strategy = "ddp", .built_in = "base"}, {})->name() == "base");
   register_counting();
