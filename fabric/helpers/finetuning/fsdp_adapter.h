@@ -14,7 +14,7 @@ namespace fabric {
 
 /// Schedules over a model that FSDP shards. Parameters stay the module's own and each has its own gradient, so that a
 /// phase may take some parameters of a unit or of a module and leave others. The model is sharded by `setup`, before
-/// there is a schedule: what Python's adapters would wrap is compared with the units that there are. @experimental
+/// there is a schedule: what Python's adapters would wrap is compared with the units that there are.
 class FABRIC_API FsdpAdapter : public StrategyAdapter {
  public:
   /// What an entry of `fsdp_plan` may ask for.
