@@ -108,6 +108,8 @@ namespace detail {
 struct FABRIC_API CheckpointRegion {
   virtual ~CheckpointRegion() = default;
   virtual void for_each_input(const std::function<void(at::Tensor&)>& visit) = 0;
+  /// Called when the inputs are present, before operators are answered with what was kept of them.
+  virtual void prepare() {}
   /// Runs on the present inputs and forgets the result.
   virtual void run_again() = 0;
 };

@@ -182,6 +182,7 @@ void CheckpointFrame::run_again() {
   Scope random = random_ ? random_->restore() : Scope();
   Scope surroundings = surroundings_->restore();
   filled_ = 0;
+  region_->prepare();
   PresentFrame again({this, true});
   if (kept_of_save_regions_) kept_of_save_regions_->begin_second_run();
   std::optional<dispatch::Activation> handing_out;

@@ -68,6 +68,16 @@ void Tape::for_each_input(const std::function<void(at::Tensor&)>& visit) {
   for (auto& input : inputs_) visit(input);
 }
 
+void Tape::prepare() {
+  copies_.clear();
+  for (const auto& step : steps)
+    for (const auto& argument : step.arguments)
+      if (argument.is_copied) {
+        const Source& source = argument.sources.front();
+        copies_.push_back(source.kind == Source::Kind::input ? inputs_[source.index].clone() : source.fixed.clone());
+      }
+}
+
 void Tape::run_again() {
   std::vector<at::Tensor> values(made);
   const auto last = last_uses(*this);
@@ -87,6 +97,7 @@ void Tape::run_again() {
     return at::Tensor();
   };
   torch::jit::Stack stack;
+  std::size_t copied = 0;
   for (std::uint32_t i = 0; i < steps.size(); ++i) {
     const Step& step = steps[i];
     for (const auto& argument : step.arguments) {
@@ -98,8 +109,7 @@ void Tape::run_again() {
           list.push_back(source.kind == Source::Kind::absent ? c10::IValue() : c10::IValue(tensor_of(source)));
         stack.emplace_back(std::move(list));
       } else {
-        auto tensor = tensor_of(argument.sources.front());
-        stack.emplace_back(argument.is_copied ? tensor.clone() : std::move(tensor));
+        stack.emplace_back(argument.is_copied ? std::move(copies_[copied++]) : tensor_of(argument.sources.front()));
       }
     }
     std::optional<dispatch::Activation> keeping;
@@ -227,7 +237,9 @@ TapeWriter::Outcome TapeWriter::record(dispatch::OperatorCall& call) {
   for (std::size_t i = 0; i < schema.arguments().size(); ++i) {
     step.arguments.push_back(argument_of(call.arguments()[i]));
     const auto& name = schema.arguments()[i].name();
-    step.arguments.back().is_copied = name == "running_mean" || name == "running_var";
+    auto& argument = step.arguments.back();
+    argument.is_copied = (name == "running_mean" || name == "running_var") && argument.has_tensors &&
+                         argument.sources.front().kind != Source::Kind::made;
   }
   const auto& kept = frame_->kept() ? frame_->kept() : frame_->kept_of_save_regions();
   const std::size_t calls = kept->call_count();

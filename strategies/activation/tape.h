@@ -44,6 +44,7 @@ class Tape : public CheckpointRegion {
   explicit Tape(CheckpointFrame& frame) : frame_(frame) {}
 
   void for_each_input(const std::function<void(at::Tensor&)>& visit) override;
+  void prepare() override;
   void run_again() override;
 
   std::vector<Step> steps;
@@ -52,6 +53,7 @@ class Tape : public CheckpointRegion {
  private:
   CheckpointFrame& frame_;
   std::vector<at::Tensor> inputs_;
+  std::vector<at::Tensor> copies_;  // of what operators change in silence, in their order
 };
 
 /// Tensors in an argument or a result, those in lists among them.

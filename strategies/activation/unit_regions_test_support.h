@@ -25,10 +25,11 @@ struct BlockImpl : torch::nn::Module {
   }
   at::Tensor forward(at::Tensor x) {
     auto parts = qkv(norm1(x)).chunk(3, -1);
-    auto mask = torch::empty({x.size(1), x.size(1)});  // filled without an operator
+    auto mask = torch::empty({x.size(1), x.size(1)}, torch::kFloat);  // filled without an operator
     for (int64_t i = 0; i < mask.size(0); ++i)
       for (int64_t j = 0; j < mask.size(1); ++j) mask.accessor<float, 2>()[i][j] = j > i ? -1e4F : 0.0F;
-    auto mixed = torch::softmax(torch::matmul(parts[0], parts[1].transpose(1, 2)) + mask, -1).matmul(parts[2]);
+    auto mixed = torch::softmax(torch::matmul(parts[0], parts[1].transpose(1, 2)) + mask.to(x.scalar_type()), -1)
+                     .matmul(parts[2]);
     x = x + drop(proj(mixed));
     return x + drop(down(torch::gelu(up(norm2(x)))));
   }

@@ -118,7 +118,7 @@ void keep_at_it(const fs::path& folder, const std::string& io, bool saves) {
   const auto text = error_of([&] {
     for (int i = 1;; ++i) {
       if (saves || i == 1) {
-        state.at("mark") = Value(i);
+        state["mark"] = Value(i);
         auto whole = fabric::summon(model, {.write_back = true});
         torch::NoGradGuard no_grad;
         raw->single.fill_(static_cast<double>(i));

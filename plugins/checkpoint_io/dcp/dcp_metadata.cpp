@@ -137,16 +137,17 @@ class MetadataReader : Records {
     if (node(chunks).kind != Kind::list) wrong_metadata("has no list of chunks for " + quoted_name(entry.name));
     for (Id chunk : node(chunks).items) {
       require_record(chunk, "ChunkStorageMetadata");
-      boxes.push_back({0, sizes(attribute(chunk, "offsets"), "offsets"), sizes(attribute(chunk, "sizes"), "sizes")});
+      boxes.push_back({0, ChunkDims(sizes(attribute(chunk, "offsets"), "offsets")),
+                       ChunkDims(sizes(attribute(chunk, "sizes"), "sizes"))});
     }
     if (auto why = why_not_whole(entry.shape, boxes); !why.empty())
       wrong_metadata("does not describe " + quoted_name(entry.name) + " as a whole: " + why);
     for (auto& box : boxes) {
-      auto place = place_of(box_key(entry.name, box.offsets), entry.name);
+      auto place = place_of(box_key(entry.name, at::IntArrayRef(box.offsets).vec()), entry.name);
       // torch.save writes all elements: what is shorter cannot hold the box.
-      if (*checked_bytes(box.shape, c10::elementSize(*entry.type)) > place.length)
+      if (*checked_bytes(at::IntArrayRef(box.shape).vec(), c10::elementSize(*entry.type)) > place.length)
         wrong_metadata("gives a part of " + quoted_name(entry.name) + " fewer bytes than its shape has");
-      entry.chunks.push_back({std::move(box.offsets), std::move(box.shape), std::move(place)});
+      entry.chunks.push_back({at::IntArrayRef(box.offsets).vec(), at::IntArrayRef(box.shape).vec(), std::move(place)});
     }
   }
   const DcpPlace& place_of(const std::string& key, const std::string& name) const {

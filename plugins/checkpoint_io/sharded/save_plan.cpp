@@ -34,13 +34,13 @@ class Unpacked {
     at_ += sizeof number;
     return number;
   }
-  std::vector<Number> next(std::size_t count) {
+  /// In place: a string's bytes lie as numbers have to.
+  c10::ArrayRef<Number> next(std::size_t count) {
     if (count > (bytes_.size() - at_) / sizeof(Number))
       throw CheckpointError("a rank's plan of the checkpoint is cut off");
-    std::vector<Number> out(count);
-    std::memcpy(out.data(), bytes_.data() + at_, count * sizeof(Number));
+    const auto* begin = reinterpret_cast<const Number*>(bytes_.data() + at_);
     at_ += count * sizeof(Number);
-    return out;
+    return {begin, count};
   }
   bool ended() const { return at_ == bytes_.size(); }
 
@@ -200,16 +200,16 @@ std::string packed_sums(const std::vector<std::uint32_t>& sums) {
 }
 
 // Ranks list their tensors in one order as a rule, so that the next one is looked at before all.
-std::size_t IndexPlan::place_of(std::string_view name, at::ScalarType type, const std::vector<std::int64_t>& shape) {
+std::size_t IndexPlan::place_of(std::string_view name, at::ScalarType type, at::IntArrayRef shape) {
   auto& tensors = index_.tensors;
   std::size_t at = next_;
   if (at >= tensors.size() || tensors[at].name != name) {
     auto [known, fresh] = known_.emplace(name, tensors.size());
     at = known->second;
-    if (fresh) tensors.push_back({known->first, type, shape, {}});
+    if (fresh) tensors.push_back({known->first, type, shape.vec(), {}});
   }
   next_ = at + 1;
-  if (tensors[at].shape != shape || tensors[at].type != type)
+  if (shape != at::IntArrayRef(tensors[at].shape) || tensors[at].type != type)
     throw CheckpointError("the ranks know '" + tensors[at].name + "' with different shapes or types");
   return at;
 }
@@ -241,7 +241,8 @@ void IndexPlan::rebuild() {
       const auto type = static_cast<at::ScalarType>(numbers.next());
       const auto dims = static_cast<std::size_t>(numbers.next());
       const auto tensor = place_of(names.substr(at, length), type, numbers.next(dims));
-      StoredChunk chunk{rank, numbers.next(dims), numbers.next(dims)};
+      const auto offsets = numbers.next(dims), sizes = numbers.next(dims);
+      StoredChunk chunk{rank, ChunkDims(offsets.begin(), offsets.end()), ChunkDims(sizes.begin(), sizes.end())};
       chunk.stored_as = names.substr(at + length, own_length);
       add(rank, tensor, std::move(chunk));
       at += length + own_length;

@@ -73,7 +73,7 @@ class FABRIC_API IndexPlan {
     std::size_t tensor, chunk;
   };
   void rebuild();
-  std::size_t place_of(std::string_view name, at::ScalarType type, const std::vector<std::int64_t>& shape);
+  std::size_t place_of(std::string_view name, at::ScalarType type, at::IntArrayRef shape);
   void add(std::size_t rank, std::size_t tensor, StoredChunk chunk);
 
   std::vector<Value> chunks_;               // by rank

@@ -182,7 +182,8 @@ at::Tensor stored_entry(const StoredEntry& entry, std::vector<OpenShard>& shards
       throw CheckpointCorrupt("its shard '" + index.files[chunk.file].name + "' does not hold the part of '" +
                               entry.name + "' that the index promises");
     const auto& item = found->second;
-    pieces.push_back({chunk.offsets, item.tensor, item.begin, verify ? chunk.crc32c : std::nullopt});
+    pieces.push_back(
+        {{chunk.offsets.begin(), chunk.offsets.end()}, item.tensor, item.begin, verify ? chunk.crc32c : std::nullopt});
     files.push_back(shards[chunk.file].file);
   }
   return make_stored_tensor(

@@ -42,16 +42,17 @@ std::int64_t index_number(const Tree& value, const std::string& key) {
   return value.as_int();
 }
 
-std::vector<std::int64_t> index_sizes(const Tree& value, const std::string& key) {
-  std::vector<std::int64_t> out;
+template <class Numbers = std::vector<std::int64_t>>
+Numbers index_sizes(const Tree& value, const std::string& key) {
+  Numbers out;
   for (const auto& item : index_list(value, key)) out.push_back(index_number(item, key));
   if (out.size() > kMostSizes) wrong_index("has more than 64 dimensions in '" + key + "'");
   return out;
 }
 
-Tree sizes_tree(const std::vector<std::int64_t>& sizes) { return Tree::List(sizes.begin(), sizes.end()); }
+Tree sizes_tree(at::IntArrayRef sizes) { return Tree::List(sizes.begin(), sizes.end()); }
 
-std::int64_t volume_of(const std::vector<std::int64_t>& shape) {
+std::int64_t volume_of(at::IntArrayRef shape) {
   std::int64_t product = 1;
   for (auto size : shape) product *= size;
   return product;
@@ -69,8 +70,8 @@ StoredChunk parse_chunk(const Tree& item, const std::string& where, const Sharde
   if (parts.size() != (index.has_sums ? 4u : 3u) && !(has_names && parts.size() == 5))
     wrong_index("has a chunk of '" + where + "' that is not a file, offsets, a shape" +
                 (index.has_sums ? " and a checksum" : ""));
-  StoredChunk chunk{static_cast<std::size_t>(index_number(parts[0], where)), index_sizes(parts[1], where),
-                    index_sizes(parts[2], where)};
+  StoredChunk chunk{static_cast<std::size_t>(index_number(parts[0], where)), index_sizes<ChunkDims>(parts[1], where),
+                    index_sizes<ChunkDims>(parts[2], where)};
   if (chunk.file >= index.files.size())
     wrong_index("puts a chunk of '" + where + "' into a file that it does not list");
   if (!index.has_sums) return chunk;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <c10/core/ScalarType.h>
+#include <c10/util/SmallVector.h>
 
 #include <fabric/base/tree.h>
 
@@ -15,11 +16,14 @@ namespace fabric::checkpoint {
 
 inline constexpr const char* kIndexName = "index.json";
 
+/// Offsets or sizes of a chunk, of which a checkpoint may have hundreds of thousands: few have memory of their own.
+using ChunkDims = c10::SmallVector<std::int64_t, 4>;
+
 /// A box of a tensor, and the shard that holds it.
 struct StoredChunk {
   std::size_t file;
-  std::vector<std::int64_t> offsets;
-  std::vector<std::int64_t> shape;
+  ChunkDims offsets;
+  ChunkDims shape;
   std::optional<std::uint32_t> crc32c = {};  // of its bytes; version 1 had none
   std::string stored_as = {};                // its name in the file, where that is not the tensor's
 };

@@ -148,7 +148,8 @@ ListedShard list_shard(const fs::path& path, const ShardedIndex::File& listed, C
 const TensorEntry* find_entry(const ListedShard& shard, const StoredEntry& entry, const StoredChunk& chunk) {
   auto found = shard.by_name.find(entry.name_in_file(chunk));
   if (found == shard.by_name.end()) return nullptr;
-  return found->second->type == entry.type && found->second->shape == chunk.shape ? found->second : nullptr;
+  return found->second->type == entry.type && at::IntArrayRef(found->second->shape) == chunk.shape ? found->second
+                                                                                                   : nullptr;
 }
 
 void list_chunks(const StoredEntry& entry, const std::vector<ListedShard>& shards, Catalog& catalog) {
@@ -167,7 +168,7 @@ void list_chunks(const StoredEntry& entry, const std::vector<ListedShard>& shard
       continue;
     }
     const ByteRange bytes{chunk.file, shard.opened.start + found->begin, shard.opened.start + found->end};
-    tensor.boxes.push_back({bytes, chunk.offsets, chunk.shape});
+    tensor.boxes.push_back({bytes, at::IntArrayRef(chunk.offsets).vec(), at::IntArrayRef(chunk.shape).vec()});
     catalog.ranges.push_back(range_of(entry.name, bytes, chunk.crc32c));
   }
   catalog.tensors.push_back(std::move(tensor));
