@@ -75,8 +75,13 @@ Seen train(Model& model, Optimizer& optimizer, FinetuningScheduler& schedule, Ea
                 {.epoch = epoch, .step = schedule.ft_global_steps()});
     schedule.epoch_end(metrics);
   }
-  for (auto& parameter : net.parameters()) seen.weights.push_back(parameter.detach().clone());
   return seen;
+}
+
+std::vector<at::Tensor> weights_of(const torch::nn::Module& module) {
+  std::vector<at::Tensor> weights;
+  for (const auto& parameter : module.parameters()) weights.push_back(parameter.detach().clone());
+  return weights;
 }
 
 struct PlainOptimizer {
@@ -108,8 +113,10 @@ Seen alone(const std::string& folder, bool restore) {
   ModelCheckpoint keep({.dirpath = folder + "/alone", .monitor = "val_loss"});
   schedule.attach(stop, keep);
   PlainOptimizer plain{optimizer};
-  return train(net, plain, schedule, stop, keep, *net, 0, 1,
-               [](DropNet& model, const at::Tensor& x) { model(x).square().mean().backward(); });
+  Seen seen = train(net, plain, schedule, stop, keep, *net, 0, 1,
+                    [](DropNet& model, const at::Tensor& x) { model(x).square().mean().backward(); });
+  seen.weights = weights_of(*net);
+  return seen;
 }
 
 struct Options {
@@ -145,8 +152,7 @@ Seen together(const std::string& folder, Fabric& fabric, const Options& options)
       options.epochs);
   {
     auto whole = fabric::summon(net);
-    seen.weights.clear();
-    for (const auto& parameter : raw->parameters()) seen.weights.push_back(parameter.detach().clone());
+    seen.weights = weights_of(*raw);
   }
   if (auto* split = dynamic_cast<halved::Module*>(&net.strategy_module())) {
     seen.weights.clear();

@@ -45,7 +45,6 @@ Tried try_schedule(const std::string& schedule, const Tree& adapter_config, cons
   FinetuningScheduler::Config config;
   config.ft_schedule = tree(schedule);
   config.strategy_adapter_cfg = adapter_config;
-  config.epoch_transitions_only = true;
   config.restore_best = false;
   Tried tried;
   FinetuningScheduler::Parts parts;
@@ -64,7 +63,7 @@ Tried try_schedule(const std::string& schedule, const Tree& adapter_config, cons
   return tried;
 }
 
-const char* const kByLayer = "{0: {params: [head]}, 1: {params: [layers.2], max_transition_epoch: 2}}";
+const char* const kByLayer = "{0: {params: [head]}, 1: {params: [layers.2]}}";
 
 }  // namespace
 
@@ -90,23 +89,23 @@ TEST_CASE("what is to be wrapped apart must be there, and be a unit", "[finetuni
 
 TEST_CASE("a plan for fsdp names modules, and may checkpoint them", "[finetuning][adapter][fsdp]") {
   auto plan = [](const Tree::Map& entries) { return Tree(Tree::Map{{"fsdp_plan", entries}}); };
-  CHECK(contains(try_schedule(kByLayer, plan({{"layer.7", nullptr}})).error, "layer.7"));
+  CHECK(contains(try_schedule(kByLayer, plan({{"layer.7", Tree()}})).error, "layer.7"));
   auto wrapped =
       try_schedule(kByLayer, plan({{"layers\\.[12]", Tree::Map{{"act_ckpt", "wrapped"}}}, {"head", Tree::Map{}}}));
   CHECK(wrapped.error.empty());
   CHECK(wrapped.warnings.empty());
   REQUIRE(wrapped.checkpointing);
   CHECK(wrapped.checkpointing->units() == std::vector<std::string>{"layers.1", "layers.2"});
-  CHECK(try_schedule(kByLayer, plan({{"layers", nullptr}})).warned("ModuleList"));
+  CHECK(try_schedule(kByLayer, plan({{"layers", Tree()}})).warned("ModuleList"));
   auto unknown = try_schedule(kByLayer, plan({{"head", Tree::Map{{"act_ckpt", "wraped"}}}}));
   CHECK(unknown.warned("act_ckpt 'wraped' is not known"));
   CHECK(unknown.checkpointing);
   CHECK(try_schedule(kByLayer, plan({{"head", Tree::Map{{"reshard_after_forward", true}}}}))
             .warned("settings of the strategy"));
   CHECK(contains(try_schedule(kByLayer, plan({{"head", Tree::Map{{"act_ckp", "wrapped"}}}})).error, "act_ckpt"));
-  auto inner = try_schedule(kByLayer, plan({{"layers.1", nullptr}}), {{"auto_wrap_policy", "none"}});
+  auto inner = try_schedule(kByLayer, plan({{"layers.1", Tree()}}), {{"auto_wrap_policy", "none"}});
   CHECK(inner.warned("layers.1 is no unit of its own"));
   auto defaults = Tree::Map{{"fsdp_default_kwargs", Tree::Map{{"act_ckpt", "composable"}}},
-                            {"fsdp_plan", Tree::Map{{"layers.0", nullptr}}}};
+                            {"fsdp_plan", Tree::Map{{"layers.0", Tree()}}}};
   CHECK(try_schedule(kByLayer, defaults).checkpointing);
 }
