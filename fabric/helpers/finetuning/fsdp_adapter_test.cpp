@@ -5,6 +5,7 @@
 #include <fabric/strategies/fsdp.h>
 
 #include "tests/support/catch.h"
+#include "tests/support/finetuning_support.h"
 #include "tests/support/finetuning_trace.h"
 
 using namespace finetuning_test;
@@ -42,7 +43,9 @@ Tried try_schedule(const std::string& schedule, const Tree& adapter_config, cons
   Fabric fabric({.accelerator = "cpu", .strategy = Choice("fsdp", strategy), .devices = 1});
   fabric.launch();
   auto [model, optimizer] = fabric.setup(Layered(), [](auto parameters) { return torch::optim::SGD(parameters, 0.1); });
+  Folder folder;
   FinetuningScheduler::Config config;
+  config.log_dir = folder.path.string();
   config.ft_schedule = tree(schedule);
   config.strategy_adapter_cfg = adapter_config;
   config.restore_best = false;
