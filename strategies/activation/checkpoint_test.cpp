@@ -4,14 +4,16 @@
 #include <torch/torch.h>
 
 #include <map>
-#include <set>
 
 #include <fabric/base/error.h>
 #include <fabric/dispatch/measure_flops.h>
 #include <fabric/dispatch/operator_hooks.h>
 
+#include "strategies/activation/products_test_support.h"
 #include "tests/support/catch.h"
 
+using activation_test::Names;
+using activation_test::ProductsByWeight;
 using Catch::Contains;
 using fabric::checkpoint;
 using fabric::CheckpointOptions;
@@ -33,21 +35,11 @@ struct Block {
   std::vector<at::Tensor> all() const { return {gate, wq, output}; }
 };
 
-// Products that are executed, by the weight that they are made with.
-struct Products : fabric::dispatch::Client {
-  explicit Products(const Block& block)
-      : names{{block.gate.data_ptr(), "gate"}, {block.wq.data_ptr(), "wq"}, {block.output.data_ptr(), "output"}} {}
-  void operator_called(fabric::dispatch::OperatorCall& call) override {
-    if (call.op().schema().name() == "aten::mm")
-      for (const auto& argument : call.arguments())
-        if (auto found = names.find(argument.toTensor().data_ptr()); found != names.end()) ++executed[found->second];
-    call.proceed();
-  }
-  std::map<void*, std::string> names;
-  std::map<std::string, int> executed;
-};
+std::shared_ptr<ProductsByWeight> products_of(const Block& block) {
+  return std::make_shared<ProductsByWeight>(std::map<void*, std::string>{
+      {block.gate.data_ptr(), "gate"}, {block.wq.data_ptr(), "wq"}, {block.output.data_ptr(), "output"}});
+}
 
-using Names = std::set<std::string>;
 using Shapes = std::vector<std::pair<std::int64_t, std::int64_t>>;
 
 CheckpointOptions selective(Shapes recompute = {}) {
@@ -86,7 +78,7 @@ TEST_CASE("of the plain products every second one is computed again", "[activati
     auto expected = outcome_of(block, x0, run);
     for (const auto& [shapes, again] : std::vector<std::pair<Shapes, Names>>{
              {{}, {"wq"}}, {{{512, 512}}, {"gate", "wq"}}, {{{512, 1024}}, {"wq", "output"}}}) {
-      auto products = std::make_shared<Products>(block);
+      auto products = products_of(block);
       auto found = outcome_of(block, x0, [&](const at::Tensor& x) {
         auto loss = checkpoint(selective(shapes), run, x);
         products->executed.clear();
@@ -99,10 +91,7 @@ TEST_CASE("of the plain products every second one is computed again", "[activati
         fabric::dispatch::Activation counting(fabric::dispatch::Level::below_autograd, products);
         loss.backward();
       }
-      Names twice;
-      for (const auto& [name, count] : products->executed)
-        if (count == 2) twice.insert(name);
-      CHECK(twice == again);
+      CHECK(products->executed_twice() == again);
     }
   }
 }

@@ -5,13 +5,15 @@
 #include <c10/core/Allocator.h>
 
 #include <map>
-#include <set>
 
 #include <fabric/base/error.h>
 
+#include "strategies/activation/products_test_support.h"
 #include "strategies/activation/unit_regions_test_support.h"
 #include "tests/support/catch.h"
 
+using activation_test::Names;
+using activation_test::ProductsByWeight;
 using Catch::Contains;
 using fabric::ConfigError;
 using fabric::MisuseError;
@@ -48,21 +50,11 @@ struct ToyImpl : torch::nn::Module {
 };
 TORCH_MODULE(Toy);
 
-// Products that are executed, by the weight that they are made with.
-struct ProductsByWeight : fabric::dispatch::Client {
-  explicit ProductsByWeight(ToyBlockImpl& block)
-      : names{{block.gate->weight.data_ptr(), "gate"},
-              {block.wq->weight.data_ptr(), "wq"},
-              {block.output->weight.data_ptr(), "output"}} {}
-  void operator_called(fabric::dispatch::OperatorCall& call) override {
-    if (call.op().schema().name() == "aten::mm")
-      for (const auto& argument : call.arguments())
-        if (auto found = names.find(argument.toTensor().data_ptr()); found != names.end()) ++executed[found->second];
-    call.proceed();
-  }
-  std::map<void*, std::string> names;
-  std::map<std::string, int> executed;
-};
+std::shared_ptr<ProductsByWeight> products_of(ToyBlockImpl& block) {
+  return std::make_shared<ProductsByWeight>(std::map<void*, std::string>{{block.gate->weight.data_ptr(), "gate"},
+                                                                         {block.wq->weight.data_ptr(), "wq"},
+                                                                         {block.output->weight.data_ptr(), "output"}});
+}
 
 // What the CPU's allocator handed out and did not get back, on this thread.
 class Allocated : public c10::MemoryReportingInfoBase {
@@ -125,21 +117,17 @@ std::vector<fabric::CheckpointReport> check_modes(Module& net, const std::functi
 TEST_CASE("of an unmodified block every second product is computed again, and those that are named", "[activation]") {
   torch::manual_seed(1);
   Toy net;
-  using Names = std::set<std::string>;
   for (const auto& [texts, again] : std::vector<std::pair<std::vector<std::string>, Names>>{
            {{}, {"wq"}}, {{"moe.router.gate"}, {"gate", "wq"}}, {{"output"}, {"wq", "output"}}}) {
     auto x = torch::randn({64, 512}, torch::requires_grad());
     auto checkpointed = fabric::apply_activation_checkpointing(net, {.mode = "selective", .recompute = texts});
     auto loss = (*checkpointed)([&] { return net->forward(x); });
-    auto products = std::make_shared<ProductsByWeight>(net->block());
+    auto products = products_of(net->block());
     {
       fabric::dispatch::Activation counting(fabric::dispatch::Level::below_autograd, products);
       loss.backward();
     }
-    Names twice;
-    for (const auto& [name, count] : products->executed)
-      if (count == 2) twice.insert(name);
-    CHECK(twice == again);
+    CHECK(products->executed_twice() == again);
   }
 }
 
